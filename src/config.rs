@@ -1,0 +1,3 @@
+//! Files → settings, with every problem reported at once.
+
+pub mod settings;

@@ -1,0 +1,442 @@
+//! The settings layer: what the rooms receive. Complete and checked; every default stands in `resolve`, nowhere else.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono::{NaiveDateTime, NaiveTime};
+use chrono_tz::Tz;
+use secrecy::SecretString;
+
+use crate::domain::{AccountName, MiniProgramName, OpenId, PipelineName, StageName, TableName, TemplateId};
+
+/// A whole workspace, ready to be wired.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Absolute path of the workspace folder.
+    pub root: PathBuf,
+    pub timezone: Tz,
+    pub accounts: BTreeMap<AccountName, Account>,
+    pub miniprograms: BTreeMap<MiniProgramName, MiniProgram>,
+    pub ledger: LedgerSettings,
+    pub lake: LakeSettings,
+    pub engine: EngineSettings,
+    pub server: ServerSettings,
+    pub alerts: AlertSettings,
+    pub pipelines: BTreeMap<PipelineName, Pipeline>,
+}
+
+impl Settings {
+    /// `path` as given in a file, against the workspace.
+    pub fn resolve(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.root.join(path)
+    }
+}
+
+/// An Official Account.
+#[derive(Debug, Clone)]
+pub struct Account {
+    pub name: AccountName,
+    pub app_id: String,
+    pub app_secret: SecretString,
+    /// Scheme and host without a trailing slash.
+    pub api_base: String,
+    pub token: TokenSource,
+    /// The key of the mini program's page in a message: `pagepath`, `path` or `page`.
+    pub page_key: String,
+    /// Read calls in flight, all stages of this account together.
+    pub concurrency: usize,
+    /// The ceiling over all pushes of this account together, sends a second.
+    pub send_rate: Option<f64>,
+    pub timeout: Duration,
+    pub quota: AccountQuota,
+    pub callback_token: Option<SecretString>,
+    pub encoding_aes_key: Option<SecretString>,
+}
+
+#[derive(Debug, Clone)]
+pub enum TokenSource {
+    Stable,
+    Legacy,
+    /// A token centre of the house: GET answers `{"access_token","expires_in"}`.
+    Centre {
+        url: String,
+    },
+}
+
+/// Our own ceilings in calls a quota day, by endpoint (`message/template/send`).
+#[derive(Debug, Clone, Default)]
+pub struct AccountQuota {
+    pub ceilings: BTreeMap<String, u64>,
+    /// Kept for pushes with `priority = "service"`.
+    pub reserve: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Clone)]
+pub struct MiniProgram {
+    pub name: MiniProgramName,
+    pub app_id: String,
+    pub app_secret: Option<SecretString>,
+}
+
+/// A SQLite file.
+#[derive(Debug, Clone)]
+pub struct LedgerSettings {
+    /// Absolute.
+    pub path: PathBuf,
+}
+
+#[derive(Debug, Clone)]
+pub struct LakeSettings {
+    /// Absolute.
+    pub root: PathBuf,
+}
+
+#[derive(Debug, Clone)]
+pub struct EngineSettings {
+    /// As DuckDB reads it (`4GB`).
+    pub memory_limit: String,
+    pub memory_limit_bytes: u64,
+    /// 0: all processors.
+    pub threads: usize,
+}
+
+#[derive(Debug, Clone)]
+pub struct ServerSettings {
+    pub listen: std::net::SocketAddr,
+    pub token: Option<SecretString>,
+}
+
+#[derive(Debug, Clone)]
+pub struct AlertSettings {
+    pub webhook: Option<String>,
+    pub style: AlertStyle,
+    pub heartbeat: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AlertStyle {
+    Plain,
+    Wecom,
+    Feishu,
+    Dingtalk,
+}
+
+/// Where something stands in a file, for problems found after reading (SQL, stages, tables).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Relative to the workspace (`pipelines/nightly.toml`).
+    pub file: PathBuf,
+    /// Byte range in the file.
+    pub span: std::ops::Range<usize>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Pipeline {
+    pub name: PipelineName,
+    /// Relative to the workspace.
+    pub file: PathBuf,
+    pub description: String,
+    pub schedule: Option<Schedule>,
+    pub catch_up: CatchUp,
+    pub after: Vec<PipelineName>,
+    pub retry: Option<Retry>,
+    pub params: BTreeMap<String, ParamValue>,
+    /// In the order of the file.
+    pub stages: Vec<Stage>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Schedule {
+    /// Six fields, seconds first; checked.
+    Cron(String),
+    /// Local time in the workspace's zone, once.
+    Once(NaiveDateTime),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CatchUp {
+    Latest,
+    Skip,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Retry {
+    pub times: u32,
+    pub wait: Duration,
+}
+
+/// A parameter as TOML gave it; `--param` texts take the type of the declared value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ParamValue {
+    Text(String),
+    Integer(i64),
+    Float(f64),
+    Boolean(bool),
+}
+
+#[derive(Debug, Clone)]
+pub struct Stage {
+    pub name: StageName,
+    /// Of the `[stages.NAME]` header, for problems.
+    pub place: Place,
+    pub kind: StageKind,
+    /// What the stage makes; a push and a publish make none.
+    pub table: Option<TableName>,
+    pub needs: Vec<StageName>,
+    pub checks: Option<Checks>,
+    pub on_failure: OnFailure,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    Stop,
+    Continue,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Checks {
+    pub not_null: Vec<String>,
+    pub unique: Vec<String>,
+    pub min_rows: Option<u64>,
+    /// Share of the last snapshot's rows, 0 to 1.
+    pub max_drop: Option<f64>,
+    /// A SELECT that must return no row, over the stage's own table and all others.
+    pub sql: Option<SqlText>,
+    pub severity: Severity,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Severity {
+    #[default]
+    Fail,
+    Warn,
+}
+
+#[derive(Debug, Clone)]
+pub enum StageKind {
+    ExtractFollowers(ExtractFollowers),
+    EnrichUnionids(EnrichUnionids),
+    LoadUsers(Box<LoadUsers>),
+    JoinIdentities(JoinIdentities),
+    MeasureCoverage(MeasureCoverage),
+    Sql(SqlStage),
+    MaterializeRecipients(Box<MaterializeRecipients>),
+    PushTemplate(Box<PushTemplate>),
+    Publish(Publish),
+}
+
+impl StageKind {
+    /// As the files spell it.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::ExtractFollowers(_) => "extract_followers",
+            Self::EnrichUnionids(_) => "enrich_unionids",
+            Self::LoadUsers(_) => "load_users",
+            Self::JoinIdentities(_) => "join_identities",
+            Self::MeasureCoverage(_) => "measure_coverage",
+            Self::Sql(_) => "sql",
+            Self::MaterializeRecipients(_) => "materialize_recipients",
+            Self::PushTemplate(_) => "push_template",
+            Self::Publish(_) => "publish",
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct ExtractFollowers {
+    pub accounts: Vec<AccountName>,
+    pub reuse_within: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct EnrichUnionids {
+    pub accounts: Vec<AccountName>,
+    /// The followers table.
+    pub from: TableName,
+    pub refresh_after: Duration,
+    /// Calls a run.
+    pub budget: Option<u64>,
+}
+
+#[derive(Debug, Clone)]
+pub struct LoadUsers {
+    pub miniprogram: MiniProgramName,
+    /// A glob relative to the workspace.
+    pub files: String,
+    pub files_place: Place,
+    pub encoding: Encoding,
+    /// Our name → the export's name, in the order of the file. Always holds `openid`; `unionid` and `updated_at` where mapped or left at their own names.
+    pub columns: Vec<(String, String)>,
+    pub columns_place: Option<Place>,
+    /// Our column name → DuckDB type.
+    pub types: BTreeMap<String, String>,
+    /// Columns (our names) to keep beside the standard ones; `None`: all.
+    pub keep: Option<Vec<String>>,
+    pub max_age: Option<Duration>,
+    /// Share of a file's rows, 0 to 1.
+    pub max_bad: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    Auto,
+    Utf8,
+    /// GBK and its superset GB18030.
+    Gb18030,
+}
+
+#[derive(Debug, Clone)]
+pub struct JoinIdentities {
+    /// Users tables; empty: those of every `load_users` stage of the workspace.
+    pub users: Vec<TableName>,
+}
+
+#[derive(Debug, Clone)]
+pub struct MeasureCoverage {
+    pub segments: Vec<String>,
+    pub segments_place: Option<Place>,
+}
+
+/// SQL as it stands in a file, with where it stands, for problems.
+#[derive(Debug, Clone)]
+pub struct SqlText {
+    pub text: String,
+    /// The file's place; for SQL written inside TOML the span of the value.
+    pub place: Place,
+}
+
+#[derive(Debug, Clone)]
+pub struct SqlStage {
+    pub sql: SqlText,
+    /// Empty: the table is replaced.
+    pub upsert_by: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct MaterializeRecipients {
+    pub account: AccountName,
+    pub sql: SqlText,
+    /// Share kept back, 0 to 1.
+    pub holdout: f64,
+    pub frequency_cap: Option<FrequencyCap>,
+    pub not_again: Option<Duration>,
+    pub max: Option<u64>,
+    pub max_staleness: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct FrequencyCap {
+    pub messages: u32,
+    pub days: u32,
+}
+
+#[derive(Debug, Clone)]
+pub struct PushTemplate {
+    pub account: AccountName,
+    /// The `materialize_recipients` stage (of the same pipeline) whose set is sent to.
+    pub recipients: StageName,
+    pub recipients_place: Place,
+    pub template_id: TemplateId,
+    pub template_id_place: Place,
+    pub miniprogram: Option<MessageMiniProgram>,
+    pub url: Option<String>,
+    /// Field → template text, in the order of the file.
+    pub data: Vec<MessageField>,
+    /// Sends a second.
+    pub rate: f64,
+    pub concurrency: usize,
+    pub unconfirmed: Unconfirmed,
+    pub halt_when: HaltWhen,
+    pub priority: Priority,
+    pub approve: bool,
+    pub on_invalid: OnInvalid,
+    pub on_expiry: OnExpiry,
+    pub window: Option<Window>,
+    pub daily_limit: Option<u64>,
+    pub expires: Option<Duration>,
+    pub canary: Option<Canary>,
+    pub test_openids: Vec<OpenId>,
+}
+
+#[derive(Debug, Clone)]
+pub struct MessageField {
+    pub name: String,
+    pub text: String,
+    pub place: Place,
+}
+
+#[derive(Debug, Clone)]
+pub struct MessageMiniProgram {
+    pub app_id: String,
+    /// A template text.
+    pub pagepath: String,
+    pub place: Place,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unconfirmed {
+    Keep,
+    Resend,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct HaltWhen {
+    pub failed_share: f64,
+    pub after: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    Campaign,
+    Service,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnInvalid {
+    Stop,
+    Skip,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnExpiry {
+    Stop,
+    Skip,
+}
+
+/// Hours of the day in the workspace's zone in which to send; `from` after `to` passes midnight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    pub from: NaiveTime,
+    pub to: NaiveTime,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Canary {
+    pub first: u64,
+    pub wait: Duration,
+    pub max_not_delivered: f64,
+}
+
+#[derive(Debug, Clone)]
+pub struct Publish {
+    pub tables: Vec<TableName>,
+    pub tables_place: Place,
+    /// Absolute.
+    pub to: PathBuf,
+    pub format: PublishFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PublishFormat {
+    Parquet,
+    Csv,
+    Xlsx,
+}
+
+/// The default table of `extract_followers`.
+pub const FOLLOWERS: &str = "followers";
+/// The default table of `enrich_unionids`.
+pub const PROFILES: &str = "profiles";
+/// The default table of `join_identities`.
+pub const IDENTITIES: &str = "identities";

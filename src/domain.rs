@@ -1,0 +1,13 @@
+//! Words and rules: ids, states, quota days. Pure: no I/O, no async, no clock, no SQL.
+
+mod columns;
+mod delivery;
+mod ids;
+mod quota_day;
+mod run;
+
+pub use columns::{ColumnType, Rows, Values};
+pub use delivery::{Counts, DeliveryEvent, DeliveryState, Unlawful};
+pub use ids::{AccountName, MiniProgramName, OpenId, PipelineName, RunId, StageName, TableName, TemplateId, UnionId};
+pub use quota_day::QuotaDay;
+pub use run::{RunStatus, StageStatus};
