@@ -5,6 +5,7 @@ mod delivery;
 mod ids;
 mod quota_day;
 mod run;
+pub mod tables;
 
 pub use columns::{ColumnType, Rows, Values};
 pub use delivery::{Counts, DeliveryEvent, DeliveryState, Unlawful};

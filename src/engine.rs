@@ -1,1 +1,86 @@
-//! (room under construction)
+//! Running a SELECT over named tables: DuckDB, in memory, spilling past its limit, over Parquet parts it does not own.
+//!
+//! [`Engine::session`] opens a connection of its own (no file is locked, nobody waits); tables are views over the parts
+//! that the caller names. A session is blocking: async callers run it on a blocking thread. What is *not* here: which
+//! snapshot of a table is current (the ledger knows), where parts lie (the lake knows), and the network.
+
+mod inspect;
+mod local_time;
+mod read;
+mod session;
+
+use std::path::PathBuf;
+
+use chrono_tz::Tz;
+
+pub use inspect::{Reference, SqlFacts};
+pub use local_time::local_time_macros;
+pub use session::{Param, Params, Session, TableSource, Written, quoted, text};
+
+/// Opens sessions with one set of limits.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    pub(crate) memory_limit: String,
+    pub(crate) threads: usize,
+    pub(crate) spill: PathBuf,
+    pub(crate) macros: std::sync::Arc<str>,
+}
+
+impl Engine {
+    /// An engine with `memory_limit` as DuckDB reads it, `threads` (0: all), and a folder to spill into.
+    pub fn new(memory_limit: impl Into<String>, threads: usize, spill: impl Into<PathBuf>, timezone: Tz) -> Self {
+        Self {
+            memory_limit: memory_limit.into(),
+            threads,
+            spill: spill.into(),
+            macros: local_time_macros(timezone).into(),
+        }
+    }
+
+    /// The same engine with one thread: for reading in order beside other work.
+    pub fn single_threaded(&self) -> Self {
+        Self { threads: 1, ..self.clone() }
+    }
+}
+
+/// What went wrong in the engine.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("cannot open DuckDB")]
+    Open {
+        #[source]
+        source: duckdb::Error,
+    },
+    /// The SQL itself: syntax, an unknown column, a value that cannot be cast.
+    #[error("{message}")]
+    Sql {
+        message: String,
+        /// Byte offset in the SQL, where DuckDB says it.
+        offset: Option<usize>,
+    },
+    #[error("cannot write {path}")]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the SQL asks for `${name}`, which is not among the parameters")]
+    UnknownParameter { name: String },
+    #[error("`${name}` has the position {position}; use a name")]
+    Positional { name: String, position: usize },
+    #[error("a column of the result has the type {found}, which is not read here")]
+    ColumnType { found: String },
+}
+
+impl EngineError {
+    /// An error of DuckDB while running `sql`, with the place it names.
+    pub(crate) fn in_sql(error: &duckdb::Error, sql: &str, prefix_lines: usize) -> Self {
+        let text = match error {
+            duckdb::Error::DuckDBFailure(_, Some(message)) => message.clone(),
+            other => other.to_string(),
+        };
+        let offset = inspect::caret_offset(&text, sql, prefix_lines);
+        let message = text.split("\n\nLINE ").next().unwrap_or(&text).trim().replace('\n', " ");
+        Self::Sql { message, offset }
+    }
+}

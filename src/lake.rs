@@ -1,1 +1,153 @@
-//! (room under construction)
+//! Tables as immutable Parquet snapshots in a folder: where parts lie, how they are written, what may be dropped.
+//!
+//! ```text
+//! LAKE/tables/TABLE/SLICE/SNAPSHOT/part-0001.parquet   parts of snapshots; the ledger says which are current
+//! LAKE/work/…                                         what a stage keeps for itself: pages, details, messages
+//! LAKE/spill/…                                        where the engine spills
+//! ```
+//! A slice is an account, a mini program, or `_` for a table made whole. What is *not* here: SQL, and which snapshot is
+//! current.
+
+pub mod catalog;
+mod part;
+mod vacuum;
+
+use std::path::{Path, PathBuf};
+
+pub use part::{Part, PartWriter};
+pub use vacuum::Dropped;
+
+use crate::domain::TableName;
+
+/// A folder of tables.
+#[derive(Debug, Clone)]
+pub struct Lake {
+    root: PathBuf,
+}
+
+/// What went wrong with a file of the lake.
+#[derive(Debug, thiserror::Error)]
+pub enum LakeError {
+    #[error("cannot create the folder {path}")]
+    CreateFolder {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot write {path}")]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot write rows to {path}")]
+    WriteRows {
+        path: PathBuf,
+        #[source]
+        source: polars::error::PolarsError,
+    },
+    #[error("cannot remove {path}")]
+    Remove {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot read {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot write the catalog {path}: {message}")]
+    Catalog { path: PathBuf, message: String },
+}
+
+impl LakeError {
+    /// Whether the disk has no room left.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::CreateFolder { source, .. } | Self::Write { source, .. } => {
+                source.kind() == std::io::ErrorKind::StorageFull
+            }
+            Self::WriteRows { source: polars::error::PolarsError::IO { error, .. }, .. } => {
+                error.kind() == std::io::ErrorKind::StorageFull
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Lake {
+    /// The lake at `root`; nothing is created before something is written.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where the engine may spill.
+    pub fn spill(&self) -> PathBuf {
+        self.root.join("spill")
+    }
+
+    /// The path of part `number` of a snapshot, relative to the lake.
+    pub fn part_path(table: &TableName, slice: &str, snapshot: &str, number: u32) -> String {
+        let slice = if slice.is_empty() { "_" } else { slice };
+        format!("tables/{table}/{slice}/{snapshot}/part-{number:04}.parquet")
+    }
+
+    /// A relative path of the ledger as a path of this machine.
+    pub fn absolute(&self, relative: &str) -> PathBuf {
+        self.root.join(relative)
+    }
+
+    /// Bytes of a part.
+    ///
+    /// # Errors
+    ///
+    /// [`LakeError::Read`] when it is not there.
+    pub fn size_bytes(&self, relative: &str) -> Result<u64, LakeError> {
+        let path = self.absolute(relative);
+        std::fs::metadata(&path).map(|meta| meta.len()).map_err(|source| LakeError::Read { path, source })
+    }
+
+    /// Removes one file that nothing refers to any more; one that is not there is fine.
+    ///
+    /// # Errors
+    ///
+    /// [`LakeError::Remove`].
+    pub fn remove(&self, relative: &str) -> Result<(), LakeError> {
+        let path = self.absolute(relative);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(LakeError::Remove { path, source }),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{ColumnType, Rows, Values};
+
+    #[test]
+    fn a_part_appears_only_when_it_is_finished() {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = Lake::new(folder.path());
+        let schema = [("openid", ColumnType::Text), ("seen_at", ColumnType::Timestamp)];
+        let mut writer = lake.writer("work/page.parquet", &schema).unwrap();
+        let rows = Rows {
+            columns: vec![
+                ("openid".into(), Values::Text(vec![Some("o1".into()), None])),
+                ("seen_at".into(), Values::Timestamp(vec![Some(1_700_000_000_000_000), None])),
+            ],
+        };
+        writer.write(rows).unwrap();
+        assert!(!lake.absolute("work/page.parquet").exists());
+        let part = writer.finish().unwrap();
+        assert_eq!(part.rows, 2);
+        assert!(lake.absolute("work/page.parquet").exists());
+    }
+}

@@ -1,0 +1,359 @@
+//! The tables an analyst may rely on: their columns, types, meanings and units, declared once. Checking SQL, writing parts
+//! and `tables --describe` all read this.
+
+use super::ColumnType::{self, Boolean, Date, Float, Integer, Text, Timestamp};
+
+/// A column with what it means.
+#[derive(Debug, Clone, Copy)]
+pub struct ColumnSpec {
+    pub name: &'static str,
+    pub column_type: ColumnType,
+    pub meaning: &'static str,
+}
+
+/// A table with what a row is.
+#[derive(Debug, Clone, Copy)]
+pub struct TableSpec {
+    pub name: &'static str,
+    pub row: &'static str,
+    pub columns: &'static [ColumnSpec],
+    /// Whether the ledger feeds it, so that `lianbo sql` shows it as it is at that moment.
+    pub is_live: bool,
+}
+
+impl TableSpec {
+    /// Name and DuckDB type of each column.
+    pub fn sql_columns(&self) -> Vec<(String, String)> {
+        self.columns.iter().map(|column| (column.name.to_owned(), column.column_type.sql().to_owned())).collect()
+    }
+
+    /// Name and type of each column, as parts are written.
+    pub fn part_schema(&self) -> Vec<(&'static str, ColumnType)> {
+        self.columns.iter().map(|column| (column.name, column.column_type)).collect()
+    }
+}
+
+/// The table that a stage of the standard kinds makes, or the ledger feeds, by its standard name.
+pub fn table_spec(name: &str) -> Option<&'static TableSpec> {
+    TABLES.iter().find(|table| table.name == name)
+}
+
+const fn column(name: &'static str, column_type: ColumnType, meaning: &'static str) -> ColumnSpec {
+    ColumnSpec { name, column_type, meaning }
+}
+
+const ACCOUNT: ColumnSpec = column("account", Text, "Official Account, as the configuration names it");
+const MINIPROGRAM: ColumnSpec = column("miniprogram", Text, "mini program, as the configuration names it");
+const RUN_ID: ColumnSpec = column("run_id", Text, "run that made the row");
+const PIPELINE: ColumnSpec = column("pipeline", Text, "pipeline of the run");
+const STAGE: ColumnSpec = column("stage", Text, "stage of the pipeline");
+const DATE: ColumnSpec = column("date", Date, "day in the workspace's time zone");
+const OPENID: ColumnSpec = column("openid", Text, "person towards the Official Account");
+const UNIONID: ColumnSpec = column("unionid", Text, "person towards the Open Platform account; NULL when unknown");
+const SEQ: ColumnSpec = column("seq", Integer, "number in the set, from 1");
+
+/// Every declared table, in the order of the data.
+pub const TABLES: &[TableSpec] = &[
+    TableSpec {
+        name: "followers",
+        row: "a follower now or in the past",
+        is_live: false,
+        columns: &[
+            ACCOUNT,
+            OPENID,
+            column("first_seen_at", Timestamp, "start of the walk that saw the person first, UTC"),
+            column("last_seen_at", Timestamp, "start of the last walk that saw the person, UTC"),
+            column("active", Boolean, "follows, as far as the last walk and later events tell"),
+        ],
+    },
+    TableSpec {
+        name: "follower_changes",
+        row: "a follow or unfollow; an account's first walk makes none",
+        is_live: false,
+        columns: &[
+            DATE,
+            ACCOUNT,
+            OPENID,
+            column("change", Text, "follow or unfollow"),
+            column("seen_at", Timestamp, "when the change was seen, UTC"),
+            column("source", Text, "walk or event"),
+        ],
+    },
+    TableSpec {
+        name: "profiles",
+        row: "a follower's profile as last fetched",
+        is_live: false,
+        columns: &[
+            ACCOUNT,
+            OPENID,
+            UNIONID,
+            column("unionid_missing", Text, "why unionid is NULL: not_asked, not_bound, unfollowed, error, quarantined"),
+            column("subscribe", Boolean, "followed when it was fetched"),
+            column("subscribe_time", Timestamp, "last time of following, UTC"),
+            column("subscribe_scene", Text, "how the person came to follow (ADD_SCENE_…)"),
+            column("qr_scene", Integer, "number of the QR code scene"),
+            column("qr_scene_str", Text, "text of the QR code scene"),
+            column("tagid_list", Text, "tags as a JSON list of ids"),
+            column("language", Text, "language of the client; empty since 2021-12-27"),
+            column("remark", Text, "the operator's remark"),
+            column("groupid", Integer, "group (old form of tags)"),
+            column("fetched_at", Timestamp, "when WeChat gave it, UTC"),
+        ],
+    },
+    TableSpec {
+        name: "quarantine",
+        row: "a row refused on load",
+        is_live: false,
+        columns: &[
+            column("source", Text, "load_users stage"),
+            column("file", Text, "file, relative to the workspace"),
+            column("line", Integer, "line in the file where the row begins, from 1"),
+            column("reason", Text, "why it was refused"),
+            column("raw", Text, "the row as it stood, at most 2000 characters"),
+        ],
+    },
+    TableSpec {
+        name: "identities",
+        row: "a person known on both sides",
+        is_live: false,
+        columns: &[
+            column("unionid", Text, "person towards the Open Platform account"),
+            ACCOUNT,
+            column("oa_openid", Text, "person towards the Official Account"),
+            MINIPROGRAM,
+            column("mp_openid", Text, "person towards the mini program"),
+        ],
+    },
+    TableSpec {
+        name: "identity_conflicts",
+        row: "a unionid that ties to several openids on one side",
+        is_live: false,
+        columns: &[
+            DATE,
+            ACCOUNT,
+            MINIPROGRAM,
+            column("openid", Text, "one of the openids"),
+            UNIONID,
+            column("other", Text, "another openid with the same unionid"),
+            column("reason", Text, "several_users or several_followers"),
+        ],
+    },
+    TableSpec {
+        name: "identity_changes",
+        row: "a unionid that changed for an openid, confirmed singly",
+        is_live: false,
+        columns: &[
+            DATE,
+            ACCOUNT,
+            MINIPROGRAM,
+            OPENID,
+            UNIONID,
+            column("other", Text, "the unionid before"),
+            column("reason", Text, "unionid_changed or unionid_shared"),
+        ],
+    },
+    TableSpec {
+        name: "coverage",
+        row: "a day × account × mini program; * is all of them together, counted in people",
+        is_live: false,
+        columns: &[
+            DATE,
+            ACCOUNT,
+            MINIPROGRAM,
+            column("followers", Integer, "current followers (openids; people in a * row)"),
+            column("followers_with_unionid", Integer, "current followers whose unionid is known"),
+            column("users", Integer, "mini-program users (openids; people in a * row)"),
+            column("users_with_unionid", Integer, "users whose unionid is known"),
+            column("matched", Integer, "users whose unionid a current follower has"),
+            column("reachable", Integer, "matched, not blacklisted, not suppressed for the whole account"),
+            column("coverage_rate", Float, "reachable / users, 0 to 1; NULL without users"),
+            column("match_rate", Float, "matched / users_with_unionid, 0 to 1; NULL without any"),
+            column("as_of", Timestamp, "the oldest of the data it was measured on, UTC"),
+            RUN_ID,
+        ],
+    },
+    TableSpec {
+        name: "coverage_by_segment",
+        row: "coverage per value of a segment",
+        is_live: false,
+        columns: &[
+            DATE,
+            ACCOUNT,
+            MINIPROGRAM,
+            column("segment", Text, "column of users or profiles"),
+            column("value", Text, "its value; NULL where unknown"),
+            column("users", Integer, "mini-program users with the value"),
+            column("matched", Integer, "of these, users whose unionid a current follower has"),
+            column("reachable", Integer, "of these, reachable"),
+            column("coverage_rate", Float, "reachable / users, 0 to 1; NULL without users"),
+        ],
+    },
+    TableSpec {
+        name: "match_report",
+        row: "why people do or do not match; each side sums to the whole",
+        is_live: false,
+        columns: &[
+            DATE,
+            ACCOUNT,
+            MINIPROGRAM,
+            column("side", Text, "follower or user"),
+            column("reason", Text, "matched, or why not"),
+            column("people", Integer, "people"),
+        ],
+    },
+    TableSpec {
+        name: "recipients",
+        row: "a recipient of any set, ever",
+        is_live: true,
+        columns: &[
+            RUN_ID,
+            PIPELINE,
+            STAGE,
+            SEQ,
+            ACCOUNT,
+            OPENID,
+            UNIONID,
+            column("arm", Text, "send or holdout"),
+            column("variables", Text, "the message's variables, a JSON object"),
+        ],
+    },
+    TableSpec {
+        name: "left_out",
+        row: "given by the SELECT, not in the set",
+        is_live: true,
+        columns: &[RUN_ID, PIPELINE, STAGE, ACCOUNT, OPENID, UNIONID, column("reason", Text, "why it was left out")],
+    },
+    TableSpec {
+        name: "pushes",
+        row: "a push",
+        is_live: true,
+        columns: &[
+            RUN_ID,
+            PIPELINE,
+            STAGE,
+            ACCOUNT,
+            column("template_id", Text, "message template"),
+            column("set_hash", Text, "hash of the frozen set"),
+            column("state", Text, "pending, sending, waiting, halted, paused, done, cancelled"),
+            column("recipients", Integer, "recipients of arm send"),
+            column("sent", Integer, "accepted by WeChat"),
+            column("failed", Integer, "refused for good"),
+            column("skipped", Integer, "left out at the last look, expired, or cancelled"),
+            column("held", Integer, "under WeChat's review; never repeated"),
+            column("unconfirmed", Integer, "no answer came; never repeated by itself"),
+            column("pending", Integer, "still owed, in flight included"),
+            column("approved_by", Text, "who approved it"),
+            column("approved_at", Timestamp, "when, UTC"),
+            column("started_at", Timestamp, "when the set was frozen, UTC"),
+            column("ended_at", Timestamp, "when nothing was pending any more, UTC"),
+        ],
+    },
+    TableSpec {
+        name: "deliveries",
+        row: "a recipient's fate",
+        is_live: true,
+        columns: &[
+            RUN_ID,
+            PIPELINE,
+            STAGE,
+            ACCOUNT,
+            SEQ,
+            OPENID,
+            UNIONID,
+            column("template_id", Text, "message template"),
+            column("state", Text, "pending, sent, failed, skipped, held, unconfirmed"),
+            column("reason", Text, "why it is not sent"),
+            column("errcode", Integer, "WeChat's last error code"),
+            column("msgid", Integer, "WeChat's message id, 64 bits"),
+            column("client_msg_id", Text, "our id of the message, the same after any restart"),
+            column("attempts", Integer, "sends tried"),
+            column("sent_at", Timestamp, "when WeChat accepted it, UTC"),
+            column("delivered", Text, "success, blocked, failed; NULL while unknown"),
+            column("delivered_at", Timestamp, "time of the finish event, UTC"),
+        ],
+    },
+    TableSpec {
+        name: "audit",
+        row: "what a person or a schedule ordered",
+        is_live: true,
+        columns: &[
+            column("at", Timestamp, "when, UTC"),
+            column("who", Text, "who"),
+            column("command", Text, "what"),
+            RUN_ID,
+            column("detail", Text, "more"),
+        ],
+    },
+    TableSpec {
+        name: "error_codes",
+        row: "a code of WeChat",
+        is_live: true,
+        columns: &[
+            column("errcode", Integer, "the code"),
+            column("class", Text, "what it asks of us"),
+            column("meaning", Text, "what it says"),
+            column("advice", Text, "what to do"),
+        ],
+    },
+    TableSpec {
+        name: "suppressions",
+        row: "a person not to send to",
+        is_live: true,
+        columns: &[
+            UNIONID,
+            OPENID,
+            column("account", Text, "NULL: every account"),
+            column("template_id", Text, "NULL: every template"),
+            column("reason", Text, "why"),
+            column("since", Timestamp, "from when, UTC"),
+            column("until", Timestamp, "until when, UTC; NULL: for good"),
+        ],
+    },
+    TableSpec {
+        name: "api_calls",
+        row: "an account × endpoint × quota day",
+        is_live: true,
+        columns: &[
+            column("date", Date, "quota day, Shanghai"),
+            ACCOUNT,
+            column("endpoint", Text, "user/get, message/template/send, …"),
+            column("calls", Integer, "calls made"),
+            column("errors", Integer, "of these, refused or unanswered"),
+            column("quota", Integer, "the day's limit as WeChat last said; NULL while unknown"),
+        ],
+    },
+    TableSpec {
+        name: "runs",
+        row: "a run",
+        is_live: true,
+        columns: &[
+            RUN_ID,
+            PIPELINE,
+            column("status", Text, "running, waiting, halted, failed, partial, succeeded, cancelled"),
+            column("reason", Text, "why it waits, failed or was halted"),
+            column("waiting_until", Timestamp, "when it goes on, UTC"),
+            column("scheduled_for", Timestamp, "the scheduled time it answers to, UTC; NULL: by hand"),
+            column("started_at", Timestamp, "UTC"),
+            column("ended_at", Timestamp, "UTC"),
+            column("seconds", Float, "from start to end"),
+        ],
+    },
+    TableSpec {
+        name: "run_stages",
+        row: "a stage of a run",
+        is_live: true,
+        columns: &[
+            RUN_ID,
+            PIPELINE,
+            STAGE,
+            column("kind", Text, "kind of the stage"),
+            column("status", Text, "pending, running, waiting, halted, failed, partial, succeeded, skipped"),
+            column("rows_in", Integer, "rows read"),
+            column("rows_out", Integer, "rows made"),
+            column("seconds", Float, "spent in it"),
+            column("api_calls", Text, "calls per endpoint, a JSON object"),
+            column("detail", Text, "more, a JSON object"),
+            column("error", Text, "why it failed"),
+        ],
+    },
+];

@@ -1,0 +1,137 @@
+//! What a SELECT says of itself before it runs: the tables it reads, its parameters, and functions that are not allowed.
+//!
+//! DuckDB's own parser gives the syntax tree as JSON; nothing is guessed from the text.
+
+use serde_json::Value;
+
+use super::{EngineError, Session, session::text};
+
+/// A name in the SQL and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reference {
+    pub name: String,
+    /// Byte offset in the SQL.
+    pub offset: usize,
+}
+
+/// What was read off one SELECT.
+#[derive(Debug, Clone, Default)]
+pub struct SqlFacts {
+    /// Tables read, without the names of its own CTEs; each once, by first mention.
+    pub tables: Vec<Reference>,
+    /// `current_date`, `now()` and the like: their value would change between a run and its repetition.
+    pub clock_calls: Vec<Reference>,
+    /// Named parameters.
+    pub parameters: Vec<String>,
+}
+
+impl Session {
+    /// Reads the facts off `sql`, which must be exactly one SELECT.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Sql`] with the place for a syntax error, for no statement, for several, and for anything but a SELECT.
+    pub fn inspect(&self, sql: &str) -> Result<SqlFacts, EngineError> {
+        let tree: String = self
+            .connection
+            .query_row(&format!("select json_serialize_sql({})", text(sql)), [], |row| row.get(0))
+            .map_err(|error| EngineError::in_sql(&error, sql, 0))?;
+        let tree: Value = serde_json::from_str(&tree)
+            .map_err(|error| EngineError::Sql { message: error.to_string(), offset: None })?;
+        if tree["error"].as_bool() == Some(true) {
+            let message = tree["error_message"].as_str().unwrap_or("not a SELECT").to_owned();
+            let offset = tree["position"].as_str().and_then(|position| position.parse().ok());
+            return Err(EngineError::Sql { message, offset });
+        }
+        let statements = tree["statements"].as_array().map_or(0, Vec::len);
+        if statements != 1 {
+            let message = format!("found {statements} statements; exactly one SELECT is accepted");
+            return Err(EngineError::Sql { message, offset: None });
+        }
+        let mut facts = SqlFacts::default();
+        collect(&tree["statements"][0], &mut Vec::new(), &mut facts);
+        Ok(facts)
+    }
+}
+
+fn collect(node: &Value, ctes: &mut Vec<String>, facts: &mut SqlFacts) {
+    match node {
+        Value::Array(items) => items.iter().for_each(|item| collect(item, ctes, facts)),
+        Value::Object(fields) => {
+            let known = ctes.len();
+            if let Some(own) = fields.get("cte_map").and_then(|map| map["map"].as_array()) {
+                ctes.extend(own.iter().filter_map(|entry| entry["key"].as_str()).map(str::to_lowercase));
+            }
+            note(node, ctes, facts);
+            fields.values().for_each(|value| collect(value, ctes, facts));
+            ctes.truncate(known);
+        }
+        _ => {}
+    }
+}
+
+fn note(node: &Value, ctes: &[String], facts: &mut SqlFacts) {
+    let offset = node["query_location"].as_u64().and_then(|at| usize::try_from(at).ok()).unwrap_or(usize::MAX);
+    if node["type"] == "BASE_TABLE" {
+        let name = node["table_name"].as_str().unwrap_or_default().to_owned();
+        let is_own = ctes.contains(&name.to_lowercase());
+        if !is_own && facts.tables.iter().all(|table| table.name != name) {
+            facts.tables.push(Reference { name, offset });
+        }
+        return;
+    }
+    match node["class"].as_str() {
+        Some("FUNCTION") => {
+            let name = node["function_name"].as_str().unwrap_or_default().to_lowercase();
+            if CLOCK_FUNCTIONS.contains(&name.as_str()) {
+                facts.clock_calls.push(Reference { name, offset });
+            }
+        }
+        Some("COLUMN_REF") => {
+            if let Some([name]) = node["column_names"].as_array().map(Vec::as_slice) {
+                let name = name.as_str().unwrap_or_default().to_lowercase();
+                if CLOCK_WORDS.contains(&name.as_str()) {
+                    facts.clock_calls.push(Reference { name, offset });
+                }
+            }
+        }
+        Some("PARAMETER") => {
+            let name = node["identifier"].as_str().unwrap_or_default().to_owned();
+            if !facts.parameters.contains(&name) {
+                facts.parameters.push(name);
+            }
+        }
+        _ => {}
+    }
+}
+
+const CLOCK_FUNCTIONS: [&str; 9] = [
+    "now",
+    "today",
+    "current_date",
+    "current_timestamp",
+    "get_current_timestamp",
+    "get_current_time",
+    "transaction_timestamp",
+    "current_localtimestamp",
+    "current_localtime",
+];
+const CLOCK_WORDS: [&str; 5] = ["current_date", "current_timestamp", "current_time", "localtimestamp", "localtime"];
+
+/// The byte offset in `sql` that DuckDB's `LINE n: …` and caret point to; `prefix_lines` lines stood before the SQL.
+pub(super) fn caret_offset(message: &str, sql: &str, prefix_lines: usize) -> Option<usize> {
+    let at = message.rfind("\nLINE ")?;
+    let mut lines = message[at + 1..].lines();
+    let (shown, caret) = (lines.next()?, lines.next()?);
+    let (number, excerpt) = shown.strip_prefix("LINE ")?.split_once(": ")?;
+    let line_index = number.parse::<usize>().ok()?.checked_sub(1 + prefix_lines)?;
+    let lead = shown.len() - excerpt.len();
+    let column = caret.find('^')?.checked_sub(lead)?;
+    let line_start: usize = sql.split_inclusive('\n').take(line_index).map(str::len).sum();
+    let line = sql[line_start..].lines().next()?;
+    // A long line is shown as an excerpt between dots.
+    let bare = excerpt.trim_start_matches("...");
+    let cut = excerpt.len() - bare.len();
+    let start = line.find(bare.trim_end_matches("..."))?;
+    Some(line_start + start + column.saturating_sub(cut))
+}

@@ -1,0 +1,65 @@
+//! `local_time(ts)` and `local_date(ts)` as SQL macros: the workspace's zone without DuckDB's ICU extension, which a
+//! bundled build lacks and which analysts' clients may not load.
+//!
+//! The zone's offset changes between 1970 and 2100 become a balanced tree of CASEs, so that a zone with 260 changes
+//! costs eight comparisons a row, and Shanghai three or four.
+
+use chrono::{DateTime, Offset, TimeZone, Utc};
+use chrono_tz::Tz;
+
+/// The statements that create both macros in the current schema.
+pub fn local_time_macros(timezone: Tz) -> String {
+    let steps = offset_steps(timezone);
+    let offset = tree(&steps);
+    format!(
+        "create or replace macro local_time(ts) as (cast(ts as timestamp) + to_seconds({offset}));\n\
+         create or replace macro local_date(ts) as cast(local_time(ts) as date);\n"
+    )
+}
+
+/// The seconds east of UTC from each instant on; the first step holds since ever.
+fn offset_steps(timezone: Tz) -> Vec<(DateTime<Utc>, i32)> {
+    const DAY: i64 = 86_400;
+    let (mut from, end) = (0_i64, 4_102_444_800_i64);
+    let mut steps = vec![(at(from), seconds_east(timezone, from))];
+    while from < end {
+        let next = from + DAY;
+        let (mut low, mut high) = (from, next);
+        let before = seconds_east(timezone, low);
+        let after = seconds_east(timezone, high);
+        if before != after {
+            while high - low > 1 {
+                let middle = low + (high - low) / 2;
+                if seconds_east(timezone, middle) == before { low = middle } else { high = middle }
+            }
+            steps.push((at(high), after));
+        }
+        from = next;
+    }
+    steps
+}
+
+fn at(seconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(seconds, 0).expect("the years 1970 to 2100 are representable")
+}
+
+fn seconds_east(timezone: Tz, seconds: i64) -> i32 {
+    timezone.offset_from_utc_datetime(&at(seconds).naive_utc()).fix().local_minus_utc()
+}
+
+fn tree(steps: &[(DateTime<Utc>, i32)]) -> String {
+    match steps {
+        [] => "0".to_owned(),
+        [(_, seconds)] => seconds.to_string(),
+        _ => {
+            let middle = steps.len() / 2;
+            let (before, after) = steps.split_at(middle);
+            let from = after[0].0.format("%Y-%m-%d %H:%M:%S");
+            format!(
+                "case when cast(ts as timestamp) < timestamp '{from}' then {} else {} end",
+                tree(before),
+                tree(after)
+            )
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! One connection of DuckDB with its tables: bind, copy into a part, query.
+
+use std::path::{Path, PathBuf};
+
+use chrono::NaiveDate;
+use duckdb::types::{TimeUnit, Value};
+
+use super::{Engine, EngineError};
+use crate::clock::{Timestamp, to_micros};
+
+/// A value bound to `$name`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Param {
+    Text(String),
+    Integer(i64),
+    Float(f64),
+    Boolean(bool),
+    Date(NaiveDate),
+    Timestamp(Timestamp),
+}
+
+impl Param {
+    pub(super) fn value(&self) -> Value {
+        match self {
+            Self::Text(text) => Value::Text(text.clone()),
+            Self::Integer(number) => Value::BigInt(*number),
+            Self::Float(number) => Value::Double(*number),
+            Self::Boolean(value) => Value::Boolean(*value),
+            Self::Date(date) => Value::Date32(date.to_epoch_days()),
+            Self::Timestamp(at) => Value::Timestamp(TimeUnit::Microsecond, to_micros(*at)),
+        }
+    }
+}
+
+/// Named parameters; what the SQL does not mention is left alone.
+pub type Params = std::collections::BTreeMap<String, Param>;
+
+/// A table as a session sees it: parts to read, or just its columns when it has none yet.
+#[derive(Debug, Clone)]
+pub struct TableSource {
+    pub name: String,
+    /// Name and DuckDB type.
+    pub columns: Vec<(String, String)>,
+    /// Absolute paths of Parquet files.
+    pub parts: Vec<PathBuf>,
+}
+
+/// What a copy left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    pub rows: u64,
+    pub bytes: u64,
+}
+
+/// A connection with its tables. Blocking.
+pub struct Session {
+    pub(super) connection: duckdb::Connection,
+}
+
+impl Engine {
+    /// Opens a session without any table.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Open`] when DuckDB does not start with these limits.
+    pub fn session(&self) -> Result<Session, EngineError> {
+        let open = |source| EngineError::Open { source };
+        let mut config = duckdb::Config::default()
+            .enable_autoload_extension(false)
+            .and_then(|config| config.max_memory(&self.memory_limit))
+            .and_then(|config| config.with("temp_directory", self.spill.to_string_lossy()))
+            .map_err(open)?;
+        if self.threads > 0 {
+            config = config.threads(i64::try_from(self.threads).unwrap_or(i64::MAX)).map_err(open)?;
+        }
+        let connection = duckdb::Connection::open_in_memory_with_flags(config).map_err(open)?;
+        connection.execute_batch("set timezone = 'UTC'").or_else(|_| connection.execute_batch("select 1")).map_err(open)?;
+        connection.execute_batch(&self.macros).map_err(open)?;
+        Ok(Session { connection })
+    }
+}
+
+impl Session {
+    /// Makes `source` readable by its name: a view over its parts, or an empty table of its columns.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Sql`] when a part cannot be read.
+    pub fn add_table(&self, source: &TableSource) -> Result<(), EngineError> {
+        let name = quoted(&source.name);
+        if source.parts.is_empty() {
+            return self.run(&format!("create or replace view {name} as {}", empty_select(&source.columns)));
+        }
+        self.run(&format!("create or replace view {name} as {}", scan(&source.columns, &source.parts)))
+    }
+
+    /// Runs statements that give no rows.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Sql`].
+    pub fn run(&self, sql: &str) -> Result<(), EngineError> {
+        self.connection.execute_batch(sql).map_err(|error| EngineError::in_sql(&error, sql, 0))
+    }
+
+    /// The columns that `sql` would give, without running it over rows that exist only as views.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Sql`] with the place; [`EngineError::UnknownParameter`].
+    pub fn bind(&self, sql: &str, params: &Params) -> Result<Vec<(String, String)>, EngineError> {
+        let describe = format!("describe\n{}", sql.trim_end().trim_end_matches(';'));
+        let mut statement = self.prepare(&describe, sql, 1, params)?;
+        statement.raw_execute().map_err(|error| EngineError::in_sql(&error, sql, 1))?;
+        let mut rows = statement.raw_query();
+        let mut columns = Vec::new();
+        while let Some(row) = rows.next().map_err(|error| EngineError::in_sql(&error, sql, 1))? {
+            let read = |index| row.get::<_, String>(index).map_err(|error| EngineError::in_sql(&error, sql, 1));
+            columns.push((read(0)?, read(1)?));
+        }
+        Ok(columns)
+    }
+
+    /// Writes the rows of `sql` to `target` as Parquet, in the order the SELECT gives them.
+    ///
+    /// The file appears under its name only when it is whole and on disk. After an error there may be leftovers under
+    /// a name ending in `.tmp`, which nobody reads.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Sql`], [`EngineError::Write`], [`EngineError::UnknownParameter`].
+    pub fn copy(&self, sql: &str, params: &Params, target: &Path) -> Result<Written, EngineError> {
+        let unfinished = target.with_extension("parquet.tmp");
+        let write_error = |source| EngineError::Write { path: target.to_owned(), source };
+        if let Some(folder) = target.parent() {
+            std::fs::create_dir_all(folder).map_err(write_error)?;
+        }
+        let select = sql.trim_end().trim_end_matches(';');
+        let copy = format!(
+            "copy (\n{select}\n) to {} (format parquet, compression zstd, row_group_size 65536)",
+            text(&unfinished.to_string_lossy())
+        );
+        let rows = self.changed_rows(&copy, sql, params)?;
+        let file = std::fs::File::open(&unfinished).map_err(write_error)?;
+        file.sync_all().map_err(write_error)?;
+        let bytes = file.metadata().map_err(write_error)?.len();
+        std::fs::rename(&unfinished, target).map_err(write_error)?;
+        Ok(Written { rows, bytes })
+    }
+
+    /// Copies rows to a file in another format (`format csv, header`, …), as one statement.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Sql`].
+    pub fn copy_as(&self, sql: &str, target: &Path, options: &str) -> Result<u64, EngineError> {
+        let copy = format!("copy (\n{sql}\n) to {} ({options})", text(&target.to_string_lossy()));
+        self.changed_rows(&copy, sql, &Params::new())
+    }
+
+    /// Runs one statement with parameters and gives the number of rows it wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Sql`], [`EngineError::UnknownParameter`].
+    pub fn execute(&self, sql: &str, params: &Params) -> Result<u64, EngineError> {
+        self.changed_rows(sql, sql, params)
+    }
+
+    fn changed_rows(&self, statement: &str, sql: &str, params: &Params) -> Result<u64, EngineError> {
+        let prefix = usize::from(!std::ptr::eq(statement, sql));
+        let mut prepared = self.prepare(statement, sql, prefix, params)?;
+        let rows = prepared.raw_execute().map_err(|error| EngineError::in_sql(&error, sql, prefix))?;
+        Ok(u64::try_from(rows).unwrap_or(u64::MAX))
+    }
+
+    /// One number from a SELECT of one row and one column; NULL is 0.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Sql`].
+    pub fn count(&self, sql: &str, params: &Params) -> Result<u64, EngineError> {
+        let mut statement = self.prepare(sql, sql, 0, params)?;
+        statement.raw_execute().map_err(|error| EngineError::in_sql(&error, sql, 0))?;
+        let mut rows = statement.raw_query();
+        let row = rows.next().map_err(|error| EngineError::in_sql(&error, sql, 0))?;
+        let number = row.and_then(|row| row.get::<_, Option<i64>>(0).ok().flatten()).unwrap_or(0);
+        Ok(u64::try_from(number).unwrap_or(0))
+    }
+
+    /// Confines the session to reading below `folders`, for SQL that somebody types: no other file, no network, no setting.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Sql`].
+    pub fn confine(&self, folders: &[PathBuf]) -> Result<(), EngineError> {
+        let folders: Vec<String> =
+            folders.iter().map(|folder| text(&format!("{}/", folder.to_string_lossy()))).collect();
+        self.run(&format!("set allowed_directories = [{}]", folders.join(", ")))?;
+        self.run("set enable_external_access = false")?;
+        self.run("set lock_configuration = true")
+    }
+
+    /// A handle that stops the running statement from another thread.
+    pub fn interrupt_handle(&self) -> std::sync::Arc<duckdb::InterruptHandle> {
+        self.connection.interrupt_handle()
+    }
+
+    pub(super) fn prepare(
+        &self,
+        statement: &str,
+        sql: &str,
+        prefix: usize,
+        params: &Params,
+    ) -> Result<duckdb::Statement<'_>, EngineError> {
+        let in_sql = |error| EngineError::in_sql(&error, sql, prefix);
+        let mut prepared = self.connection.prepare(statement).map_err(in_sql)?;
+        for index in 1..=prepared.parameter_count() {
+            let name = prepared.parameter_name(index).map_err(in_sql)?;
+            if name.parse::<usize>().is_ok() {
+                return Err(EngineError::Positional { name, position: index });
+            }
+            let param = params.get(&name).ok_or(EngineError::UnknownParameter { name })?;
+            prepared.raw_bind_parameter(index, param.value()).map_err(in_sql)?;
+        }
+        Ok(prepared)
+    }
+}
+
+fn scan(columns: &[(String, String)], parts: &[PathBuf]) -> String {
+    let files: Vec<String> = parts.iter().map(|part| text(&part.to_string_lossy())).collect();
+    let select = if columns.is_empty() {
+        "*".to_owned()
+    } else {
+        columns.iter().map(|(name, _)| quoted(name)).collect::<Vec<_>>().join(", ")
+    };
+    format!("select {select} from read_parquet([{}], union_by_name = true)", files.join(", "))
+}
+
+fn empty_select(columns: &[(String, String)]) -> String {
+    let nulls: Vec<String> =
+        columns.iter().map(|(name, ty)| format!("cast(null as {ty}) as {}", quoted(name))).collect();
+    format!("select {} where false", if nulls.is_empty() { "1 as empty".to_owned() } else { nulls.join(", ") })
+}
+
+/// A name as SQL quotes it.
+pub fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A text as SQL quotes it.
+pub fn text(value: &str) -> String {
+    format!("'{}'", value.replace('\'', "''"))
+}

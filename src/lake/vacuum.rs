@@ -1,0 +1,75 @@
+//! Removing what nothing refers to: dropped snapshots, unfinished files, empty folders.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use super::{Lake, LakeError};
+use crate::clock::Timestamp;
+
+/// What a vacuum removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Dropped {
+    pub files: u64,
+    pub bytes: u64,
+}
+
+impl Lake {
+    /// Removes every file below `tables/` and `work/` that is older than `grace` and not among `kept` (relative paths),
+    /// then the folders left empty. Files younger than `grace` stay: a stage may be about to record them.
+    ///
+    /// # Errors
+    ///
+    /// [`LakeError::Remove`], [`LakeError::Read`]; what was removed before stays removed.
+    pub fn drop_unreferenced(
+        &self,
+        kept: &HashSet<String>,
+        grace: Duration,
+        now: Timestamp,
+    ) -> Result<Dropped, LakeError> {
+        let mut dropped = Dropped::default();
+        let oldest_kept = SystemTime::from(now).checked_sub(grace).unwrap_or(SystemTime::UNIX_EPOCH);
+        for folder in ["tables", "work"] {
+            let folder = self.root.join(folder);
+            if folder.exists() {
+                self.sweep(&folder, kept, oldest_kept, &mut dropped)?;
+            }
+        }
+        Ok(dropped)
+    }
+
+    fn sweep(
+        &self,
+        folder: &Path,
+        kept: &HashSet<String>,
+        oldest_kept: SystemTime,
+        dropped: &mut Dropped,
+    ) -> Result<bool, LakeError> {
+        let read_error = |source| LakeError::Read { path: folder.to_owned(), source };
+        let mut is_empty = true;
+        for entry in std::fs::read_dir(folder).map_err(read_error)? {
+            let entry = entry.map_err(read_error)?;
+            let path = entry.path();
+            let meta = entry.metadata().map_err(read_error)?;
+            if meta.is_dir() {
+                if self.sweep(&path, kept, oldest_kept, dropped)? {
+                    // Another process may have just put a file into it: then it stays.
+                    let _ = std::fs::remove_dir(&path);
+                } else {
+                    is_empty = false;
+                }
+                continue;
+            }
+            let relative = path.strip_prefix(&self.root).unwrap_or(&path).to_string_lossy().into_owned();
+            let is_young = meta.modified().map_or(true, |at| at > oldest_kept);
+            if kept.contains(&relative) || is_young {
+                is_empty = false;
+                continue;
+            }
+            std::fs::remove_file(&path).map_err(|source| LakeError::Remove { path: path.clone(), source })?;
+            dropped.files += 1;
+            dropped.bytes += meta.len();
+        }
+        Ok(is_empty)
+    }
+}
