@@ -1,1 +1,244 @@
-//! (room under construction)
+//! The way of the data, one step a file: extract → enrich → load → join → cover → materialize → push → publish.
+//!
+//! A stage reads the snapshots it is given, writes parts under names nobody reads, and returns what it made; what passes
+//! between stages is a record of where the rows are, never the rows. A stage does not know what comes after it, and it
+//! publishes nothing: the conductor does, when the checks have passed. *Waiting* and *halted* are outcomes, not errors.
+
+pub mod checks;
+pub mod enrich_unionids;
+pub mod extract_followers;
+pub mod join_identities;
+pub mod live;
+pub mod load_users;
+pub mod materialize_recipients;
+pub mod measure_coverage;
+pub mod publish;
+pub mod push_template;
+pub mod sql;
+pub mod tables;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, Timestamp};
+use crate::config::settings::{Account, Settings, Stage};
+use crate::domain::{AccountName, RunId, TableName};
+use crate::engine::{Engine, EngineError, Params, Session};
+use crate::exports::ExportError;
+use crate::lake::{Lake, LakeError};
+use crate::ledger::{Lease, Ledger, LedgerError, Run, SnapshotRecord};
+use crate::wechat::{CallCounts, WeChat, WeChatError};
+
+use tables::Visible;
+
+/// The hands of the house, as every stage may use them.
+#[derive(Clone)]
+pub struct Hands {
+    pub settings: Arc<Settings>,
+    pub ledger: Ledger,
+    pub lake: Lake,
+    pub engine: Engine,
+    pub clock: Clock,
+    pub accounts: Arc<BTreeMap<AccountName, WeChat>>,
+}
+
+impl Hands {
+    /// The settings of an account that the configuration names.
+    pub fn account(&self, name: &AccountName) -> &Account {
+        self.settings.accounts.get(name).expect("account names were checked with the configuration")
+    }
+
+    /// The client of an account that the configuration names.
+    pub fn wechat(&self, name: &AccountName) -> &WeChat {
+        self.accounts.get(name).expect("every configured account has a client")
+    }
+}
+
+/// What a stage is given.
+pub struct StageContext<'a> {
+    pub hands: &'a Hands,
+    pub run: &'a Run,
+    pub lease: &'a Lease,
+    pub stage: &'a Stage,
+    /// The snapshots this run sees: what it made itself over what was current when it began.
+    pub visible: &'a Visible,
+    /// `$today`, `$run_at` and the pipeline's parameters.
+    pub params: &'a Params,
+    pub stop: &'a CancellationToken,
+    pub progress: &'a dyn ProgressSink,
+    /// Calls of this stage.
+    pub calls: Arc<CallCounts>,
+}
+
+impl StageContext<'_> {
+    /// An account's client, counting into this stage.
+    pub fn wechat(&self, account: &AccountName) -> WeChat {
+        self.hands.wechat(account).counting(self.calls.clone())
+    }
+
+    /// The id of a snapshot that this stage makes: one a run, stage and attempt.
+    pub fn new_snapshot_id(&self) -> String {
+        format!("{}-{}", self.run.run_id, self.hands.clock.random_id(4))
+    }
+
+    /// Says how far the stage is.
+    pub fn tell(&self, unit: &'static str, done: u64, total: Option<u64>) {
+        self.progress.update(&Progress { stage: self.stage.name.as_str(), unit, done, total });
+    }
+}
+
+/// How far a stage is.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress<'a> {
+    pub stage: &'a str,
+    /// `pages`, `details`, `rows`, `messages`, `sends`.
+    pub unit: &'static str,
+    pub done: u64,
+    pub total: Option<u64>,
+}
+
+/// Where progress goes: bars on a terminal, a line now and then elsewhere, nowhere in tests.
+pub trait ProgressSink: Send + Sync {
+    fn update(&self, progress: &Progress<'_>);
+}
+
+/// Progress that nobody looks at.
+pub struct Quiet;
+
+impl ProgressSink for Quiet {
+    fn update(&self, _: &Progress<'_>) {}
+}
+
+/// How a stage ended.
+pub enum StageOutcome {
+    Done(StageReport),
+    /// Nothing is wrong; go on at this time (`None`: when somebody says so).
+    Waiting {
+        until: Option<Timestamp>,
+        reason: String,
+        report: StageReport,
+    },
+    /// A guard stopped it: go on only when a person says so.
+    Halted {
+        reason: String,
+        report: StageReport,
+    },
+}
+
+/// What a stage made.
+#[derive(Debug, Default)]
+pub struct StageReport {
+    pub rows_in: u64,
+    pub rows_out: u64,
+    pub snapshots: Vec<SnapshotRecord>,
+    pub detail: Value,
+    /// Accounts or mini programs that failed and keep their old rows, with the reason.
+    pub failed_slices: Vec<(String, String)>,
+}
+
+/// Why a stage failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    #[error("the SQL of stage `{stage}`")]
+    Sql {
+        stage: String,
+        #[source]
+        source: EngineError,
+    },
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Lake(#[from] LakeError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    WeChat(#[from] WeChatError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error("{0}")]
+    Rule(String),
+    #[error("another process took over this run")]
+    LeaseLost,
+    #[error("interrupted")]
+    Interrupted,
+    #[error("work on a blocking thread broke off")]
+    Blocking(#[from] tokio::task::JoinError),
+}
+
+impl StageError {
+    /// Whether the same stage may succeed later without anyone changing anything.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::WeChat(error) => error.is_transient(),
+            Self::Ledger(error) => error.is_transient(),
+            Self::Lake(_) | Self::Interrupted | Self::LeaseLost => true,
+            Self::Sql { .. } | Self::Engine(_) | Self::Export(_) | Self::Rule(_) | Self::Blocking(_) => false,
+        }
+    }
+}
+
+/// Runs blocking work (DuckDB, files) on a thread of its own, stopping it when `stop` is called: DuckDB is interrupted,
+/// and the result is [`StageError::Interrupted`].
+pub async fn blocking<T: Send + 'static>(
+    engine: &Engine,
+    stop: &CancellationToken,
+    work: impl FnOnce(&Session) -> Result<T, StageError> + Send + 'static,
+) -> Result<T, StageError> {
+    let engine = engine.clone();
+    let (send_handle, handle) = tokio::sync::oneshot::channel();
+    let mut task = tokio::task::spawn_blocking(move || {
+        let session = engine.session()?;
+        // Nobody listens any more when the caller was dropped: then the work simply ends.
+        let _ = send_handle.send(session.interrupt_handle());
+        work(&session)
+    });
+    let handle = handle.await.ok();
+    tokio::select! {
+        result = &mut task => result?,
+        () = stop.cancelled() => {
+            if let Some(handle) = handle {
+                handle.interrupt();
+            }
+            match task.await? {
+                Ok(done) => Ok(done),
+                Err(_) => Err(StageError::Interrupted),
+            }
+        }
+    }
+}
+
+/// A record of a snapshot that this stage made and nobody sees yet.
+pub struct NewSnapshot {
+    pub table: TableName,
+    pub slice: String,
+    pub id: String,
+    pub as_of: Timestamp,
+    pub rows: u64,
+    pub bytes: u64,
+    pub parts: Vec<String>,
+    pub columns: Vec<(String, String)>,
+}
+
+impl NewSnapshot {
+    /// The ledger's record of it.
+    pub fn record(self, cx: &StageContext<'_>) -> SnapshotRecord {
+        SnapshotRecord {
+            id: self.id,
+            table: self.table,
+            slice: self.slice,
+            run_id: RunId::new(cx.run.run_id.as_str()),
+            stage: cx.stage.name.clone(),
+            as_of: self.as_of,
+            rows: self.rows,
+            bytes: self.bytes,
+            parts: self.parts,
+            columns: self.columns,
+            source_hash: None,
+            made_at: cx.hands.clock.now(),
+            fence: cx.lease.fence,
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! `load_users`: what a mini program hands over becomes its users table; rows that cannot be read stand in `quarantine`.
+//!
+//! The way: each file is read into a part of texts (Parquet files by the engine as they are) → one pass folds duplicates
+//! to the newest `updated_at`, gives columns their types and drops rows without an openid → the table. A missing column,
+//! too many bad rows or a value that is not of its type fail the stage, and the table before stays as it was.
+
+mod fold;
+mod stage_files;
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use serde_json::json;
+
+use self::stage_files::{Staged, stage_file};
+use super::{NewSnapshot, StageContext, StageError, StageOutcome, StageReport, blocking};
+use crate::clock::Timestamp;
+use crate::config::settings::LoadUsers;
+use crate::domain::TableName;
+use crate::domain::tables::table_spec;
+use crate::lake::Lake;
+
+/// Loads the files of the stage's glob.
+///
+/// # Errors
+///
+/// [`StageError::Rule`] for no match, files too old, too many bad rows; [`StageError::Export`] for what is wrong with a file.
+pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome, StageError> {
+    let table = cx.stage.table.as_ref().expect("a load stage has a table");
+    let files = matching_files(cx, plan)?;
+    let as_of = newest_change(&files)?;
+    if let Some(max_age) = plan.max_age {
+        let age = (cx.hands.clock.now() - as_of).to_std().unwrap_or_default();
+        if age > max_age {
+            return Err(StageError::Rule(format!(
+                "the newest file of `{}` was last modified {as_of}, longer ago than max_age allows; ask for a fresh export",
+                plan.files
+            )));
+        }
+    }
+    let work = format!("work/load/{}", cx.new_snapshot_id());
+    let loaded = load(cx, plan, &files, &work).await;
+    for path in std::fs::read_dir(cx.hands.lake.absolute(&work)).into_iter().flatten().flatten() {
+        cx.hands.lake.remove(&format!("{work}/{}", path.file_name().to_string_lossy()))?;
+    }
+    // The folder is empty now; should something else stand in it, vacuum takes it.
+    let _ = std::fs::remove_dir(cx.hands.lake.absolute(&work));
+    let loaded = loaded?;
+    let users = NewSnapshot {
+        table: table.clone(),
+        slice: plan.miniprogram.to_string(),
+        id: loaded.id.clone(),
+        as_of,
+        rows: loaded.users.rows,
+        bytes: loaded.users.bytes,
+        parts: vec![loaded.users_path],
+        columns: loaded.columns,
+    };
+    let quarantine = NewSnapshot {
+        table: TableName::new("quarantine"),
+        slice: cx.stage.name.to_string(),
+        id: format!("{}-quarantine", loaded.id),
+        as_of,
+        rows: loaded.quarantine.rows,
+        bytes: loaded.quarantine.bytes,
+        parts: vec![loaded.quarantine_path],
+        columns: table_spec("quarantine").expect("quarantine is declared").sql_columns(),
+    };
+    let detail = json!({
+        "files": files.len(), "rows": loaded.rows_in, "quarantined": loaded.quarantine.rows,
+        "duplicates": loaded.rows_in.saturating_sub(loaded.users.rows + loaded.quarantine.rows),
+    });
+    Ok(StageOutcome::Done(StageReport {
+        rows_in: loaded.rows_in,
+        rows_out: loaded.users.rows,
+        snapshots: vec![users.record(cx), quarantine.record(cx)],
+        detail,
+        failed_slices: Vec::new(),
+    }))
+}
+
+struct Loaded {
+    id: String,
+    rows_in: u64,
+    users: crate::engine::Written,
+    users_path: String,
+    columns: Vec<(String, String)>,
+    quarantine: crate::engine::Written,
+    quarantine_path: String,
+}
+
+async fn load(
+    cx: &StageContext<'_>,
+    plan: &LoadUsers,
+    files: &[PathBuf],
+    work: &str,
+) -> Result<Loaded, StageError> {
+    let mut staged = Vec::new();
+    for (number, file) in files.iter().enumerate() {
+        if cx.stop.is_cancelled() {
+            return Err(StageError::Interrupted);
+        }
+        let job = stage_files::Job {
+            file: file.clone(),
+            shown: shown(cx, file),
+            number: u32::try_from(number).unwrap_or(u32::MAX),
+            plan: plan.clone(),
+            lake: cx.hands.lake.clone(),
+            work: work.to_owned(),
+            source: cx.stage.name.to_string(),
+        };
+        let one: Staged = blocking(&cx.hands.engine, cx.stop, move |session| stage_file(session, &job)).await?;
+        check_bad_rows(plan, &one)?;
+        staged.push(one);
+        cx.tell("files", u64::try_from(staged.len()).unwrap_or(0), u64::try_from(files.len()).ok());
+    }
+    let id = cx.new_snapshot_id();
+    let table = cx.stage.table.as_ref().expect("a load stage has a table");
+    let users_path = Lake::part_path(table, plan.miniprogram.as_str(), &id, 1);
+    let quarantine_path = Lake::part_path(&TableName::new("quarantine"), cx.stage.name.as_str(), &id, 1);
+    let rows_in = staged.iter().map(|file| file.rows + file.bad).sum();
+    let job = fold::Job {
+        stage: cx.stage.name.to_string(),
+        plan: plan.clone(),
+        staged,
+        users_target: cx.hands.lake.absolute(&users_path),
+        quarantine_target: cx.hands.lake.absolute(&quarantine_path),
+    };
+    let folded = blocking(&cx.hands.engine, cx.stop, move |session| job.fold(session)).await?;
+    Ok(Loaded {
+        id,
+        rows_in,
+        users: folded.users,
+        users_path,
+        columns: folded.columns,
+        quarantine: folded.quarantine,
+        quarantine_path,
+    })
+}
+
+fn check_bad_rows(plan: &LoadUsers, file: &Staged) -> Result<(), StageError> {
+    let all = file.rows + file.bad;
+    if all == 0 || share(file.bad, all) <= plan.max_bad {
+        return Ok(());
+    }
+    let first = file.first_bad.as_ref().map_or_else(String::new, |(line, reason)| format!(", first line {line}: {reason}"));
+    Err(StageError::Rule(format!(
+        "{}: {} of {all} rows are bad ({:.1} %{first}); at most {:.1} % are accepted: mend the export, or raise max_bad",
+        file.shown,
+        file.bad,
+        share(file.bad, all) * 100.0,
+        plan.max_bad * 100.0
+    )))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a share needs no more than 53 bits")]
+fn share(part: u64, whole: u64) -> f64 {
+    part as f64 / whole as f64
+}
+
+/// The files of a glob, sorted by name.
+///
+/// # Errors
+///
+/// [`StageError::Rule`] when none matches.
+fn matching_files(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<Vec<PathBuf>, StageError> {
+    let files = files_of(&cx.hands.settings.root, &plan.files);
+    if files.is_empty() {
+        return Err(StageError::Rule(format!(
+            "no file matches `{}` (below {}); put the export there, or mend source.files",
+            plan.files,
+            cx.hands.settings.root.display()
+        )));
+    }
+    Ok(files)
+}
+
+/// The files that a glob names below a workspace, sorted by name.
+pub fn files_of(root: &std::path::Path, pattern: &str) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = glob::glob(&root.join(pattern).to_string_lossy())
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|path| path.is_file())
+        .collect();
+    files.sort();
+    files
+}
+
+fn newest_change(files: &[PathBuf]) -> Result<Timestamp, StageError> {
+    let mut newest = SystemTime::UNIX_EPOCH;
+    for file in files {
+        let changed = std::fs::metadata(file)
+            .and_then(|meta| meta.modified())
+            .map_err(|error| StageError::Rule(format!("cannot read {}: {error}", file.display())))?;
+        newest = newest.max(changed);
+    }
+    Ok(newest.into())
+}
+
+/// A file as people know it: relative to the workspace where it is inside.
+fn shown(cx: &StageContext<'_>, file: &std::path::Path) -> String {
+    file.strip_prefix(&cx.hands.settings.root).unwrap_or(file).to_string_lossy().into_owned()
+}

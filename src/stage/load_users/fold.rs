@@ -1,0 +1,201 @@
+//! One pass over the staged files of an export: types, duplicates folded to the newest `updated_at`, the quarantine.
+
+use std::path::PathBuf;
+
+use super::stage_files::Staged;
+use crate::config::settings::LoadUsers;
+use crate::domain::tables::table_spec;
+use crate::engine::{EngineError, Param, Params, Session, TableSource, Written, quoted, text};
+use crate::stage::StageError;
+
+pub struct Job {
+    pub stage: String,
+    pub plan: LoadUsers,
+    pub staged: Vec<Staged>,
+    pub users_target: PathBuf,
+    pub quarantine_target: PathBuf,
+}
+
+pub struct Folded {
+    pub users: Written,
+    pub quarantine: Written,
+    pub columns: Vec<(String, String)>,
+}
+
+/// The columns every users table begins with.
+const STANDARD: [&str; 3] = ["openid", "unionid", "updated_at"];
+
+impl Job {
+    /// Folds. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`StageError::Sql`], [`StageError::Rule`] when a value is not of its declared type in more rows than `max_bad` allows.
+    pub fn fold(&self, session: &Session) -> Result<Folded, StageError> {
+        let columns = self.columns();
+        session.run(&format!("create temp view staged_rows as {}", self.all_rows(&columns)))?;
+        let params = Params::from([(
+            "miniprogram".to_owned(),
+            Param::Text(self.plan.miniprogram.to_string()),
+        )]);
+        let in_stage = |source: EngineError| StageError::Sql { stage: self.stage.clone(), source };
+        let users_sql = self.users_sql(&columns);
+        let users = session.copy(&users_sql, &params, &self.users_target).map_err(in_stage)?;
+        let columns_out = session.bind(&users_sql, &params).map_err(in_stage)?;
+        let quarantine = self.quarantine(session, &columns)?;
+        Ok(Folded { users, quarantine, columns: columns_out })
+    }
+
+    /// Name and type of every column, over all files.
+    fn columns(&self) -> Vec<(String, String)> {
+        let mut columns: Vec<(String, String)> =
+            STANDARD.iter().map(|name| ((*name).to_owned(), "VARCHAR".to_owned())).collect();
+        for column in self.staged.iter().flat_map(|file| &file.columns) {
+            let is_id = column.name == "openid" || column.name == "unionid";
+            let natural = if is_id { "VARCHAR" } else { column.natural_type.as_str() };
+            match columns.iter_mut().find(|(name, _)| *name == column.name) {
+                None => columns.push((column.name.clone(), natural.to_owned())),
+                Some((name, ty)) if *name == "updated_at" && *ty == "VARCHAR" && self.staged.len() == 1 => {
+                    natural.clone_into(ty);
+                }
+                Some((_, ty)) if *ty != natural => "VARCHAR".clone_into(ty),
+                Some(_) => {}
+            }
+        }
+        for (name, ty) in &mut columns {
+            if let Some(declared) = self.plan.types.get(name) {
+                declared.clone_into(ty);
+            }
+        }
+        columns
+    }
+
+    fn all_rows(&self, columns: &[(String, String)]) -> String {
+        let selects: Vec<String> = self
+            .staged
+            .iter()
+            .filter(|file| !file.parts.is_empty())
+            .map(|file| {
+                let items: Vec<String> = columns
+                    .iter()
+                    .map(|(name, _)| {
+                        let stored = file.columns.iter().find(|column| column.name == *name);
+                        let value = stored.map_or_else(
+                            || "cast(null as varchar)".to_owned(),
+                            |column| format!("cast({} as varchar)", quoted(&column.stored)),
+                        );
+                        format!("{value} as {}", quoted(name))
+                    })
+                    .collect();
+                let files: Vec<String> = file.parts.iter().map(|part| text(&part.to_string_lossy())).collect();
+                let (line, option) =
+                    if file.is_parquet { ("file_row_number + 1", ", file_row_number = true") } else { ("_line", "") };
+                format!(
+                    "select {} as _file, {line} as _line, {} from read_parquet([{}], union_by_name = true{option})",
+                    file.number,
+                    items.join(", "),
+                    files.join(", ")
+                )
+            })
+            .collect();
+        if selects.is_empty() {
+            let nulls: Vec<String> =
+                columns.iter().map(|(name, _)| format!("cast(null as varchar) as {}", quoted(name))).collect();
+            return format!("select 0 as _file, 0 as _line, {} where false", nulls.join(", "));
+        }
+        selects.join(" union all ")
+    }
+
+    fn users_sql(&self, columns: &[(String, String)]) -> String {
+        let items: Vec<String> = columns
+            .iter()
+            .map(|(name, ty)| match name.as_str() {
+                "openid" => "trim(openid) as openid".to_owned(),
+                "unionid" => "nullif(trim(unionid), '') as unionid".to_owned(),
+                _ if ty == "VARCHAR" => quoted(name),
+                _ => format!("cast({0} as {ty}) as {0}", quoted(name)),
+            })
+            .collect();
+        // Dates order by time, numbers by size, other texts as texts; a row later in the export wins a tie.
+        format!(
+            "select $miniprogram as miniprogram, {items}
+             from (
+                 select *, row_number() over (
+                     partition by trim(openid)
+                     order by try_cast(updated_at as timestamp) desc nulls last,
+                              try_cast(updated_at as double) desc nulls last,
+                              updated_at desc nulls last, _file desc, _line desc) as _newest
+                 from staged_rows
+                 where trim(coalesce(openid, '')) <> '' {typed}
+             ) as newest_first
+             where _newest = 1",
+            items = items.join(", "),
+            typed = self.misfit(columns).map_or_else(String::new, |misfit| format!("and not ({misfit})")),
+        )
+    }
+
+    /// A condition that holds for rows with a value that is not of its declared type.
+    fn misfit(&self, columns: &[(String, String)]) -> Option<String> {
+        let conditions: Vec<String> = columns
+            .iter()
+            .filter(|(name, ty)| self.plan.types.contains_key(name) && !ty.eq_ignore_ascii_case("varchar"))
+            .map(|(name, ty)| format!("({0} is not null and try_cast({0} as {ty}) is null)", quoted(name)))
+            .collect();
+        (!conditions.is_empty()).then(|| conditions.join(" or "))
+    }
+
+    fn quarantine(&self, session: &Session, columns: &[(String, String)]) -> Result<Written, StageError> {
+        let spec = table_spec("quarantine").expect("quarantine is declared");
+        let parts = self.staged.iter().flat_map(|file| file.quarantine.clone()).collect();
+        session.add_table(&TableSource { name: "bad_rows".to_owned(), columns: spec.sql_columns(), parts })?;
+        let mut sql = "select source, file, line, reason, raw from bad_rows".to_owned();
+        if let Some(misfit) = self.misfit(columns) {
+            let files: Vec<String> =
+                self.staged.iter().map(|file| format!("when {} then {}", file.number, text(&file.shown))).collect();
+            let typed: Vec<String> = columns
+                .iter()
+                .filter(|(name, _)| self.plan.types.contains_key(name))
+                .map(|(name, ty)| {
+                    format!(
+                        "when {0} is not null and try_cast({0} as {ty}) is null then concat_ws('', {1}, ' is not a {ty}: ', {0})",
+                        quoted(name),
+                        text(name)
+                    )
+                })
+                .collect();
+            sql.push_str(&format!(
+                " union all select {source} as source, case _file {files} end as file, _line as line, case {typed} end as reason,
+                    left(cast(to_json(staged_rows) as varchar), 2000) as raw
+                  from staged_rows where trim(coalesce(openid, '')) <> '' and ({misfit})",
+                source = text(&self.stage),
+                files = files.join(" "),
+                typed = typed.join(" "),
+            ));
+            self.check_misfits(session, &misfit)?;
+        }
+        Ok(session.copy(&sql, &Params::new(), &self.quarantine_target)?)
+    }
+
+    /// `max_bad` counts rows with a value of the wrong type as well.
+    fn check_misfits(&self, session: &Session, misfit: &str) -> Result<(), StageError> {
+        let params = Params::from([("max_bad".to_owned(), Param::Float(self.plan.max_bad))]);
+        let worst = session.query(
+            &format!(
+                "select _file, count(*) as bad, min(_line) as line from staged_rows where {misfit} group by _file
+                 having count(*) > $max_bad * (select count(*) from staged_rows as others where others._file = staged_rows._file)
+                 order by _file limit 1"
+            ),
+            &params,
+        )?;
+        let number = |at: usize| match worst.columns.get(at) {
+            Some((_, crate::domain::Values::Integer(values))) => values.first().copied().flatten(),
+            _ => None,
+        };
+        let (Some(file), Some(bad), Some(line)) = (number(0), number(1), number(2)) else { return Ok(()) };
+        let shown = self.staged.iter().find(|staged| i64::from(staged.number) == file).map_or("", |staged| &staged.shown);
+        Err(StageError::Rule(format!(
+            "{shown}: {bad} rows have a value that is not of its declared type, first on line {line}; \
+             mend `types`, the export, or raise max_bad"
+        )))
+    }
+}

@@ -1,0 +1,261 @@
+//! One file of an export into parts that the fold reads: texts for csv and JSON, the file itself for Parquet.
+
+use std::path::PathBuf;
+
+use crate::config::settings::{Encoding, LoadUsers};
+use crate::domain::tables::table_spec;
+use crate::domain::{ColumnType, Rows, Values};
+use crate::engine::{Params, Session, TableSource, quoted};
+use crate::exports::{self, ColumnKind, ExportError, FileReport, Format, ReadOptions};
+use crate::lake::{Lake, LakeError, PartWriter};
+use crate::stage::StageError;
+
+/// Rows in memory at a time.
+const BATCH_ROWS: usize = 20_000;
+
+pub struct Job {
+    pub file: PathBuf,
+    /// As messages and `quarantine` name it.
+    pub shown: String,
+    pub number: u32,
+    pub plan: LoadUsers,
+    pub lake: Lake,
+    /// Folder for parts, relative to the lake.
+    pub work: String,
+    /// The stage, as `quarantine.source`.
+    pub source: String,
+}
+
+/// A column of a staged file.
+#[derive(Debug, Clone)]
+pub struct StagedColumn {
+    /// Our name.
+    pub name: String,
+    /// Its name in the parts.
+    pub stored: String,
+    /// The type its values have by themselves.
+    pub natural_type: String,
+}
+
+/// A file that the fold can read.
+#[derive(Debug)]
+pub struct Staged {
+    pub number: u32,
+    pub shown: String,
+    pub parts: Vec<PathBuf>,
+    pub columns: Vec<StagedColumn>,
+    /// Whether the parts are the export itself, so that line numbers come from the reader.
+    pub is_parquet: bool,
+    pub rows: u64,
+    pub bad: u64,
+    pub first_bad: Option<(u64, String)>,
+    pub quarantine: Vec<PathBuf>,
+}
+
+/// Stages one file. Blocking.
+///
+/// # Errors
+///
+/// [`StageError::Export`] for what is wrong with the file as a whole.
+pub fn stage_file(session: &Session, job: &Job) -> Result<Staged, StageError> {
+    let (format, _) = Format::of_path(&job.file)?;
+    if matches!(format, Format::Parquet) { stage_parquet(session, job) } else { stage_text(job) }
+}
+
+fn stage_text(job: &Job) -> Result<Staged, StageError> {
+    let options = ReadOptions {
+        columns: &job.plan.columns,
+        keep: job.plan.keep.as_deref(),
+        encoding: match job.plan.encoding {
+            Encoding::Auto => exports::Encoding::Auto,
+            Encoding::Utf8 => exports::Encoding::Utf8,
+            Encoding::Gb18030 => exports::Encoding::Gb18030,
+        },
+        batch_rows: BATCH_ROWS,
+    };
+    let mut writer = StagingWriter::new(job);
+    let mut lake_error: Option<LakeError> = None;
+    let report = exports::read_file(&job.file, &options, &mut |batch| {
+        if lake_error.is_none() {
+            lake_error = writer.take(batch.rows, batch.bad).err();
+        }
+        Ok::<(), ExportError>(())
+    });
+    if let Some(error) = lake_error {
+        return Err(error.into());
+    }
+    let report: FileReport = report?;
+    let (parts, quarantine, first_bad) = writer.finish()?;
+    let columns = report
+        .columns
+        .iter()
+        .map(|column| StagedColumn {
+            name: column.name.clone(),
+            stored: column.name.clone(),
+            natural_type: match column.kind {
+                ColumnKind::Integer => "BIGINT",
+                ColumnKind::Number => "DOUBLE",
+                ColumnKind::Boolean => "BOOLEAN",
+                ColumnKind::Empty | ColumnKind::Text => "VARCHAR",
+            }
+            .to_owned(),
+        })
+        .collect();
+    Ok(Staged {
+        number: job.number,
+        shown: job.shown.clone(),
+        parts,
+        columns,
+        is_parquet: false,
+        rows: report.rows,
+        bad: report.bad,
+        first_bad,
+        quarantine,
+    })
+}
+
+/// Writes batches; a batch with more columns than the part before begins a new part.
+struct StagingWriter<'a> {
+    job: &'a Job,
+    current: Option<(Vec<String>, PartWriter)>,
+    parts: Vec<PathBuf>,
+    quarantine: Option<PartWriter>,
+    first_bad: Option<(u64, String)>,
+}
+
+impl<'a> StagingWriter<'a> {
+    fn new(job: &'a Job) -> Self {
+        Self { job, current: None, parts: Vec::new(), quarantine: None, first_bad: None }
+    }
+
+    fn take(&mut self, rows: Rows, bad: Vec<exports::BadRow>) -> Result<(), LakeError> {
+        if !bad.is_empty() {
+            self.take_bad(bad)?;
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<String> = rows.columns.iter().map(|(name, _)| name.clone()).collect();
+        let fits = self.current.as_ref().is_some_and(|(own, _)| *own == names);
+        if !fits {
+            self.close()?;
+            let schema: Vec<(String, ColumnType)> =
+                rows.columns.iter().map(|(name, values)| (name.clone(), values.column_type())).collect();
+            let path = format!("{}/file-{:05}-{:03}.parquet", self.job.work, self.job.number, self.parts.len());
+            self.current = Some((names, self.job.lake.writer(&path, &schema)?));
+        }
+        let (_, writer) = self.current.as_mut().expect("a part was begun above");
+        writer.write(rows)
+    }
+
+    fn take_bad(&mut self, bad: Vec<exports::BadRow>) -> Result<(), LakeError> {
+        if self.first_bad.is_none() {
+            self.first_bad = bad.first().map(|row| (row.line, row.reason.clone()));
+        }
+        if self.quarantine.is_none() {
+            let path = format!("{}/bad-{:05}.parquet", self.job.work, self.job.number);
+            let schema = table_spec("quarantine").expect("quarantine is declared").part_schema();
+            self.quarantine = Some(self.job.lake.writer(&path, &schema)?);
+        }
+        let writer = self.quarantine.as_mut().expect("it was begun above");
+        let count = bad.len();
+        let (mut lines, mut reasons, mut raws) = (Vec::new(), Vec::new(), Vec::new());
+        for row in bad {
+            lines.push(i64::try_from(row.line).ok());
+            reasons.push(Some(row.reason));
+            raws.push(Some(row.raw));
+        }
+        writer.write(Rows {
+            columns: vec![
+                ("source".to_owned(), Values::Text(vec![Some(self.job.source.clone()); count])),
+                ("file".to_owned(), Values::Text(vec![Some(self.job.shown.clone()); count])),
+                ("line".to_owned(), Values::Integer(lines)),
+                ("reason".to_owned(), Values::Text(reasons)),
+                ("raw".to_owned(), Values::Text(raws)),
+            ],
+        })
+    }
+
+    fn close(&mut self) -> Result<(), LakeError> {
+        if let Some((_, writer)) = self.current.take() {
+            self.parts.push(self.job.lake.absolute(&writer.finish()?.path));
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::type_complexity, reason = "three results of one end")]
+    fn finish(mut self) -> Result<(Vec<PathBuf>, Vec<PathBuf>, Option<(u64, String)>), LakeError> {
+        self.close()?;
+        let quarantine = match self.quarantine.take() {
+            Some(writer) => vec![self.job.lake.absolute(&writer.finish()?.path)],
+            None => Vec::new(),
+        };
+        Ok((self.parts, quarantine, self.first_bad))
+    }
+}
+
+fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
+    let table = TableSource { name: "export".to_owned(), columns: Vec::new(), parts: vec![job.file.clone()] };
+    session.add_table(&table)?;
+    let found = session.bind("select * from export", &Params::new())?;
+    let columns = map_columns(job, &found)?;
+    let openid = columns.iter().find(|column| column.name == "openid").expect("openid is always mapped");
+    let blank = format!("trim(coalesce(cast({} as varchar), '')) = ''", quoted(&openid.stored));
+    let all = session.count("select count(*) from export", &Params::new())?;
+    let bad = session.count(&format!("select count(*) from export where {blank}"), &Params::new())?;
+    let mut quarantine = Vec::new();
+    if bad > 0 {
+        let target = job.lake.absolute(&format!("{}/bad-{:05}.parquet", job.work, job.number));
+        let sql = format!(
+            "select {source} as source, {file} as file, file_row_number + 1 as line, 'no openid' as reason,
+                    left(cast(to_json(export_rows) as varchar), 2000) as raw
+             from read_parquet({path}, file_row_number = true) as export_rows where {blank}",
+            source = crate::engine::text(&job.source),
+            file = crate::engine::text(&job.shown),
+            path = crate::engine::text(&job.file.to_string_lossy()),
+        );
+        session.copy(&sql, &Params::new(), &target)?;
+        quarantine.push(target);
+    }
+    Ok(Staged {
+        number: job.number,
+        shown: job.shown.clone(),
+        parts: vec![job.file.clone()],
+        columns,
+        is_parquet: true,
+        rows: all - bad,
+        bad,
+        first_bad: (bad > 0).then(|| (0, "no openid".to_owned())),
+        quarantine,
+    })
+}
+
+/// The columns of a Parquet export under our names.
+///
+/// # Errors
+///
+/// [`StageError::Rule`] naming the column that is missing and those that are there.
+fn map_columns(job: &Job, found: &[(String, String)]) -> Result<Vec<StagedColumn>, StageError> {
+    let plan = &job.plan;
+    let mut columns = Vec::new();
+    for (ours, theirs) in &plan.columns {
+        let Some((_, ty)) = found.iter().find(|(name, _)| name == theirs) else {
+            let there: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+            return Err(StageError::Rule(format!(
+                "{}: column `{theirs}` (for `{ours}`) is missing; the file has {}; mend `columns` or the export",
+                job.shown,
+                there.join(", ")
+            )));
+        };
+        columns.push(StagedColumn { name: ours.clone(), stored: theirs.clone(), natural_type: ty.clone() });
+    }
+    for (name, ty) in found {
+        let is_mapped = plan.columns.iter().any(|(ours, theirs)| theirs == name || ours == name);
+        let is_standard = ["openid", "unionid", "updated_at"].contains(&name.as_str());
+        let is_kept = plan.keep.as_ref().is_none_or(|keep| keep.contains(name)) || is_standard;
+        if !is_mapped && is_kept {
+            columns.push(StagedColumn { name: name.clone(), stored: name.clone(), natural_type: ty.clone() });
+        }
+    }
+    Ok(columns)
+}

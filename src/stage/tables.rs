@@ -1,0 +1,88 @@
+//! The snapshots a run sees: what it made itself over what was current when it began.
+
+use std::collections::BTreeMap;
+
+use crate::clock::Timestamp;
+use crate::domain::TableName;
+use crate::domain::tables::table_spec;
+use crate::engine::TableSource;
+use crate::lake::Lake;
+use crate::ledger::SnapshotRecord;
+
+/// Table → slice → snapshot.
+#[derive(Debug, Clone, Default)]
+pub struct Visible {
+    tables: BTreeMap<TableName, BTreeMap<String, SnapshotRecord>>,
+}
+
+impl Visible {
+    /// Overlays `snapshots` on what is there: a newer one of the same table and slice takes its place.
+    pub fn add(&mut self, snapshots: impl IntoIterator<Item = SnapshotRecord>) {
+        for snapshot in snapshots {
+            self.tables.entry(snapshot.table.clone()).or_default().insert(snapshot.slice.clone(), snapshot);
+        }
+    }
+
+    /// One slice of a table.
+    pub fn slice(&self, table: &str, slice: &str) -> Option<&SnapshotRecord> {
+        self.tables.get(table)?.get(slice)
+    }
+
+    /// All slices of a table, by name.
+    pub fn slices(&self, table: &str) -> impl Iterator<Item = &SnapshotRecord> {
+        self.tables.get(table).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Every snapshot.
+    pub fn all(&self) -> impl Iterator<Item = &SnapshotRecord> {
+        self.tables.values().flat_map(BTreeMap::values)
+    }
+
+    /// The names of all tables that have a snapshot.
+    pub fn names(&self) -> impl Iterator<Item = &TableName> {
+        self.tables.keys()
+    }
+
+    pub fn rows(&self, table: &str) -> u64 {
+        self.slices(table).map(|snapshot| snapshot.rows).sum()
+    }
+
+    /// The oldest `as_of` among the slices of `tables`; `None` when none of them has a snapshot.
+    pub fn as_of<'a>(&self, tables: impl IntoIterator<Item = &'a str>) -> Option<Timestamp> {
+        tables.into_iter().flat_map(|table| self.slices(table)).map(|snapshot| snapshot.as_of).min()
+    }
+
+    /// A table as the engine reads it: all parts of all slices; a declared table without a snapshot is there, empty.
+    pub fn source(&self, lake: &Lake, table: &str) -> Option<TableSource> {
+        self.tables
+            .get(table)
+            .map(|slices| source_of(lake, table, slices.values()))
+            .or_else(|| table_spec(table).map(|spec| empty_source(table, spec.sql_columns())))
+    }
+
+    /// One slice as the engine reads it under `name`; empty with `columns` when there is none.
+    pub fn slice_source(&self, lake: &Lake, of: (&str, &str), name: &str, columns: Vec<(String, String)>) -> TableSource {
+        match self.slice(of.0, of.1) {
+            Some(snapshot) => source_of(lake, name, std::iter::once(snapshot)),
+            None => empty_source(name, columns),
+        }
+    }
+}
+
+fn source_of<'a>(lake: &Lake, name: &str, snapshots: impl Iterator<Item = &'a SnapshotRecord>) -> TableSource {
+    let mut columns: Vec<(String, String)> = Vec::new();
+    let mut parts = Vec::new();
+    for snapshot in snapshots {
+        for column in &snapshot.columns {
+            if !columns.iter().any(|(known, _)| *known == column.0) {
+                columns.push(column.clone());
+            }
+        }
+        parts.extend(snapshot.parts.iter().map(|part| lake.absolute(part)));
+    }
+    TableSource { name: name.to_owned(), columns, parts }
+}
+
+fn empty_source(name: &str, columns: Vec<(String, String)>) -> TableSource {
+    TableSource { name: name.to_owned(), columns, parts: Vec::new() }
+}
