@@ -1,0 +1,324 @@
+//! The calls of the platform, one method each: what is asked, and what the answer is in words of the house.
+//!
+//! Reads carry the current token, renew it when it is refused, and are patient (`retry`). A send leaves once. Not here:
+//! guarding and splitting batches of profiles (`batch`).
+
+use std::error::Error;
+use std::sync::Arc;
+
+use reqwest::Url;
+
+use super::code::CodeClass;
+use super::endpoint::Endpoint;
+use super::error::WeChatError;
+use super::line::{Line, Request};
+use super::ports::{CallCounts, CallMeter, StoredToken, TokenStore};
+use super::retry::Patience;
+use super::token::{Held, Tokens};
+use super::transport::Transport;
+use super::wire::{
+    Answer, BatchAnswer, FollowerAnswer, FollowerPage, Profile, ProfileAnswer, QuotaAnswer, QuotaFigure, SendAnswer,
+    Template, TemplatesAnswer, decode, lacking, named_field,
+};
+use super::{TokenKind, WeChatSettings};
+use crate::clock::Clock;
+use crate::domain::{OpenId, QuotaDay};
+use crate::redact;
+
+/// The same message was accepted before.
+const ALREADY_ACCEPTED: i64 = 45065;
+const REASON_LIMIT: usize = 200;
+
+/// The client of one Official Account. Clones share connections, permits and the token.
+///
+/// Every future may be dropped at any time: nothing is left behind but, perhaps, a call that WeChat has seen.
+#[derive(Clone)]
+pub struct WeChat {
+    shared: Arc<Shared>,
+    counts: Option<Arc<CallCounts>>,
+}
+
+struct Shared {
+    settings: WeChatSettings,
+    line: Arc<Line>,
+    tokens: Tokens,
+    clock: Clock,
+}
+
+/// What became of one send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SendOutcome {
+    /// WeChat took the message. `duplicate`: it had taken this very message before.
+    Accepted { msgid: Option<i64>, duplicate: bool },
+    /// WeChat did not take it. `field`: the one a 47003 names.
+    Refused { errcode: i64, errmsg: String, class: CodeClass, field: Option<String> },
+    /// Nobody knows, unless `may_have_left` is false: then it was certainly not sent.
+    NoAnswer { reason: String, may_have_left: bool },
+}
+
+/// A read, ready to be repeated.
+struct Read<'a> {
+    endpoint: Endpoint,
+    query: &'a [(&'a str, &'a str)],
+    body: Option<Vec<u8>>,
+}
+
+impl WeChat {
+    /// # Errors
+    ///
+    /// [`WeChatError::Setup`] when an address cannot be read or the system's certificates cannot be loaded.
+    pub fn new(
+        settings: WeChatSettings,
+        tokens: Arc<dyn TokenStore>,
+        meter: Arc<dyn CallMeter>,
+        clock: Clock,
+    ) -> Result<Self, WeChatError> {
+        let setup = |reason: String| WeChatError::Setup { account: settings.account.clone(), reason };
+        let base: Url = settings.api_base.parse().map_err(|error| setup(format!("the address of the API: {error}")))?;
+        if !matches!(base.scheme(), "http" | "https") {
+            return Err(setup("the address of the API begins with neither http nor https".to_owned()));
+        }
+        let centre = match &settings.token {
+            TokenKind::Centre { url } => {
+                Some(url.parse::<Url>().map_err(|error| setup(format!("the address of the token centre: {error}")))?)
+            }
+            TokenKind::Stable | TokenKind::Legacy => None,
+        };
+        let hosts: Vec<&Url> = std::iter::once(&base).chain(&centre).collect();
+        let transport = Transport::new(&hosts, settings.timeout).map_err(|error| setup(chain(&error)))?;
+        let line = Arc::new(Line::new(transport, meter, settings.concurrency));
+        let tokens = Tokens::new(settings.clone(), base, Arc::clone(&line), tokens, clock);
+        Ok(Self { shared: Arc::new(Shared { settings, line, tokens, clock }), counts: None })
+    }
+
+    /// A clone whose calls are counted into `counts`: a stage's own figure.
+    pub fn counting(&self, counts: Arc<CallCounts>) -> Self {
+        Self { shared: Arc::clone(&self.shared), counts: Some(counts) }
+    }
+
+    /// The page of the follower list that comes after `after`, or the first.
+    pub async fn followers_page(&self, after: Option<&OpenId>) -> Result<FollowerPage, WeChatError> {
+        // An empty cursor has been refused at times: the first page goes without one.
+        let cursor = after.map(|openid| ("next_openid", openid.as_str()));
+        let read = Read { endpoint: Endpoint::UserGet, query: cursor.as_slice(), body: None };
+        Ok(self.read::<FollowerAnswer>(&read).await?.into_page(after))
+    }
+
+    /// One person, by the call that is never wrong about whose unionid it gives.
+    pub async fn profile(&self, openid: &OpenId) -> Result<Profile, WeChatError> {
+        let endpoint = Endpoint::UserInfo;
+        let query = [("openid", openid.as_str()), ("lang", "zh_CN")];
+        let answer: ProfileAnswer = self.read(&Read { endpoint, query: &query, body: None }).await?;
+        answer
+            .into_profile()
+            .filter(|profile| profile.openid == *openid)
+            .ok_or_else(|| lacking(endpoint, "the person asked for"))
+    }
+
+    /// One `batchget` of at most 100, as it comes: unguarded.
+    pub(super) async fn batch(&self, openids: &[OpenId]) -> Result<Vec<ProfileAnswer>, WeChatError> {
+        let list: Vec<_> =
+            openids.iter().map(|openid| serde_json::json!({"openid": openid.as_str(), "lang": "zh_CN"})).collect();
+        let body = serde_json::json!({ "user_list": list }).to_string().into_bytes();
+        let read = Read { endpoint: Endpoint::UserInfoBatchget, query: &[], body: Some(body) };
+        Ok(self.read::<BatchAnswer>(&read).await?.user_info_list.into_items())
+    }
+
+    /// The account's templates. One that is missing here may still work.
+    pub async fn templates(&self) -> Result<Vec<Template>, WeChatError> {
+        let read = Read { endpoint: Endpoint::TemplateList, query: &[], body: None };
+        Ok(self.read::<TemplatesAnswer>(&read).await?.into_templates())
+    }
+
+    /// What WeChat says of the day of one call.
+    pub async fn quota(&self, endpoint: Endpoint) -> Result<QuotaFigure, WeChatError> {
+        let answer: QuotaAnswer = self.read(&quota_of(endpoint)).await?;
+        answer.into_figure().ok_or_else(|| lacking(Endpoint::QuotaGet, "quota"))
+    }
+
+    /// Fetches a token now. `forced` (stable tokens only) kills the one before, from the budget of forced renewals.
+    pub async fn refresh_token(&self, forced: bool) -> Result<StoredToken, WeChatError> {
+        self.shared.tokens.anew(forced).await
+    }
+
+    /// The stored token, used up or not, without any call to WeChat.
+    pub async fn stored_token(&self) -> Result<Option<StoredToken>, WeChatError> {
+        self.shared.tokens.load().await
+    }
+
+    /// Sends a message, once; a second time only when the first was refused for its token, and so was not sent.
+    pub async fn send(&self, body: Vec<u8>) -> SendOutcome {
+        self.try_send(body).await.unwrap_or_else(not_sent)
+    }
+
+    async fn try_send(&self, body: Vec<u8>) -> Result<SendOutcome, WeChatError> {
+        let tokens = &self.shared.tokens;
+        let held = tokens.current().await?;
+        let first = self.send_once(&held, body.clone()).await;
+        if !is_token_refusal(&first) {
+            noted(&held, &first);
+            return Ok(first);
+        }
+        let renewed = tokens.renew(&held).await?;
+        let second = self.send_once(&renewed, body).await;
+        match &second {
+            // The message goes back to its push; the next one finds a token that works.
+            SendOutcome::Refused { class: CodeClass::Token, errcode, .. } => {
+                tokens.force(&renewed, *errcode).await?;
+            }
+            outcome => noted(&renewed, outcome),
+        }
+        Ok(second)
+    }
+
+    async fn send_once(&self, held: &Held, body: Vec<u8>) -> SendOutcome {
+        let endpoint = Endpoint::TemplateSend;
+        if let Some(counts) = &self.counts {
+            counts.add(endpoint);
+        }
+        let reply = match self.shared.line.transport.exchange(held.send_url.clone(), Some(body)).await {
+            Ok(reply) => reply,
+            Err(error) => {
+                return SendOutcome::NoAnswer { reason: chain(&error), may_have_left: error.may_have_left };
+            }
+        };
+        match decode::<SendAnswer>(endpoint, &reply) {
+            // A success says errcode 0; an object with neither that nor a msgid is somebody else's.
+            Ok(SendAnswer { errcode: None, msgid: None, .. }) => SendOutcome::NoAnswer {
+                reason: "the answer says nothing of the message".to_owned(),
+                may_have_left: true,
+            },
+            Ok(answer) => SendOutcome::Accepted { msgid: answer.msgid, duplicate: false },
+            Err(WeChatError::Refused { errcode: ALREADY_ACCEPTED, .. }) => {
+                SendOutcome::Accepted { msgid: None, duplicate: true }
+            }
+            Err(error @ (WeChatError::Refused { .. } | WeChatError::LengthRequired { .. })) => not_sent(error),
+            Err(error) => SendOutcome::NoAnswer { reason: chain(&error), may_have_left: true },
+        }
+    }
+
+    /// A read with all that makes it come back with an answer.
+    async fn read<T: Answer>(&self, read: &Read<'_>) -> Result<T, WeChatError> {
+        let mut patience = Patience::new(self.shared.clock, self.shared.settings.retry_base);
+        loop {
+            let error = match self.with_token(read).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => self.told_apart(error).await,
+            };
+            if !patience.again(&error).await {
+                return Err(match error {
+                    // The figure says that calls remain, minutes of refusals say not: the limit has moved.
+                    WeChatError::Refused { endpoint, class: CodeClass::Slow, errcode: 45009, .. } => {
+                        self.spent(endpoint)
+                    }
+                    error => error,
+                });
+            }
+        }
+    }
+
+    /// A read with the token of the moment, with another when that is refused, and with a forced one after that.
+    async fn with_token<T: Answer>(&self, read: &Read<'_>) -> Result<T, WeChatError> {
+        let tokens = &self.shared.tokens;
+        let held = tokens.current().await?;
+        let first = self.read_once(read, &held).await;
+        if refused_token(&first).is_none() {
+            return first;
+        }
+        let renewed = tokens.renew(&held).await?;
+        let second = self.read_once(read, &renewed).await;
+        let Some(errcode) = refused_token(&second) else { return second };
+        match tokens.force(&renewed, errcode).await? {
+            Some(forced) => self.read_once(read, &forced).await,
+            None => second,
+        }
+    }
+
+    async fn read_once<T: Answer>(&self, read: &Read<'_>, held: &Held) -> Result<T, WeChatError> {
+        let mut url = self.shared.tokens.url(read.endpoint);
+        url.query_pairs_mut().append_pair("access_token", held.secret()).extend_pairs(read.query);
+        let request = Request { endpoint: read.endpoint, url, body: read.body.clone() };
+        let answer = self.shared.line.ask(request, self.counts.as_deref()).await;
+        match &answer {
+            Ok(_) => held.accepted(),
+            Err(error) if error.errcode().is_some() && error.class() != Some(CodeClass::Token) => held.accepted(),
+            Err(_) => {}
+        }
+        answer
+    }
+
+    /// 45009 is said of a day and at times of a minute: the quota tells which.
+    async fn told_apart(&self, error: WeChatError) -> WeChatError {
+        let WeChatError::Refused { endpoint, errcode, errmsg, rid, class: CodeClass::Quota } = error else {
+            return error;
+        };
+        if endpoint == Endpoint::QuotaGet {
+            return self.spent(endpoint);
+        }
+        let answer = self.with_token::<QuotaAnswer>(&quota_of(endpoint)).await;
+        match answer.ok().and_then(QuotaAnswer::into_figure) {
+            // The figure is off by up to one percent.
+            Some(quota) if quota.remain > quota.daily_limit / 100 => {
+                WeChatError::Refused { endpoint, errcode, errmsg, rid, class: CodeClass::Slow }
+            }
+            _ => self.spent(endpoint),
+        }
+    }
+
+    fn spent(&self, endpoint: Endpoint) -> WeChatError {
+        let until = QuotaDay::of(self.shared.clock.now()).next().starts_at();
+        WeChatError::QuotaSpent { endpoint, until }
+    }
+}
+
+impl std::fmt::Debug for WeChat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WeChat").field("account", &self.shared.settings.account).finish_non_exhaustive()
+    }
+}
+
+fn quota_of(endpoint: Endpoint) -> Read<'static> {
+    let body = serde_json::json!({ "cgi_path": endpoint.cgi_path() }).to_string().into_bytes();
+    Read { endpoint: Endpoint::QuotaGet, query: &[], body: Some(body) }
+}
+
+fn refused_token<T>(answer: &Result<T, WeChatError>) -> Option<i64> {
+    answer.as_ref().err().filter(|error| error.class() == Some(CodeClass::Token)).and_then(WeChatError::errcode)
+}
+
+fn is_token_refusal(outcome: &SendOutcome) -> bool {
+    matches!(outcome, SendOutcome::Refused { class: CodeClass::Token, .. })
+}
+
+/// An answer that is not about the token says that the token is good; no answer says nothing.
+fn noted(held: &Held, outcome: &SendOutcome) {
+    match outcome {
+        SendOutcome::Accepted { .. } | SendOutcome::Refused { .. } => held.accepted(),
+        SendOutcome::NoAnswer { .. } => {}
+    }
+}
+
+/// What an error means for a message that it kept from being taken.
+fn not_sent(error: WeChatError) -> SendOutcome {
+    let (errcode, errmsg, class) = match error {
+        WeChatError::Refused { errcode, errmsg, class, .. } => (errcode, errmsg, class),
+        WeChatError::TokenRejected { errcode, .. } => (errcode, chain(&error), CodeClass::Operator),
+        WeChatError::LengthRequired { .. } => (412, chain(&error), CodeClass::Operator),
+        WeChatError::QuotaSpent { .. } => (45009, chain(&error), CodeClass::Quota),
+        error => return SendOutcome::NoAnswer { reason: chain(&error), may_have_left: false },
+    };
+    let field = if errcode == 47003 { named_field(&errmsg) } else { None };
+    SendOutcome::Refused { errcode, errmsg, class, field }
+}
+
+/// An error with its causes in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    redact::without_secrets(&text, REASON_LIMIT)
+}

@@ -1,0 +1,57 @@
+//! One try of one call: a permit, the meter's leave, the exchange, the answer read, the meter told.
+
+use std::sync::Arc;
+
+use reqwest::Url;
+use tokio::sync::Semaphore;
+
+use super::endpoint::Endpoint;
+use super::error::WeChatError;
+use super::ports::{CallCounts, CallEnd, CallMeter};
+use super::transport::Transport;
+use super::wire::{Answer, decode};
+
+/// What leaves: a GET without a body, a POST with one.
+pub(super) struct Request {
+    pub endpoint: Endpoint,
+    pub url: Url,
+    pub body: Option<Vec<u8>>,
+}
+
+/// The way to WeChat, shared by all clones of a client.
+pub(super) struct Line {
+    pub transport: Transport,
+    meter: Arc<dyn CallMeter>,
+    reads: Semaphore,
+}
+
+impl Line {
+    /// `concurrency`: reads in flight, at least one.
+    pub fn new(transport: Transport, meter: Arc<dyn CallMeter>, concurrency: usize) -> Self {
+        Self { transport, meter, reads: Semaphore::new(concurrency.clamp(1, Semaphore::MAX_PERMITS)) }
+    }
+
+    /// One metered try. Not for sends.
+    pub async fn ask<T: Answer>(&self, request: Request, counts: Option<&CallCounts>) -> Result<T, WeChatError> {
+        let endpoint = request.endpoint;
+        // Fetching a token never queues behind the reads that wait for it.
+        let _permit = match endpoint.is_token_call() {
+            true => None,
+            false => Some(self.reads.acquire().await.expect("the semaphore is never closed")),
+        };
+        self.meter.before(endpoint).await.map_err(|refused| WeChatError::metered(endpoint, refused))?;
+        if let Some(counts) = counts {
+            counts.add(endpoint);
+        }
+        let answer = match self.transport.exchange(request.url, request.body).await {
+            Ok(reply) => decode(endpoint, &reply),
+            Err(source) => Err(WeChatError::Transport { endpoint, source }),
+        };
+        let end = match &answer {
+            Ok(_) => CallEnd::Answered,
+            Err(error) => error.errcode().map_or(CallEnd::NoAnswer, CallEnd::Refused),
+        };
+        self.meter.after(endpoint, end);
+        answer
+    }
+}

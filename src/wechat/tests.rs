@@ -1,0 +1,535 @@
+//! The client against a server of a few lines on the loopback: every request is answered by a function of the test.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+use crate::clock::{Clock, Timestamp};
+use crate::domain::OpenId;
+
+/// What the test's server saw.
+struct Asked {
+    /// Path and query.
+    target: String,
+    body: String,
+}
+
+impl Asked {
+    fn has_token(&self, token: &str) -> bool {
+        self.target.contains(&format!("access_token={token}"))
+    }
+}
+
+enum Say {
+    Json(String),
+    /// Content type and body.
+    Raw(&'static str, Vec<u8>),
+    Status(u16),
+    HangUp,
+}
+
+fn json(text: &str) -> Say {
+    Say::Json(text.to_owned())
+}
+
+type Log = Arc<Mutex<Vec<String>>>;
+
+/// Starts a server; returns its address and the targets it was asked for.
+async fn server(answer: impl Fn(&Asked) -> Say + Send + Sync + 'static) -> (String, Log) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let log = Log::default();
+    let (seen, answer) = (Arc::clone(&log), Arc::new(answer));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
+            tokio::spawn(async move { while_open(stream, &seen, &*answer).await });
+        }
+    });
+    (base, log)
+}
+
+async fn while_open(mut stream: TcpStream, seen: &Log, say: &(dyn Fn(&Asked) -> Say + Send + Sync)) -> Option<()> {
+    loop {
+        let asked = request(&mut stream).await?;
+        seen.lock().unwrap().push(asked.target.clone());
+        let (status, kind, body) = match say(&asked) {
+            Say::Json(text) => (200, "application/json; encoding=utf-8", text.into_bytes()),
+            Say::Raw(kind, body) => (200, kind, body),
+            Say::Status(status) => (status, "text/html", b"<html>".to_vec()),
+            Say::HangUp => return None,
+        };
+        let mut answer =
+            format!("HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n", body.len())
+                .into_bytes();
+        answer.extend_from_slice(&body);
+        stream.write_all(&answer).await.ok()?;
+    }
+}
+
+async fn request(stream: &mut TcpStream) -> Option<Asked> {
+    let mut bytes = Vec::new();
+    loop {
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+        let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+        let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
+        let length = head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+        assert!(length.is_some() || head.starts_with("GET "), "a body without its length: {head}");
+        let mut body = bytes[end + 4..].to_vec();
+        while body.len() < length.unwrap_or(0) {
+            stream.read_buf(&mut body).await.ok()?;
+        }
+        let target = head.split(' ').nth(1).unwrap().to_owned();
+        return Some(Asked { target, body: String::from_utf8(body).unwrap() });
+    }
+}
+
+/// A ledger of one token.
+#[derive(Default)]
+struct Store {
+    token: Mutex<Option<StoredToken>>,
+    lock: Arc<tokio::sync::Mutex<()>>,
+    forced_left: AtomicUsize,
+}
+
+struct Guard(Option<tokio::sync::OwnedMutexGuard<()>>);
+
+impl RefreshGuard for Guard {
+    fn release(mut self: Box<Self>) -> BoxFuture<'static, Result<(), StoreError>> {
+        async move {
+            self.0.take();
+            Ok(())
+        }
+        .boxed()
+    }
+}
+
+impl TokenStore for Store {
+    fn load(&self) -> BoxFuture<'_, Result<Option<StoredToken>, StoreError>> {
+        async { Ok(self.token.lock().unwrap().clone()) }.boxed()
+    }
+
+    fn lock(&self) -> BoxFuture<'_, Result<Box<dyn RefreshGuard>, StoreError>> {
+        async { Ok(Box::new(Guard(Some(Arc::clone(&self.lock).lock_owned().await))) as Box<dyn RefreshGuard>) }.boxed()
+    }
+
+    fn save(&self, token: StoredToken) -> BoxFuture<'_, Result<(), StoreError>> {
+        async {
+            *self.token.lock().unwrap() = Some(token);
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn take_forced(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
+        let take = |left: usize| left.checked_sub(1);
+        async move { Ok(self.forced_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok()) }.boxed()
+    }
+}
+
+/// Counts; refuses one endpoint when told to.
+#[derive(Default)]
+struct Meter {
+    spent: Option<Endpoint>,
+    ends: Mutex<Vec<(Endpoint, CallEnd)>>,
+}
+
+impl CallMeter for Meter {
+    fn before(&self, endpoint: Endpoint) -> BoxFuture<'_, Result<(), Refused>> {
+        let spent = self.spent == Some(endpoint);
+        async move { if spent { Err(Refused::QuotaSpent { until: Timestamp::default() }) } else { Ok(()) } }.boxed()
+    }
+
+    fn after(&self, endpoint: Endpoint, end: CallEnd) {
+        self.ends.lock().unwrap().push((endpoint, end));
+    }
+}
+
+fn token(text: &str) -> StoredToken {
+    let now = Clock::default().now();
+    let expires_at = now + TimeDelta::seconds(7200);
+    StoredToken { access_token: SecretString::from(text.to_owned()), expires_at, fetched_at: now }
+}
+
+/// A store that holds token `T1`.
+fn store() -> Arc<Store> {
+    let store = Store::default();
+    *store.token.lock().unwrap() = Some(token("T1"));
+    store.forced_left.store(1, Ordering::SeqCst);
+    Arc::new(store)
+}
+
+fn settings(base: &str) -> WeChatSettings {
+    WeChatSettings {
+        account: AccountName::new("main"),
+        app_id: "wx1".to_owned(),
+        app_secret: SecretString::from("s3cret"),
+        api_base: base.to_owned(),
+        token: TokenKind::Stable,
+        timeout: Duration::from_secs(5),
+        concurrency: 4,
+        retry_base: Duration::from_micros(50),
+    }
+}
+
+fn client(base: &str, store: &Arc<Store>) -> WeChat {
+    WeChat::new(settings(base), Arc::clone(store) as _, Arc::new(Meter::default()), Clock::default()).unwrap()
+}
+
+fn asked_for(log: &Log, part: &str) -> usize {
+    log.lock().unwrap().iter().filter(|target| target.contains(part)).count()
+}
+
+fn ids(count: usize) -> Vec<OpenId> {
+    (0..count).map(|n| OpenId::new(format!("openid{n:03}"))).collect()
+}
+
+const NOT_LATEST: &str = r#"{"errcode":40001,"errmsg":"invalid credential rid: 1-2-3"}"#;
+const LAST_PAGE: &str = r#"{"total":1,"count":1,"data":{"openid":["oA"]},"next_openid":""}"#;
+const SENT: &str = r#"{"errcode":0,"errmsg":"ok","msgid":3264439863978712345}"#;
+
+/// `stable_token` giving out `normal`, and `forced` when forced.
+fn stable(asked: &Asked, normal: &str, forced: &str) -> Option<Say> {
+    let text = if asked.body.contains("\"force_refresh\":true") { forced } else { normal };
+    asked
+        .target
+        .contains("stable_token")
+        .then(|| Say::Json(format!(r#"{{"access_token":"{text}","expires_in":7200}}"#)))
+}
+
+#[tokio::test]
+async fn the_first_call_fetches_one_token_for_all() {
+    let (base, log) = server(|asked| stable(asked, "T1", "F1").unwrap_or_else(|| json(LAST_PAGE))).await;
+    let store = Arc::new(Store::default());
+    let wechat = client(&base, &store);
+    let pages = futures::future::join_all((0..8).map(|_| wechat.followers_page(None))).await;
+    assert!(pages.iter().all(|page| page.as_ref().is_ok_and(|page| page.is_last)));
+    assert_eq!(asked_for(&log, "stable_token"), 1);
+    assert_eq!(store.token.lock().unwrap().as_ref().unwrap().access_token.expose_secret(), "T1");
+}
+
+#[tokio::test]
+async fn a_refused_token_is_renewed_once_and_the_call_made_again() {
+    let (base, log) = server(|asked| {
+        stable(asked, "T2", "F1").unwrap_or_else(|| json(if asked.has_token("T2") { LAST_PAGE } else { NOT_LATEST }))
+    })
+    .await;
+    let wechat = client(&base, &store());
+    wechat.followers_page(None).await.unwrap();
+    assert_eq!((asked_for(&log, "stable_token"), asked_for(&log, "user/get")), (1, 2));
+}
+
+#[tokio::test]
+async fn a_token_that_another_process_renewed_is_taken_over() {
+    let calls = AtomicUsize::new(0);
+    let (base, log) = server(move |asked| {
+        let good = if calls.fetch_add(1, Ordering::SeqCst) == 0 { "T1" } else { "T2" };
+        json(if asked.has_token(good) { LAST_PAGE } else { NOT_LATEST })
+    })
+    .await;
+    let store = store();
+    let wechat = client(&base, &store);
+    wechat.followers_page(None).await.unwrap();
+    *store.token.lock().unwrap() = Some(token("T2"));
+    wechat.followers_page(None).await.unwrap();
+    assert_eq!(asked_for(&log, "stable_token"), 0);
+}
+
+#[tokio::test]
+async fn the_same_string_refused_twice_is_forced_out() {
+    let (base, log) = server(|asked| {
+        stable(asked, "T1", "F1").unwrap_or_else(|| json(if asked.has_token("F1") { LAST_PAGE } else { NOT_LATEST }))
+    })
+    .await;
+    let wechat = client(&base, &store());
+    wechat.followers_page(None).await.unwrap();
+    assert_eq!((asked_for(&log, "stable_token"), asked_for(&log, "user/get")), (2, 3));
+}
+
+#[tokio::test]
+async fn without_a_forced_renewal_left_an_operator_is_asked_for() {
+    let (base, log) = server(|asked| stable(asked, "T1", "F1").unwrap_or_else(|| json(NOT_LATEST))).await;
+    let store = store();
+    store.forced_left.store(0, Ordering::SeqCst);
+    let wechat = client(&base, &store);
+    let error = wechat.followers_page(None).await.unwrap_err();
+    assert!(matches!(error, WeChatError::TokenRejected { .. }) && !error.is_transient(), "{error}");
+    let SendOutcome::Refused { class, .. } = wechat.send(b"{}".to_vec()).await else { panic!("a send went through") };
+    assert_eq!(class, CodeClass::Operator);
+    assert!(asked_for(&log, "stable_token") <= 2, "a dead token must not be asked for again and again");
+}
+
+#[tokio::test]
+async fn passing_refusals_of_a_good_token_do_not_become_a_storm_of_renewals() {
+    let sends = AtomicUsize::new(0);
+    let (base, log) = server(move |asked| {
+        let every_fifth = || sends.fetch_add(1, Ordering::SeqCst) % 5 == 0;
+        stable(asked, "T1", "F1").unwrap_or_else(|| json(if every_fifth() { NOT_LATEST } else { SENT }))
+    })
+    .await;
+    let wechat = client(&base, &store());
+    for _ in 0..40 {
+        let outcome = wechat.send(b"{}".to_vec()).await;
+        assert_eq!(outcome, SendOutcome::Accepted { msgid: Some(3264439863978712345), duplicate: false });
+    }
+    assert_eq!(asked_for(&log, "stable_token"), 1);
+}
+
+#[tokio::test]
+async fn a_wrong_secret_is_never_asked_with_twice() {
+    let (base, log) = server(|_| json(NOT_LATEST)).await;
+    let error = client(&base, &Arc::new(Store::default())).followers_page(None).await.unwrap_err();
+    assert!(matches!(error, WeChatError::Refused { class: CodeClass::Operator, .. }), "{error}");
+    assert_eq!(asked_for(&log, ""), 1);
+}
+
+#[tokio::test]
+async fn a_busy_wechat_is_asked_six_times_and_an_ip_refusal_once() {
+    let (base, log) = server(|asked| match asked.target.contains("user/get") {
+        true => json(r#"{"errcode":-1,"errmsg":"system error"}"#),
+        false => json(r#"{"errcode":40164,"errmsg":"invalid ip 1.2.3.4"}"#),
+    })
+    .await;
+    let wechat = client(&base, &store());
+    assert!(wechat.followers_page(None).await.unwrap_err().is_transient());
+    assert!(!wechat.templates().await.unwrap_err().is_transient());
+    assert_eq!((asked_for(&log, "user/get"), asked_for(&log, "get_all_private_template")), (6, 1));
+}
+
+#[tokio::test]
+async fn broken_connections_and_pages_of_proxies_are_tried_again() {
+    let calls = AtomicUsize::new(0);
+    let (base, _) = server(move |_| match calls.fetch_add(1, Ordering::SeqCst) {
+        0 => Say::HangUp,
+        1 => Say::Status(502),
+        2 => Say::Raw("text/html", b"<html>".to_vec()),
+        _ => Say::Raw("text/plain", LAST_PAGE.as_bytes().to_vec()),
+    })
+    .await;
+    let counts = Arc::new(CallCounts::default());
+    client(&base, &store()).counting(Arc::clone(&counts)).followers_page(None).await.unwrap();
+    assert_eq!(counts.snapshot(), BTreeMap::from([("user/get".to_owned(), 4)]));
+}
+
+#[tokio::test]
+async fn a_spent_day_is_told_from_a_spent_minute_by_the_quota() {
+    let (base, log) = server(|asked| {
+        let remain = if asked.body.contains("/cgi-bin/user/get") { 0 } else { 9_000 };
+        if asked.target.contains("quota/get") {
+            let quota = format!(r#"{{"daily_limit":10000,"used":1000,"remain":{remain}}}"#);
+            return Say::Json(format!(r#"{{"errcode":0,"errmsg":"ok","quota":{quota}}}"#));
+        }
+        json(r#"{"errcode":45009,"errmsg":"reach max api daily quota limit"}"#)
+    })
+    .await;
+    let wechat = client(&base, &store());
+    let error = wechat.followers_page(None).await.unwrap_err();
+    assert!(matches!(error, WeChatError::QuotaSpent { endpoint: Endpoint::UserGet, .. }), "{error}");
+    assert_eq!(asked_for(&log, "user/get"), 1);
+    let error = wechat.profile(&OpenId::new("openid1")).await.unwrap_err();
+    assert!(matches!(error, WeChatError::QuotaSpent { endpoint: Endpoint::UserInfo, .. }), "{error}");
+    assert_eq!(asked_for(&log, "user/info"), 6);
+}
+
+#[tokio::test]
+async fn what_the_meter_refuses_never_leaves() {
+    let (base, log) = server(|_| json(LAST_PAGE)).await;
+    let meter = Arc::new(Meter { spent: Some(Endpoint::UserGet), ..Meter::default() });
+    let wechat = WeChat::new(settings(&base), store() as _, Arc::clone(&meter) as _, Clock::default()).unwrap();
+    let error = wechat.followers_page(None).await.unwrap_err();
+    assert!(matches!(error, WeChatError::QuotaSpent { .. }));
+    assert_eq!(asked_for(&log, ""), 0);
+    assert!(meter.ends.lock().unwrap().is_empty());
+}
+
+/// One profile as `user/info` gives it.
+fn profile(openid: &str, unionid: &str) -> String {
+    format!(r#"{{"subscribe":1,"openid":"{openid}","unionid":"{unionid}","tagid_list":[]}}"#)
+}
+
+fn openids_in(asked: &Asked) -> Vec<String> {
+    asked.body.split("\"openid\":\"").skip(1).map(|rest| rest[..rest.find('"').unwrap()].to_owned()).collect()
+}
+
+fn single(asked: &Asked) -> String {
+    let at = asked.target.find("&openid=").unwrap() + "&openid=".len();
+    asked.target[at..].split('&').next().unwrap().to_owned()
+}
+
+fn everybody_has_their_own_unionid(batch: &ProfileBatch) {
+    for profile in &batch.profiles {
+        let expected = format!("u-{}", profile.openid.as_str());
+        assert_eq!(profile.unionid.as_ref().unwrap().as_str(), expected);
+    }
+}
+
+#[tokio::test]
+async fn shifted_unionids_are_found_out_by_splitting() {
+    let (base, log) = server(|asked| {
+        if asked.target.contains("batchget") {
+            let openids = openids_in(asked);
+            // From the bad one on, everybody gets the unionid of the one after; the last keeps theirs, so it stands twice.
+            let bad = openids.iter().position(|openid| openid == "openid003").unwrap_or(usize::MAX);
+            let last = openids.len() - 1;
+            let unionid = |n: usize| format!("u-{}", openids[if n >= bad { (n + 1).min(last) } else { n }]);
+            let list: Vec<_> = openids.iter().enumerate().map(|(n, openid)| profile(openid, &unionid(n))).collect();
+            return Say::Json(format!(r#"{{"user_info_list":[{}]}}"#, list.join(",")));
+        }
+        match single(asked).as_str() {
+            "openid003" => json(r#"{"errcode":40003,"errmsg":"invalid openid"}"#),
+            openid => Say::Json(profile(openid, &format!("u-{openid}"))),
+        }
+    })
+    .await;
+    let batch = client(&base, &store()).profiles(&ids(10)).await.unwrap();
+    assert!(batch.suspicious);
+    assert_eq!(batch.profiles.len(), 9);
+    assert_eq!(batch.refused, [(OpenId::new("openid003"), 40003)]);
+    everybody_has_their_own_unionid(&batch);
+    assert!(asked_for(&log, "user/info?") < 10, "sound halves are taken whole");
+}
+
+#[tokio::test]
+async fn a_batch_refused_for_one_openid_still_gives_everybody_else() {
+    let (base, _) = server(|asked| {
+        let openids = if asked.target.contains("batchget") { openids_in(asked) } else { vec![single(asked)] };
+        if openids.iter().any(|openid| openid == "openid007") {
+            return json(r#"{"errcode":40003,"errmsg":"invalid openid"}"#);
+        }
+        let list: Vec<_> = openids.iter().rev().map(|openid| profile(openid, &format!("u-{openid}"))).collect();
+        match asked.target.contains("batchget") {
+            true => Say::Json(format!(r#"{{"user_info_list":[{}]}}"#, list.join(","))),
+            false => Say::Json(list[0].clone()),
+        }
+    })
+    .await;
+    let batch = client(&base, &store()).profiles(&ids(230)).await.unwrap();
+    assert_eq!((batch.profiles.len(), batch.suspicious), (229, false));
+    assert_eq!(batch.refused, [(OpenId::new("openid007"), 40003)]);
+    everybody_has_their_own_unionid(&batch);
+}
+
+#[tokio::test]
+async fn one_broken_profile_spoils_neither_its_batch_nor_the_run() {
+    let broken = r#"{"subscribe":1,"openid":"openid001","city":"\"}"#;
+    let (base, log) = server(move |asked| {
+        if asked.target.contains("batchget") {
+            return Say::Json(format!(r#"{{"user_info_list":[{broken}]}}"#));
+        }
+        match single(asked).as_str() {
+            "openid001" => json(broken),
+            openid => Say::Json(profile(openid, &format!("u-{openid}"))),
+        }
+    })
+    .await;
+    let batch = client(&base, &store()).profiles(&ids(3)).await.unwrap();
+    assert_eq!(batch.profiles.len(), 2);
+    assert_eq!(batch.unreadable, [OpenId::new("openid001")]);
+    assert_eq!(asked_for(&log, "batchget"), 1);
+}
+
+#[tokio::test]
+async fn an_answer_lost_on_the_way_leaves_the_send_open_and_is_not_repeated() {
+    let (base, log) = server(|_| Say::HangUp).await;
+    let outcome = client(&base, &store()).send(b"{}".to_vec()).await;
+    let SendOutcome::NoAnswer { reason, may_have_left: true } = outcome else { panic!("{outcome:?}") };
+    assert!(!reason.contains("T1"), "{reason}");
+    assert_eq!(asked_for(&log, "template/send"), 1);
+}
+
+#[tokio::test]
+async fn a_send_that_reached_nobody_certainly_did_not_leave() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let outcome = client(&base, &store()).send(b"{}".to_vec()).await;
+    assert!(matches!(outcome, SendOutcome::NoAnswer { may_have_left: false, .. }), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_send_is_made_once_whatever_the_answer() {
+    let answers = [
+        (json(r#"{"errcode":-1,"errmsg":"system error"}"#), "retry"),
+        (json(r#"{"errcode":47003,"errmsg":"argument invalid! data.thing1.value invalid rid: 1-2-3"}"#), "recipient"),
+        (json(r#"{"errcode":45065,"errmsg":"clientmsgid exist"}"#), "duplicate"),
+        (json("{}"), "open"),
+        (Say::Status(502), "open"),
+        (Say::Status(412), "operator"),
+    ];
+    for (answer, expected) in answers {
+        let answer = Mutex::new(Some(answer));
+        let (base, log) = server(move |_| answer.lock().unwrap().take().unwrap_or(Say::HangUp)).await;
+        let outcome = client(&base, &store()).send(b"{}".to_vec()).await;
+        let told = match &outcome {
+            SendOutcome::Accepted { duplicate, .. } => {
+                if *duplicate {
+                    "duplicate"
+                } else {
+                    "accepted"
+                }
+            }
+            SendOutcome::Refused { class, field, errcode, .. } => {
+                assert_eq!(field.as_deref(), (*errcode == 47003).then_some("thing1"));
+                class.as_str()
+            }
+            SendOutcome::NoAnswer { may_have_left, .. } => {
+                if *may_have_left {
+                    "open"
+                } else {
+                    "not sent"
+                }
+            }
+        };
+        assert_eq!((told, asked_for(&log, "")), (expected, 1), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_centre_and_the_legacy_call_are_asked_in_their_own_way() {
+    let (base, log) = server(|asked| match asked.target.contains("user/get") {
+        true => json(LAST_PAGE),
+        false => json(r#"{"access_token":"C1","expires_in":"1500"}"#),
+    })
+    .await;
+    let kinds = [
+        (TokenKind::Centre { url: format!("{base}/our/token") }, "/our/token"),
+        (TokenKind::Legacy, "/cgi-bin/token?"),
+    ];
+    for (kind, path) in kinds {
+        let settings = WeChatSettings { token: kind, ..settings(&base) };
+        let store = Arc::new(Store::default());
+        let wechat =
+            WeChat::new(settings, Arc::clone(&store) as _, Arc::new(Meter::default()), Clock::default()).unwrap();
+        wechat.followers_page(None).await.unwrap();
+        assert_eq!(asked_for(&log, path), 1);
+        let stored = wechat.stored_token().await.unwrap().unwrap();
+        assert_eq!(stored.expires_at - stored.fetched_at, TimeDelta::seconds(1500));
+    }
+}
+
+#[tokio::test]
+async fn no_error_shows_the_token_or_the_secret() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    for kind in [TokenKind::Legacy, TokenKind::Stable] {
+        let settings = WeChatSettings { token: kind, ..settings(&base) };
+        for store in [store(), Arc::new(Store::default())] {
+            let wechat =
+                WeChat::new(settings.clone(), store as _, Arc::new(Meter::default()), Clock::default()).unwrap();
+            let shown = format!("{:?}", wechat.followers_page(None).await.unwrap_err());
+            assert!(!shown.contains("s3cret") && !shown.contains("=T1"), "{shown}");
+        }
+    }
+}

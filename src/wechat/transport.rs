@@ -1,0 +1,114 @@
+//! Bytes to WeChat and back over warm HTTP/1.1 connections, and the question whether a request may have left.
+//!
+//! Bodies go with their length, never chunked. Addresses carry the token, so no error here keeps one. Not here:
+//! what the bytes mean (`wire`) and whether to try again (`retry`).
+
+use std::time::Duration;
+
+use reqwest::Url;
+use reqwest::header::{CONTENT_TYPE, HeaderValue};
+
+/// The longest answer that is read.
+const BODY_LIMIT_BYTES: usize = 32 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// WeChat's side drops idle connections; one that we drop first cannot break under a send.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(25);
+const IDLE_CONNECTIONS: usize = 1024;
+
+/// No answer came over the wire.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct TransportError {
+    reason: &'static str,
+    /// `false`: WeChat certainly did not get the request.
+    pub(super) may_have_left: bool,
+    #[source]
+    source: Option<reqwest::Error>,
+}
+
+impl TransportError {
+    fn sending(error: reqwest::Error) -> Self {
+        let reason = if error.is_connect() {
+            "could not connect"
+        } else if error.is_timeout() {
+            "no answer in time"
+        } else {
+            "the connection broke"
+        };
+        // A reset on a reused connection looks the same whether or not the other side had read the request.
+        Self { reason, may_have_left: !error.is_connect(), source: Some(error.without_url()) }
+    }
+
+    fn reading(error: reqwest::Error) -> Self {
+        let reason = if error.is_timeout() { "the answer did not end in time" } else { "the answer broke off" };
+        Self { reason, may_have_left: true, source: Some(error.without_url()) }
+    }
+
+    fn too_long() -> Self {
+        Self { reason: "the answer is longer than 32 MiB", may_have_left: true, source: None }
+    }
+}
+
+/// An answer, whatever it is.
+pub(super) struct Reply {
+    pub status: u16,
+    pub body: Vec<u8>,
+}
+
+pub(super) struct Transport {
+    http: reqwest::Client,
+}
+
+impl Transport {
+    /// `hosts`: every address this client will call, which decides whether certificates and proxies are looked at.
+    pub fn new(hosts: &[&Url], timeout: Duration) -> Result<Self, reqwest::Error> {
+        // An error means that a provider is installed already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut builder = reqwest::Client::builder()
+            .http1_only()
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(timeout)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false);
+        if hosts.iter().all(|url| url.scheme() == "http") {
+            // Loading the system's certificates takes time and fails where there are none.
+            builder = builder.tls_certs_only([]);
+        }
+        if hosts.iter().all(|url| is_loopback(url)) {
+            builder = builder.no_proxy();
+        }
+        Ok(Self { http: builder.build()? })
+    }
+
+    /// GET without a body, POST of JSON with one. Dropping the future closes the connection; the request may have left.
+    pub async fn exchange(&self, url: Url, body: Option<Vec<u8>>) -> Result<Reply, TransportError> {
+        let request = match body {
+            None => self.http.get(url),
+            Some(body) => {
+                self.http.post(url).header(CONTENT_TYPE, HeaderValue::from_static("application/json")).body(body)
+            }
+        };
+        let mut response = request.send().await.map_err(TransportError::sending)?;
+        let announced = response.content_length().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
+        if announced > BODY_LIMIT_BYTES {
+            return Err(TransportError::too_long());
+        }
+        let mut body = Vec::with_capacity(announced);
+        while let Some(chunk) = response.chunk().await.map_err(TransportError::reading)? {
+            if body.len() + chunk.len() > BODY_LIMIT_BYTES {
+                return Err(TransportError::too_long());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Reply { status: response.status().as_u16(), body })
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}

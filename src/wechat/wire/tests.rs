@@ -1,0 +1,124 @@
+use super::*;
+use crate::wechat::CodeClass;
+
+fn reply(body: impl AsRef<[u8]>) -> Reply {
+    Reply { status: 200, body: body.as_ref().to_vec() }
+}
+
+fn page(body: &str, after: Option<&str>) -> FollowerPage {
+    let after = after.map(OpenId::new);
+    decode::<FollowerAnswer>(Endpoint::UserGet, &reply(body)).unwrap().into_page(after.as_ref())
+}
+
+#[test]
+fn every_shape_of_the_end_of_the_list_is_an_end() {
+    let ends = [
+        (r#"{"total":3,"count":0,"next_openid":""}"#, Some("c")),
+        (r#"{"total":3,"count":0,"data":{"openid":[]},"next_openid":"c"}"#, Some("b")),
+        (r#"{"total":3,"count":1,"data":{"openid":["c"]},"next_openid":""}"#, Some("b")),
+        (r#"{"total":3,"count":1,"data":{"openid":["c"]}}"#, Some("b")),
+        (r#"{"total":3,"count":1,"data":{"openid":["c"]},"next_openid":"c"}"#, Some("c")),
+        (r#"{"total":3,"count":1,"data":null,"next_openid":"c"}"#, Some("b")),
+        (r#"{"total":3,"count":1,"data":{},"next_openid":"c"}"#, Some("b")),
+    ];
+    for (body, after) in ends {
+        assert!(page(body, after).is_last, "{body}");
+    }
+    let body = r#"{"total":3,"count":1,"data":{"openid":["b"]},"next_openid":"b"}"#;
+    assert!(!page(body, Some("a")).is_last, "a page with a new cursor goes on, whatever the total");
+}
+
+#[test]
+fn blank_openids_are_dropped_and_others_trimmed() {
+    let page = page(r#"{"total":"2","count":"3","data":{"openid":["", " oA", null, "oB"]},"next_openid":"oB "}"#, None);
+    assert_eq!(page.openids, [OpenId::new("oA"), OpenId::new("oB")]);
+    assert_eq!(page.next_openid, Some(OpenId::new("oB")));
+    assert_eq!((page.total, page.count), (Some(2), 3));
+}
+
+#[test]
+fn an_errcode_is_understood_as_number_and_as_text() {
+    for body in [r#"{"errcode":40003,"errmsg":"x"}"#, r#"{"errcode":"40003","errmsg":"x"}"#] {
+        let error = decode::<FollowerAnswer>(Endpoint::UserGet, &reply(body)).err().unwrap();
+        assert_eq!(error.errcode(), Some(40003));
+        assert_eq!(error.class(), Some(CodeClass::Recipient));
+    }
+    assert!(decode::<SendAnswer>(Endpoint::TemplateSend, &reply(r#"{"errcode":"0","errmsg":"ok"}"#)).is_ok());
+}
+
+#[test]
+fn a_refusal_keeps_its_rid_and_explains_itself() {
+    let body = r#"{"errcode":40164,"errmsg":"invalid ip 1.2.3.4 ipv6 ::ffff:1.2.3.4, not in whitelist rid: 1-2-3"}"#;
+    let error = decode::<FollowerAnswer>(Endpoint::UserGet, &reply(body)).err().unwrap();
+    let text = error.to_string();
+    assert!(text.contains("40164") && text.contains("IP whitelist") && text.contains("[rid 1-2-3]"), "{text}");
+    assert_eq!(text.matches("1-2-3").count(), 1, "{text}");
+    assert!(!error.is_transient());
+}
+
+#[test]
+fn control_characters_and_broken_utf8_cost_nobody_their_profile() {
+    let mut body = br#"{"openid":"oA","subscribe":"1","unionid":" uA","remark":"x"#.to_vec();
+    body.extend_from_slice(&[0x14, 0x07, 0xff]);
+    body.extend_from_slice(br#"y","tagid_list":["2",128]}"#);
+    let profile = decode::<ProfileAnswer>(Endpoint::UserInfo, &reply(body)).unwrap().into_profile().unwrap();
+    assert_eq!(profile.unionid, Some(UnionId::new("uA")));
+    assert!(profile.subscribe);
+    assert_eq!(profile.tagid_list, [2, 128]);
+    assert_eq!(profile.remark.as_deref(), Some("x\u{fffd}y"));
+}
+
+#[test]
+fn somebody_who_does_not_follow_has_hardly_anything() {
+    let body = r#"{"subscribe":0,"openid":"oA","tagid_list":[]}"#;
+    let profile = decode::<ProfileAnswer>(Endpoint::UserInfo, &reply(body)).unwrap().into_profile().unwrap();
+    assert!(!profile.subscribe);
+    assert_eq!((profile.unionid, profile.subscribe_time), (None, None));
+}
+
+#[test]
+fn a_page_of_a_proxy_is_not_an_answer() {
+    for body in ["<html>502</html>", "", "[1]"] {
+        let error = decode::<FollowerAnswer>(Endpoint::UserGet, &reply(body)).err().unwrap();
+        assert!(matches!(error, WeChatError::NotJson { .. }), "{body}: {error}");
+    }
+    let error =
+        decode::<FollowerAnswer>(Endpoint::UserGet, &Reply { status: 503, body: b"{}".to_vec() }).err().unwrap();
+    assert!(error.is_transient());
+    let error = decode::<TokenAnswer>(Endpoint::StableToken, &Reply { status: 412, body: vec![] }).err().unwrap();
+    assert!(!error.is_transient());
+}
+
+#[test]
+fn an_unreadable_answer_is_reported_without_what_it_held() {
+    let body = r#"{"data":"oSECRETOPENID1234567890"}"#;
+    let error = decode::<FollowerAnswer>(Endpoint::UserGet, &reply(body)).err().unwrap();
+    assert!(!error.to_string().contains("oSECRET"), "{error}");
+}
+
+#[test]
+fn a_msgid_keeps_all_its_bits() {
+    for (written, read) in [("3264439863978712345", Some(3264439863978712345)), ("18446744073709551615", None)] {
+        let body = format!(r#"{{"errcode":0,"errmsg":"ok","msgid":{written}}}"#);
+        assert_eq!(decode::<SendAnswer>(Endpoint::TemplateSend, &reply(body)).unwrap().msgid, read);
+    }
+}
+
+#[test]
+fn fields_of_a_template_are_found_with_and_without_blanks() {
+    let content = "{{result.DATA}}\n\n金额:{ {amount3.DATA} }\n时间:{{ time2.DATA }}\n{{amount3.DATA}} {{.DATA}} x.DATA {{3.DATA}}";
+    assert_eq!(template_fields(content), ["result", "amount3", "time2"]);
+}
+
+#[test]
+fn a_refused_field_is_named() {
+    assert_eq!(named_field("argument invalid! data.thing1.value invalid").as_deref(), Some("thing1"));
+    assert_eq!(named_field("argument invalid!"), None);
+}
+
+#[test]
+fn a_quota_without_rates_is_enough() {
+    let body = r#"{"errcode":0,"errmsg":"ok","quota":{"daily_limit":100000,"used":83,"remain":99917}}"#;
+    let figure = decode::<QuotaAnswer>(Endpoint::QuotaGet, &reply(body)).unwrap().into_figure();
+    assert_eq!(figure, Some(QuotaFigure { daily_limit: 100_000, used: 83, remain: 99_917 }));
+}
