@@ -1,1 +1,141 @@
-//! (room under construction)
+//! Exports: reading the files a mini program hands over, row by row, whatever wrote them.
+//!
+//! The way of the data: a path tells format and compression (`format`) → bytes are unpacked into one sliding buffer
+//! (`source`) → the encoding is settled at the first byte that is not ASCII (`encoding`) → rows are cut out of the bytes
+//! (`csv`, `json`) → the header is matched to our column names (`layout`) → good rows and refused ones collect into
+//! batches for the caller's sink (`batch`). Memory stays flat: one buffer of a few MiB and one batch.
+//!
+//! Not here: who is a user, what happens to one that comes twice, where rows are kept, types of columns beyond what
+//! JSON itself says, and Parquet files, which the engine reads.
+
+mod batch;
+mod csv;
+mod encoding;
+mod error;
+mod format;
+mod json;
+mod layout;
+mod source;
+
+use std::path::Path;
+
+use crate::domain::Rows;
+
+pub use encoding::Encoding;
+pub use error::ExportError;
+pub use format::{Compression, Format};
+
+/// Where a batch goes. What fails in it comes back through [`ExportError::from_sink`].
+pub type Sink<'a> = dyn FnMut(Batch) -> Result<(), ExportError> + 'a;
+
+/// The column of a batch that holds the line a row begins on.
+pub const LINE_COLUMN: &str = "_line";
+
+/// How a file is to be read.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadOptions<'a> {
+    /// Our name → the export's name. Each of them must be in the file. Columns not named keep their own names.
+    pub columns: &'a [(String, String)],
+    /// Our names of the columns to keep beside `openid`, `unionid` and `updated_at`; `None`: all.
+    pub keep: Option<&'a [String]>,
+    pub encoding: Encoding,
+    /// A batch goes to the sink when it holds this many rows, good and bad together.
+    pub batch_rows: usize,
+}
+
+/// Some rows of a file, good and bad.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// `openid`, `unionid`, `updated_at` (those the file has), then the others, all text; last `_line`, an integer.
+    /// `openid` is always there and never null. A JSON file may bring a key it did not have before: later batches then
+    /// have more columns than earlier ones, never fewer, and the earlier ones keep their order.
+    pub rows: Rows,
+    pub bad: Vec<BadRow>,
+}
+
+/// A row that was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadRow {
+    /// The physical line on which the row begins; the first line of the file is 1.
+    pub line: u64,
+    pub reason: String,
+    /// The row as it stands in the file, what cannot be decoded replaced, cut to 2000 characters.
+    pub raw: String,
+}
+
+/// What a file turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileReport {
+    /// Good rows.
+    pub rows: u64,
+    pub bad: u64,
+    /// Lines that hold nothing; they are no rows.
+    pub blank: u64,
+    /// Never `Auto`.
+    pub encoding: Encoding,
+    /// Without `_line`, in the order of the last batch.
+    pub columns: Vec<ColumnReport>,
+    /// The file's size on disk, in bytes.
+    pub bytes: u64,
+}
+
+/// One column of a file as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ColumnReport {
+    pub name: String,
+    pub kind: ColumnKind,
+}
+
+/// What all values of a column have in common. Ids are always text; csv and tsv know nothing but text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ColumnKind {
+    /// No value at all.
+    Empty,
+    /// Every value fits 64 bits.
+    Integer,
+    Number,
+    Boolean,
+    /// Also: nested JSON, integers too long for 64 bits, and values of several kinds.
+    Text,
+}
+
+/// Our names of the columns [`read_file`] will give, in its order, without `_line`. Reads the first line, or of JSON
+/// the first 1000 rows.
+///
+/// # Errors
+/// As [`read_file`], but for the sink's.
+pub fn header(path: &Path, options: &ReadOptions<'_>) -> Result<Vec<String>, ExportError> {
+    let (format, compression) = Format::of_path(path)?;
+    let layout = match format {
+        Format::Csv { delimiter } => csv::layout(path, compression, delimiter, options)?,
+        Format::Ndjson | Format::Json => json::layout(path, compression, format, options)?,
+        Format::Parquet => return Err(ExportError::ForTheEngine { file: path.to_owned() }),
+    };
+    Ok(layout.columns.into_iter().map(|column| column.name).collect())
+}
+
+/// Reads a whole file and hands its rows to `sink`, batch by batch, in the order of the file. Blocking.
+///
+/// # Errors
+/// A file of another kind than its name says, a header without a column that was asked for (nothing has reached the
+/// sink then), a file that ends in the middle, and what the sink returned. A row that is wrong by itself is no error:
+/// it comes as a [`BadRow`].
+pub fn read_file(path: &Path, options: &ReadOptions<'_>, sink: &mut Sink<'_>) -> Result<FileReport, ExportError> {
+    let (format, compression) = Format::of_path(path)?;
+    let job = Job { path, compression, options };
+    match format {
+        Format::Csv { delimiter } => csv::read(&job, delimiter, sink),
+        Format::Ndjson | Format::Json => json::read(&job, format, sink),
+        Format::Parquet => Err(ExportError::ForTheEngine { file: path.to_owned() }),
+    }
+}
+
+/// One file to be read.
+struct Job<'a> {
+    path: &'a Path,
+    compression: Compression,
+    options: &'a ReadOptions<'a>,
+}
+
+#[cfg(test)]
+mod tests;

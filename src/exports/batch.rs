@@ -1,0 +1,178 @@
+//! Good rows and refused ones on their way to the sink, and the counts of a file.
+//!
+//! A row is put together value by value and then either finished or refused; a refused row leaves no trace in the
+//! columns. Columns may be added while reading: rows already collected have no value in them.
+
+use super::encoding::{Decoder, Encoding};
+use super::layout::{Layout, OPENID, cleaned_id};
+use super::{BadRow, Batch, ColumnKind, ColumnReport, ExportError, FileReport, LINE_COLUMN, Sink};
+use crate::domain::{Rows, Values};
+
+/// Collects the rows of one file into batches.
+pub(super) struct Collector<'a> {
+    columns: Vec<Collected>,
+    lines: Vec<Option<i64>>,
+    bad: Vec<BadRow>,
+    batch_rows: usize,
+    sink: &'a mut Sink<'a>,
+    row_count: u64,
+    bad_count: u64,
+    blank_count: u64,
+}
+
+struct Collected {
+    name: String,
+    is_id: bool,
+    kind: ColumnKind,
+    /// One value more than there are rows, while a row is being put together and has one here.
+    values: Vec<Option<String>>,
+}
+
+/// Why a row cannot be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    NoOpenid,
+}
+
+impl<'a> Collector<'a> {
+    pub(super) fn new(layout: &Layout, batch_rows: usize, sink: &'a mut Sink<'a>) -> Self {
+        let mut collector = Self {
+            columns: Vec::new(),
+            lines: Vec::new(),
+            bad: Vec::new(),
+            batch_rows: batch_rows.max(1),
+            sink,
+            row_count: 0,
+            bad_count: 0,
+            blank_count: 0,
+        };
+        for column in &layout.columns {
+            collector.add_column(&column.name, column.is_id);
+        }
+        collector
+    }
+
+    /// Adds a column behind the others and returns its place.
+    pub(super) fn add_column(&mut self, name: &str, is_id: bool) -> usize {
+        let values = vec![None; self.lines.len()];
+        self.columns.push(Collected { name: name.to_owned(), is_id, kind: ColumnKind::Empty, values });
+        self.columns.len() - 1
+    }
+
+    /// The name of a column that SQL would not tell from `name`.
+    pub(super) fn column_like(&self, name: &str) -> Option<&str> {
+        let folded = name.to_lowercase();
+        self.columns.iter().map(|column| column.name.as_str()).find(|known| known.to_lowercase() == folded)
+    }
+
+    pub(super) fn is_id(&self, column: usize) -> bool {
+        self.columns[column].is_id
+    }
+
+    /// Whether the row being put together has something, be it null, in a column.
+    pub(super) fn has(&self, column: usize) -> bool {
+        self.columns[column].values.len() > self.lines.len()
+    }
+
+    /// Puts a value of the file into the row. Ids are cleaned.
+    pub(super) fn put(&mut self, column: usize, value: Option<&str>, kind: ColumnKind) {
+        let column = &mut self.columns[column];
+        if column.is_id {
+            column.values.push(value.and_then(cleaned_id).map(str::to_owned));
+            return;
+        }
+        if value.is_some() {
+            column.kind = column.kind.and(kind);
+        }
+        column.values.push(value.map(str::to_owned));
+    }
+
+    /// Takes the row put together, if it has an openid. After a refusal the row must be [refused](Self::refuse).
+    pub(super) fn finish(&mut self, line: u64) -> Result<(), Refusal> {
+        let rows = self.lines.len();
+        if self.columns[0].values.get(rows).is_none_or(Option::is_none) {
+            return Err(Refusal::NoOpenid);
+        }
+        for column in &mut self.columns {
+            if column.values.len() == rows {
+                column.values.push(None);
+            }
+        }
+        self.lines.push(Some(i64::try_from(line).expect("a file has fewer than 2^63 lines")));
+        self.row_count += 1;
+        Ok(())
+    }
+
+    /// Drops what was put together and keeps the row as a bad one.
+    pub(super) fn refuse(&mut self, bad: BadRow) {
+        let rows = self.lines.len();
+        for column in &mut self.columns {
+            column.values.truncate(rows);
+        }
+        self.bad.push(bad);
+        self.bad_count += 1;
+    }
+
+    pub(super) fn blank(&mut self) {
+        self.blank_count += 1;
+    }
+
+    /// Hands over a batch when it is large enough.
+    pub(super) fn flush_if_full(&mut self) -> Result<(), ExportError> {
+        if self.lines.len() + self.bad.len() >= self.batch_rows { self.flush() } else { Ok(()) }
+    }
+
+    /// Hands over what is left and says what the file was.
+    pub(super) fn end(mut self, decoder: &Decoder, bytes: u64) -> Result<FileReport, ExportError> {
+        self.flush()?;
+        debug_assert_ne!(decoder.encoding(), Encoding::Auto);
+        let columns = self.columns.iter();
+        Ok(FileReport {
+            rows: self.row_count,
+            bad: self.bad_count,
+            blank: self.blank_count,
+            encoding: decoder.encoding(),
+            columns: columns
+                .map(|column| ColumnReport {
+                    name: column.name.clone(),
+                    kind: if column.is_id { ColumnKind::Text } else { column.kind },
+                })
+                .collect(),
+            bytes,
+        })
+    }
+
+    fn flush(&mut self) -> Result<(), ExportError> {
+        let rows = self.lines.len();
+        if rows == 0 && self.bad.is_empty() {
+            return Ok(());
+        }
+        let taken = |values: &mut Vec<Option<String>>| std::mem::replace(values, Vec::with_capacity(rows));
+        let mut columns: Vec<(String, Values)> = Vec::with_capacity(self.columns.len() + 1);
+        for column in &mut self.columns {
+            columns.push((column.name.clone(), Values::Text(taken(&mut column.values))));
+        }
+        columns.push((LINE_COLUMN.to_owned(), Values::Integer(std::mem::take(&mut self.lines))));
+        (self.sink)(Batch { rows: Rows { columns }, bad: std::mem::take(&mut self.bad) })
+    }
+}
+
+impl Refusal {
+    pub(super) fn reason(self) -> String {
+        match self {
+            Self::NoOpenid => format!("no {OPENID}"),
+        }
+    }
+}
+
+impl ColumnKind {
+    /// What values of both kinds have in common.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Empty, kind) | (kind, Self::Empty) => kind,
+            (one, same) if one == same => one,
+            (Self::Integer, Self::Number) | (Self::Number, Self::Integer) => Self::Number,
+            _ => Self::Text,
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The bytes of a file, unpacked, as one window that slides forward.
+//!
+//! Readers look at the window's beginning, ask for more until a row is whole, and then let go of it. What is asked for
+//! twice (a row whose quote is never closed) is still in the window, so that nothing need be read again. The window is
+//! as large as the longest row looked at, and rows are bounded by [`MAX_ROW_BYTES`]. Knows nothing of fields or text.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use super::{Compression, ExportError};
+
+/// A row longer than this is no row of an export.
+pub(super) const MAX_ROW_BYTES: usize = 1 << 20;
+
+const FIRST_WINDOW_BYTES: usize = 256 << 10;
+
+/// A window on the bytes of one file.
+pub(super) struct Source {
+    file: PathBuf,
+    reader: Box<dyn Read>,
+    buffer: Vec<u8>,
+    /// The window is `buffer[at..filled]`.
+    at: usize,
+    filled: usize,
+    ended: bool,
+    line: u64,
+}
+
+/// What stands at some place of the window up to the end of its line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Line {
+    /// The line ends before this offset of the window, its line break included.
+    EndsAt(usize),
+    /// No line break within [`MAX_ROW_BYTES`] of the window's beginning.
+    TooLong,
+    /// The file ends right here.
+    None,
+}
+
+impl Source {
+    /// Opens a file and looks at its first bytes, to refuse a file that its name belies.
+    pub(super) fn open(path: &Path, compression: Compression) -> Result<Self, ExportError> {
+        let failed = |source| ExportError::Open { file: path.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        let reader: Box<dyn Read> = match compression {
+            Compression::None => Box::new(file),
+            Compression::Gzip => {
+                Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(FIRST_WINDOW_BYTES, file)))
+            }
+            Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(file).map_err(failed)?),
+        };
+        let mut source = Self {
+            file: path.to_owned(),
+            reader,
+            buffer: vec![0; FIRST_WINDOW_BYTES],
+            at: 0,
+            filled: 0,
+            ended: false,
+            line: 1,
+        };
+        source.reach(4)?;
+        source.refuse_foreign()?;
+        Ok(source)
+    }
+
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The line the window begins on; the first is 1.
+    pub(super) fn line(&self) -> u64 {
+        self.line
+    }
+
+    pub(super) fn window(&self) -> &[u8] {
+        &self.buffer[self.at..self.filled]
+    }
+
+    /// Widens the window to at least `bytes`, or to the end of the file, and returns it.
+    pub(super) fn reach(&mut self, bytes: usize) -> Result<&[u8], ExportError> {
+        while self.filled - self.at < bytes && self.widen()? {}
+        Ok(self.window())
+    }
+
+    /// Widens the window by what one read gives; false at the end of the file.
+    pub(super) fn widen(&mut self) -> Result<bool, ExportError> {
+        if self.ended {
+            return Ok(false);
+        }
+        if self.filled == self.buffer.len() {
+            if self.at > 0 {
+                self.buffer.copy_within(self.at..self.filled, 0);
+                self.filled -= self.at;
+                self.at = 0;
+            }
+            if self.filled * 2 > self.buffer.len() {
+                self.buffer.resize(self.buffer.len() * 2, 0);
+            }
+        }
+        let count = loop {
+            match self.reader.read(&mut self.buffer[self.filled..]) {
+                Ok(count) => break count,
+                Err(again) if again.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(ExportError::Read { file: self.file.clone(), line: self.line, source }),
+            }
+        };
+        self.filled += count;
+        self.ended = count == 0;
+        Ok(!self.ended)
+    }
+
+    /// Finds the end of the line that holds the window's byte `from`.
+    pub(super) fn line_from(&mut self, from: usize) -> Result<Line, ExportError> {
+        let mut searched = from;
+        loop {
+            if let Some(end) = line_break(&self.window()[searched..]) {
+                let end = searched + end;
+                return Ok(if end > MAX_ROW_BYTES { Line::TooLong } else { Line::EndsAt(end) });
+            }
+            searched = self.window().len();
+            if searched > MAX_ROW_BYTES {
+                return Ok(Line::TooLong);
+            }
+            if !self.widen()? {
+                return Ok(if searched > from { Line::EndsAt(searched) } else { Line::None });
+            }
+        }
+    }
+
+    /// Lets go of the window's first `bytes`, in which `lines` lines end.
+    pub(super) fn pass(&mut self, bytes: usize, lines: u64) {
+        self.at += bytes;
+        self.line += lines;
+        debug_assert!(self.at <= self.filled, "only what is in the window is passed");
+    }
+
+    /// Lets go of everything to the end of the present line, however far that is.
+    pub(super) fn pass_line(&mut self) -> Result<(), ExportError> {
+        loop {
+            if let Some(end) = line_break(self.window()) {
+                self.pass(end, 1);
+                return Ok(());
+            }
+            self.pass(self.window().len(), 0);
+            if !self.widen()? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn refuse_foreign(&self) -> Result<(), ExportError> {
+        let (holds, instead) = match self.window() {
+            [b'P', b'K', 3, 4, ..] => ("an Excel workbook or another zip archive", "save it as csv"),
+            [0xD0, 0xCF, 0x11, 0xE0, ..] => ("an old Excel workbook", "save it as csv"),
+            [0x1F, 0x8B, ..] => ("gzip data", "let its name end in .gz"),
+            [0x28, 0xB5, 0x2F, 0xFD, ..] => ("zstd data", "let its name end in .zst"),
+            [b'P', b'A', b'R', b'1', ..] => ("Parquet", "let its name end in .parquet"),
+            [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => ("UTF-16 text", "save it as UTF-8 or GB18030"),
+            _ => return Ok(()),
+        };
+        Err(ExportError::Mislabelled { file: self.file.clone(), holds, instead })
+    }
+}
+
+/// The size of a file as it lies there, in bytes.
+pub(super) fn size_on_disk(path: &Path) -> Result<u64, ExportError> {
+    let failed = |source| ExportError::Open { file: path.to_owned(), source };
+    Ok(std::fs::metadata(path).map_err(failed)?.len())
+}
+
+/// The offset right behind the first line break.
+fn line_break(bytes: &[u8]) -> Option<usize> {
+    // The standard library's fast byte search is reached through `BufRead` only; a slice cannot fail to be read.
+    let mut rest = bytes;
+    let end = rest.skip_until(b'\n').unwrap_or(0);
+    (end > 0 && bytes[end - 1] == b'\n').then_some(end)
+}
