@@ -157,10 +157,10 @@ impl FieldRules {
         if value.chars().any(is_emoji) {
             return problem("takes no emoji");
         }
-        if let Some(allowed) = self.allowed.get(field) {
-            if !allowed.iter().any(|one| one == value) {
-                return problem(&format!("takes only {}", allowed.join(", ")));
-            }
+        if let Some(allowed) = self.allowed.get(field)
+            && !allowed.iter().any(|one| one == value)
+        {
+            return problem(&format!("takes only {}", allowed.join(", ")));
         }
         match self.types.get(field_type(field)) {
             Some(rule) if !keeps(rule, value) => problem(&rule.text),
