@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Days, FixedOffset, NaiveDate, NaiveTime, Utc};
 
-/// A day of WeChat's quota counters (`wechat-api`: day boundary at 00:00 UTC+8).
+/// A day of WeChat's quota counters (00:00 UTC+8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QuotaDay(NaiveDate);
 

@@ -1,0 +1,161 @@
+//! The checks a person writes on what a stage made: they run before anybody sees it.
+
+use super::{StageContext, StageError, blocking, live};
+use crate::config::settings::{Checks, Severity, StageKind};
+use crate::domain::Values;
+use crate::engine::{Params, Session, TableSource, quoted};
+use crate::ledger::SnapshotRecord;
+
+/// What a failed check says.
+#[derive(Debug, Clone)]
+pub struct Broken {
+    pub check: String,
+    pub found: String,
+    pub severity: Severity,
+}
+
+/// Runs the stage's checks on `made` (laid over what the run sees) and gives those that are broken.
+///
+/// # Errors
+///
+/// [`StageError`] when a check cannot be run at all.
+pub async fn run(
+    cx: &StageContext<'_>,
+    checks: &Checks,
+    made: &[SnapshotRecord],
+) -> Result<Vec<Broken>, StageError> {
+    let Some(table) = cx.stage.table.as_ref() else { return Ok(Vec::new()) };
+    let before = cx.visible.clone();
+    let mut after = before.clone();
+    after.add(made.iter().cloned());
+    let lake = &cx.hands.lake;
+    let Some(source) = after.source(lake, table.as_str()) else { return Ok(Vec::new()) };
+    let previous = before.source(lake, table.as_str()).filter(|source| !source.parts.is_empty());
+    let mut others = Vec::new();
+    if let Some(sql) = &checks.sql {
+        others = sql_sources(cx, &after, &sql.text).await?;
+    }
+    let job = Job {
+        checks: checks.clone(),
+        source,
+        previous: previous.map(|source| TableSource { name: PREVIOUS.to_owned(), ..source }),
+        others,
+        only_active: matches!(cx.stage.kind, StageKind::ExtractFollowers(_)),
+        params: cx.params.clone(),
+    };
+    blocking(&cx.hands.engine, cx.stop, move |session| job.run(session)).await
+}
+
+const PREVIOUS: &str = "_table_before";
+
+async fn sql_sources(
+    cx: &StageContext<'_>,
+    after: &super::tables::Visible,
+    sql: &str,
+) -> Result<Vec<TableSource>, StageError> {
+    let text = sql.to_owned();
+    let facts = blocking(&cx.hands.engine, cx.stop, move |session| Ok(session.inspect(&text)?)).await?;
+    let mut sources = Vec::new();
+    for table in facts.tables {
+        if live::is_live(&table.name) {
+            sources.push(live::export(cx.hands, after, &table.name).await?);
+        } else if let Some(source) = after.source(&cx.hands.lake, &table.name) {
+            sources.push(source);
+        }
+    }
+    Ok(sources)
+}
+
+struct Job {
+    checks: Checks,
+    source: TableSource,
+    previous: Option<TableSource>,
+    others: Vec<TableSource>,
+    /// A followers table keeps those who left: its size is that of the active ones.
+    only_active: bool,
+    params: Params,
+}
+
+impl Job {
+    fn run(&self, session: &Session) -> Result<Vec<Broken>, StageError> {
+        session.add_table(&self.source)?;
+        for other in self.others.iter().chain(&self.previous) {
+            session.add_table(other)?;
+        }
+        let mut broken = Vec::new();
+        let name = quoted(&self.source.name);
+        for column in &self.checks.not_null {
+            let nulls = self.count(session, &format!("{name} where {} is null", quoted(column)))?;
+            if nulls > 0 {
+                broken.push(self.broken(format!("not_null {column}"), format!("{nulls} rows are NULL")));
+            }
+        }
+        for column in &self.checks.unique {
+            let column_name = quoted(column);
+            let twice = self.count(
+                session,
+                &format!("(select {column_name} from {name} where {column_name} is not null group by {column_name} having count(*) > 1)"),
+            )?;
+            if twice > 0 {
+                broken.push(self.broken(format!("unique {column}"), format!("{twice} values stand more than once")));
+            }
+        }
+        let counted = if self.only_active { " where active" } else { "" };
+        let rows = self.count(session, &format!("{name}{counted}"))?;
+        if let Some(least) = self.checks.min_rows.filter(|least| rows < *least) {
+            broken.push(self.broken(format!("min_rows {least}"), format!("{rows} rows")));
+        }
+        self.check_drop(session, rows, counted, &mut broken)?;
+        if let Some(sql) = &self.checks.sql {
+            let rows = session.query(&sql.text, &self.params)?;
+            if !rows.is_empty() {
+                broken.push(self.broken("sql".to_owned(), format!("it returned {} rows, first: {}", rows.len(), first(&rows))));
+            }
+        }
+        Ok(broken)
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a share needs no more than 53 bits")]
+    fn check_drop(
+        &self,
+        session: &Session,
+        rows: u64,
+        counted: &str,
+        broken: &mut Vec<Broken>,
+    ) -> Result<(), StageError> {
+        let (Some(max_drop), Some(_)) = (self.checks.max_drop, &self.previous) else { return Ok(()) };
+        let before = self.count(session, &format!("{}{counted}", quoted(PREVIOUS)))?;
+        let drop = if before == 0 { 0.0 } else { 1.0 - rows as f64 / before as f64 };
+        if drop > max_drop {
+            let found = format!("{rows} rows after {before}, {:.1} % fewer", drop * 100.0);
+            broken.push(self.broken(format!("max_drop {max_drop}"), found));
+        }
+        Ok(())
+    }
+
+    fn count(&self, session: &Session, from: &str) -> Result<u64, StageError> {
+        Ok(session.count(&format!("select count(*) from {from}"), &Params::new())?)
+    }
+
+    fn broken(&self, check: String, found: String) -> Broken {
+        Broken { check, found, severity: self.checks.severity }
+    }
+}
+
+fn first(rows: &crate::domain::Rows) -> String {
+    let cells: Vec<String> = rows
+        .columns
+        .iter()
+        .map(|(name, values)| {
+            let value = match values {
+                Values::Text(values) => values[0].clone().map(|text| crate::redact::shortened(&text)),
+                Values::Integer(values) | Values::Timestamp(values) => values[0].map(|number| number.to_string()),
+                Values::Float(values) => values[0].map(|number| number.to_string()),
+                Values::Boolean(values) => values[0].map(|value| value.to_string()),
+                Values::Date(values) => values[0].map(|days| days.to_string()),
+            };
+            format!("{name} = {}", value.unwrap_or_else(|| "NULL".to_owned()))
+        })
+        .collect();
+    cells.join(", ")
+}
