@@ -1,1 +1,224 @@
-//! (room under construction)
+//! A WeChat of its own beside the house: followers, details, templates, quotas, an inbox for everybody, and every
+//! fault of the platform on order.
+//!
+//! It is a second reading of the platform's documentation and shares nothing with the client, not even a wire type:
+//! a wrong belief must not pass its own test. Way of a call: `http` → `api` → `world` (`people`, `crowd`, `inbox`,
+//! `tokens`, `quota`, `template`, `faults`) → answer; what happens later goes through `postman`. `control` is the door
+//! for tests and the demo in other processes, `export` the mini program's side of the same people.
+//!
+//! Not simulated: the encrypted callback modes, tags beyond their list, subscription notices.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+mod api;
+mod clock;
+mod control;
+mod crowd;
+mod endpoint;
+mod export;
+mod faults;
+mod http;
+mod inbox;
+mod login;
+mod options;
+mod people;
+mod postman;
+mod quota;
+mod template;
+mod tokens;
+mod world;
+
+pub use endpoint::Endpoint;
+pub use export::{Exported, UsersOptions, write_users_csv};
+pub use faults::{DuplicateAnswer, Fault, Faults, FinishHabits, InvalidInBatch, ListEnd, NonFollower, Order};
+pub use inbox::InboxReport;
+pub use options::{Callback, Options};
+pub use people::WORLD_BEGAN_SECONDS;
+pub use postman::CallbackReport;
+pub use template::{ORDER_TEMPLATE_ID, SALE_TEMPLATE_ID, Template};
+
+use world::World;
+
+/// A running platform. Dropping it stops it; [`Simulator::stop`] also waits until it is down.
+pub struct Simulator {
+    world: Arc<World>,
+    address: SocketAddr,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Simulator {
+    /// Starts a platform on 127.0.0.1, on the runtime this is called from. Many may run in one process.
+    ///
+    /// # Errors
+    /// When the port is taken, or the callback address is not `http://…`.
+    pub async fn start(options: Options) -> io::Result<Self> {
+        if let Some(callback) = &options.callback {
+            postman::Address::of(&callback.url)?;
+        }
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port.unwrap_or(0))).await?;
+        let address = listener.local_addr()?;
+        let postmen = options.callback.as_ref().map_or(1, |callback| callback.concurrency.max(1));
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let world = Arc::new(World::new(options));
+        tasks.spawn(http::listen(listener, world.clone(), stop.clone(), tasks.clone()));
+        for _ in 0..postmen {
+            let (world, stop) = (world.clone(), stop.clone());
+            tasks.spawn(async move { stop.run_until_cancelled(postman::carry(world)).await });
+        }
+        Ok(Self { world, address, stop, tasks })
+    }
+
+    /// Ends every connection and waits for all tasks.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// What stands in for `https://api.weixin.qq.com`: without a slash at the end.
+    pub fn base_url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What the world was made of.
+    pub fn options(&self) -> &Options {
+        &self.world.options
+    }
+
+    /// Who received how often.
+    pub fn inbox(&self) -> InboxReport {
+        self.world.inbox.report()
+    }
+
+    /// Empties every inbox, for a second push to be counted by itself.
+    pub fn clear_inbox(&self) {
+        self.world.inbox.clear();
+    }
+
+    /// Messages in this person's inbox, at most 255; 0 for nobody's openid.
+    pub fn received(&self, openid: &str) -> u32 {
+        self.world.people.by_openid(openid).map_or(0, |index| self.world.inbox.received(index))
+    }
+
+    /// Calls that arrived, by endpoint name (`user/get`), whatever became of them.
+    pub fn calls(&self) -> BTreeMap<String, u64> {
+        self.world.quotas.calls()
+    }
+
+    /// How the posting of events went.
+    pub fn callbacks(&self) -> CallbackReport {
+        self.world.mailbag.report()
+    }
+
+    /// How many follow now.
+    pub fn followers(&self) -> u64 {
+        self.world.crowd().total()
+    }
+
+    /// The ids of the person of an index: towards the account, the Open Platform account, the mini program.
+    pub fn ids(&self, index: u64) -> (String, String, String) {
+        let people = &self.world.people;
+        (people.openid(index), people.unionid(index), people.mp_openid(index))
+    }
+
+    /// Moves the platform's clock.
+    pub fn advance(&self, seconds: i64) {
+        self.world.clock.advance(seconds);
+        self.world.mailbag.look_again();
+    }
+
+    /// Sets the platform's clock; it goes on from there.
+    pub fn set_clock(&self, at: DateTime<Utc>) {
+        self.world.clock.set(at);
+        self.world.mailbag.look_again();
+    }
+
+    /// Orders something for the next calls.
+    pub fn order(&self, order: Order) {
+        self.world.orders.add(order);
+    }
+
+    /// Takes back what was ordered and has not happened.
+    pub fn clear_orders(&self) {
+        self.world.orders.clear();
+    }
+
+    /// The habits that hold now.
+    pub fn faults(&self) -> Faults {
+        (*self.world.faults()).clone()
+    }
+
+    /// Changes the habits from the next call on.
+    pub fn set_faults(&self, faults: Faults) {
+        self.world.set_faults(faults);
+    }
+
+    /// Lets a person unfollow; false when they did not follow.
+    pub fn unfollow(&self, openid: &str) -> bool {
+        !self.world.unfollow(self.world.people.by_openid(openid)).is_empty()
+    }
+
+    /// Lets so many unfollow; their openids.
+    pub fn unfollow_some(&self, count: u64) -> Vec<String> {
+        self.openids(&self.world.unfollow_some(count))
+    }
+
+    /// Lets a person follow; false when they did already.
+    pub fn follow(&self, openid: &str) -> bool {
+        !self.world.follow(self.world.people.by_openid(openid)).is_empty()
+    }
+
+    /// Lets so many follow who never did, users of the mini program first; their openids.
+    pub fn follow_some(&self, count: u64) -> Vec<String> {
+        self.openids(&self.world.follow_some(count))
+    }
+
+    /// Puts a person on the account's blacklist; false for nobody's openid.
+    pub fn blacklist(&self, openid: &str) -> bool {
+        self.world.people.by_openid(openid).map(|index| self.world.blacklist(index)).is_some()
+    }
+
+    /// Lets a person refuse a template; false when there is no such person or template.
+    pub fn refuse_template(&self, openid: &str, template_id: &str) -> bool {
+        let (index, template) = (self.world.people.by_openid(openid), self.world.template(template_id));
+        index.zip(template).map(|(index, template)| self.world.refuse(index, template, true)).is_some()
+    }
+
+    /// Removes a template from the account; false when there is none of that id.
+    pub fn kill_template(&self, template_id: &str) -> bool {
+        self.world.kill_template(template_id)
+    }
+
+    /// Ends all tokens, as when somebody else refreshed by force.
+    pub fn revoke_tokens(&self) {
+        self.world.tokens.write().expect("no holder of the tokens panics").revoke();
+    }
+
+    /// A login code of the mini program for the person of an index.
+    pub fn login_code(&self, index: u64) -> String {
+        let mut logins = self.world.logins.lock().expect("no holder of the logins panics");
+        logins.issue(index, self.world.clock.now_seconds())
+    }
+
+    fn openids(&self, indices: &[u64]) -> Vec<String> {
+        indices.iter().map(|index| self.world.people.openid(*index)).collect()
+    }
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! Who follows the account at this moment: the first `followers` indices, less those who left, plus those who came.
+//!
+//! Only the exceptions are held, so ten million steady followers cost nothing.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+/// The exceptions to "everybody below `base` follows".
+#[derive(Debug)]
+pub struct Crowd {
+    base: u64,
+    next_new: u64,
+    next_to_leave: u64,
+    left: HashSet<u64>,
+    came: HashMap<u64, i64>,
+    blacklist: BTreeSet<u64>,
+}
+
+/// How a person stands to the account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Follows; `since` in seconds is there when they came after the world began.
+    Follows { since: Option<i64> },
+    /// Followed once.
+    Left,
+    /// Never followed: the account does not know this openid.
+    Stranger,
+}
+
+impl Crowd {
+    pub fn new(followers: u64) -> Self {
+        Self {
+            base: followers,
+            next_new: followers,
+            next_to_leave: 0,
+            left: HashSet::new(),
+            came: HashMap::new(),
+            blacklist: BTreeSet::new(),
+        }
+    }
+
+    /// How many follow now.
+    pub fn total(&self) -> u64 {
+        let came = self.came.keys().filter(|index| **index >= self.base).count();
+        self.base + wide(came) - wide(self.left.len())
+    }
+
+    pub fn standing(&self, index: u64) -> Standing {
+        let known = index < self.base || (!self.came.is_empty() && self.came.contains_key(&index));
+        if !known {
+            Standing::Stranger
+        } else if !self.left.is_empty() && self.left.contains(&index) {
+            Standing::Left
+        } else {
+            Standing::Follows { since: self.came.get(&index).copied() }
+        }
+    }
+
+    pub fn follows(&self, index: u64) -> bool {
+        matches!(self.standing(index), Standing::Follows { .. })
+    }
+
+    /// Lets a person follow at `now_seconds`; false when they already did.
+    pub fn follow(&mut self, index: u64, now_seconds: i64) -> bool {
+        if self.follows(index) {
+            return false;
+        }
+        self.left.remove(&index);
+        self.came.insert(index, now_seconds);
+        true
+    }
+
+    /// Lets a person unfollow; false when they did not follow.
+    pub fn unfollow(&mut self, index: u64) -> bool {
+        self.follows(index) && self.left.insert(index)
+    }
+
+    /// Somebody who never followed, if the world has room for one.
+    pub fn newcomer(&mut self, capacity: u64) -> Option<u64> {
+        while self.next_new < capacity {
+            let index = self.next_new;
+            self.next_new += 1;
+            if self.standing(index) == Standing::Stranger {
+                return Some(index);
+            }
+        }
+        None
+    }
+
+    /// The next of those who may grow tired of the account, if anybody of the first crowd still follows.
+    pub fn leaver(&mut self) -> Option<u64> {
+        while self.next_to_leave < self.base {
+            let index = self.next_to_leave;
+            self.next_to_leave += 1;
+            if self.follows(index) {
+                return Some(index);
+            }
+        }
+        None
+    }
+
+    pub fn blacklist(&mut self, index: u64) {
+        self.blacklist.insert(index);
+    }
+
+    pub fn is_blacklisted(&self, index: u64) -> bool {
+        !self.blacklist.is_empty() && self.blacklist.contains(&index)
+    }
+
+    /// Those whom the account keeps out, in a steady order.
+    pub fn blacklisted(&self) -> impl Iterator<Item = u64> + '_ {
+        self.blacklist.iter().copied()
+    }
+}
+
+fn wide(count: usize) -> u64 {
+    u64::try_from(count).expect("a count fits in 64 bits")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_total_follows_comings_and_goings() {
+        let mut crowd = Crowd::new(10);
+        assert!(crowd.unfollow(3));
+        assert!(!crowd.unfollow(3));
+        assert_eq!(crowd.standing(3), Standing::Left);
+        assert_eq!(crowd.newcomer(100), Some(10));
+        assert!(crowd.follow(10, 5));
+        assert_eq!(crowd.total(), 10);
+        assert!(crowd.follow(3, 6));
+        assert_eq!(crowd.total(), 11);
+        assert_eq!(crowd.standing(3), Standing::Follows { since: Some(6) });
+        assert!(crowd.unfollow(10));
+        assert_eq!(crowd.total(), 10);
+        assert_eq!(crowd.standing(11), Standing::Stranger);
+    }
+}

@@ -1,0 +1,365 @@
+//! Everything that can be wrong with the platform: standing habits (`Faults`), and orders for the next calls (`Order`).
+//!
+//! A habit holds until it is changed; `every = N` means each N-th time by count, or the N-th part of the people by
+//! draw, and 0 never. An order is used up by the calls it befalls. Both can be given at the start or at run time.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use super::endpoint::Endpoint;
+
+/// The platform's habits. The default is a platform on its best behaviour.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Faults {
+    /// 40001 for a token that is good.
+    pub spurious_token_every: u64,
+    /// 40164 to every call of the account.
+    pub ip_not_listed: bool,
+    /// `expires_in`, `total` and the like as text.
+    pub numbers_as_text: bool,
+    /// Answers are labelled text/plain.
+    pub text_plain: bool,
+
+    pub list_end: ListEnd,
+    /// Each page begins with a blank openid.
+    pub blank_openids: bool,
+    /// So many openids of a page come again at the start of the next.
+    pub repeated_openids: u64,
+    /// So many leave and so many come after each page.
+    pub churn_per_page: u64,
+    /// A cursor that has unfollowed answers 40003.
+    pub gone_cursor_refused: bool,
+
+    pub invalid_in_batch: InvalidInBatch,
+    pub non_follower: NonFollower,
+    /// People whose remark ends in a lone backslash, which breaks the whole answer.
+    pub broken_json_every: u64,
+    /// People whose remark holds control characters and a byte that is no UTF-8.
+    pub control_characters_every: u64,
+    /// People whose unionid begins with a space.
+    pub leading_space_every: u64,
+    /// People of whom only three fields come.
+    pub sparse_every: u64,
+
+    /// What repeating a `client_msg_id` within the window answers.
+    pub duplicate_answer: DuplicateAnswer,
+    /// How long a `client_msg_id` is known.
+    pub dedupe_window_seconds: u32,
+    /// 40241 to the same message to the same person within a minute, when no `client_msg_id` is given.
+    pub sixty_second_rule: bool,
+    /// -1, nothing sent.
+    pub busy_every: u64,
+    /// 40252; delivered after `audit_seconds`.
+    pub audit_every: u64,
+    pub audit_seconds: u32,
+    /// Of the messages under audit, those that are refused in the end.
+    pub audit_refused_every: u64,
+    /// The message is accepted and the connection ends before the answer.
+    pub lost_answer_every: u64,
+    /// The connection ends before the message is looked at.
+    pub lost_request_every: u64,
+    /// People who refuse every template, each by a draw of its own.
+    pub refusing_every: u64,
+
+    /// Limits lower than quota/get shows, by endpoint name.
+    pub hidden_limits: BTreeMap<String, u64>,
+    /// How much later than midnight the counters are emptied.
+    pub quota_reset_lag_seconds: i64,
+
+    pub finish: FinishHabits,
+}
+
+/// How finish events come, when a callback is set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FinishHabits {
+    /// The least time between acceptance and the event.
+    pub delay_milliseconds: u32,
+    /// Added to it by a draw, so that events overtake each other.
+    pub spread_milliseconds: u32,
+    pub missing_every: u64,
+    /// The same body comes three times.
+    pub repeated_every: u64,
+    /// MsgID 0 when the send had a `client_msg_id`.
+    pub msgid_zero: bool,
+    pub user_block_every: u64,
+    pub system_failed_every: u64,
+    pub freq_limit_every: u64,
+}
+
+/// How the follower list ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ListEnd {
+    /// The last page has a cursor; the page after it has count 0 and no `data`.
+    DataAbsent,
+    /// The same, with an empty list in `data`.
+    EmptyList,
+    /// The last page has an empty cursor.
+    EmptyCursor,
+    /// The page after the last has count 0 and repeats the cursor it was asked with.
+    SameCursor,
+}
+
+/// What an openid of nobody does to a batch of details.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InvalidInBatch {
+    /// 40003 for all of it.
+    WholeBatch,
+    /// Its entry is left out.
+    ShortAnswer,
+    /// From its entry on, everybody has the next one's unionid.
+    Shift,
+}
+
+/// What is told of somebody who has unfollowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NonFollower {
+    /// `subscribe`, `openid` and an empty tag list.
+    Bare,
+    /// All profile keys, empty; no unionid.
+    EmptyProfile,
+    WithUnionid,
+}
+
+/// What the second call with one `client_msg_id` answers; none delivers again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DuplicateAnswer {
+    SameMsgid,
+    NewMsgid,
+    /// 45065.
+    Refused,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            spurious_token_every: 0,
+            ip_not_listed: false,
+            numbers_as_text: false,
+            text_plain: false,
+            list_end: ListEnd::DataAbsent,
+            blank_openids: false,
+            repeated_openids: 0,
+            churn_per_page: 0,
+            gone_cursor_refused: false,
+            invalid_in_batch: InvalidInBatch::WholeBatch,
+            non_follower: NonFollower::EmptyProfile,
+            broken_json_every: 0,
+            control_characters_every: 0,
+            leading_space_every: 0,
+            sparse_every: 0,
+            duplicate_answer: DuplicateAnswer::SameMsgid,
+            dedupe_window_seconds: 600,
+            sixty_second_rule: false,
+            busy_every: 0,
+            audit_every: 0,
+            audit_seconds: 1800,
+            audit_refused_every: 0,
+            lost_answer_every: 0,
+            lost_request_every: 0,
+            refusing_every: 0,
+            hidden_limits: BTreeMap::new(),
+            quota_reset_lag_seconds: 0,
+            finish: FinishHabits::default(),
+        }
+    }
+}
+
+impl Default for FinishHabits {
+    fn default() -> Self {
+        Self {
+            delay_milliseconds: 200,
+            spread_milliseconds: 0,
+            missing_every: 0,
+            repeated_every: 0,
+            msgid_zero: false,
+            user_block_every: 0,
+            system_failed_every: 0,
+            freq_limit_every: 0,
+        }
+    }
+}
+
+impl Faults {
+    /// These habits with the keys of `changes` in place of their own; keys inside tables count one by one.
+    ///
+    /// # Errors
+    /// When a key is unknown or a value does not fit; nothing is changed then.
+    pub fn with(&self, changes: serde_json::Value) -> Result<Self, serde_json::Error> {
+        let mut all = serde_json::to_value(self)?;
+        overlay(&mut all, changes);
+        serde_json::from_value(all)
+    }
+}
+
+fn overlay(onto: &mut serde_json::Value, changes: serde_json::Value) {
+    match (onto, changes) {
+        (serde_json::Value::Object(onto), serde_json::Value::Object(changes)) => {
+            for (key, change) in changes {
+                overlay(onto.entry(key).or_insert(serde_json::Value::Null), change);
+            }
+        }
+        (onto, change) => *onto = change,
+    }
+}
+
+/// Counts how often each habit was asked, so that every N-th time is known.
+#[derive(Debug, Default)]
+pub struct Turns {
+    pub token: AtomicU64,
+    pub busy: AtomicU64,
+    pub audit: AtomicU64,
+    pub lost_answer: AtomicU64,
+    pub lost_request: AtomicU64,
+}
+
+impl Turns {
+    /// Whether this is an N-th time.
+    pub fn due(turn: &AtomicU64, every: u64) -> bool {
+        every > 0 && (turn.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(every)
+    }
+}
+
+/// Something ordered for the next calls.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    pub fault: Fault,
+    /// The name of an endpoint; left out it is any but the token's.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// So many calls go well first.
+    #[serde(default)]
+    pub after: u64,
+    /// So many calls are befallen.
+    #[serde(default = "once")]
+    pub times: u64,
+}
+
+fn once() -> u64 {
+    1
+}
+
+/// What befalls a call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// Answers this code; nothing else happens.
+    Errcode(i64),
+    /// Does everything, then ends the connection instead of answering.
+    LostAnswer,
+    /// Ends the connection and does nothing.
+    LostRequest,
+    /// Does everything, and answers after so many milliseconds.
+    LateAnswer(u64),
+    /// Answers a proxy's page with HTTP 502; nothing else happens.
+    NotJson,
+    /// Does everything, then breaks the JSON of the answer.
+    BrokenJson,
+}
+
+impl Order {
+    /// One call of any endpoint.
+    pub fn next(fault: Fault) -> Self {
+        Self { fault, endpoint: None, after: 0, times: 1 }
+    }
+
+    /// Of one endpoint alone.
+    pub fn at(self, endpoint: Endpoint) -> Self {
+        Self { endpoint: Some(endpoint.name().to_owned()), ..self }
+    }
+
+    pub fn times(self, times: u64) -> Self {
+        Self { times, ..self }
+    }
+
+    pub fn after(self, after: u64) -> Self {
+        Self { after, ..self }
+    }
+}
+
+/// The orders that are not used up.
+#[derive(Debug, Default)]
+pub struct Orders {
+    any: AtomicBool,
+    open: Mutex<Vec<Order>>,
+}
+
+impl Orders {
+    pub fn add(&self, order: Order) {
+        let mut open = self.open.lock().expect("no holder of the orders panics");
+        open.push(order);
+        self.any.store(true, Ordering::Release);
+    }
+
+    pub fn clear(&self) {
+        self.open.lock().expect("no holder of the orders panics").clear();
+        self.any.store(false, Ordering::Release);
+    }
+
+    /// What befalls this call, the oldest order first.
+    pub fn befall(&self, endpoint: Endpoint) -> Option<Fault> {
+        if !self.any.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut open = self.open.lock().expect("no holder of the orders panics");
+        let place = open.iter().position(|order| match &order.endpoint {
+            Some(name) => name == endpoint.name(),
+            None => endpoint.needs_token(),
+        })?;
+        let order = &mut open[place];
+        if order.after > 0 {
+            order.after -= 1;
+            return None;
+        }
+        let fault = order.fault.clone();
+        order.times = order.times.saturating_sub(1);
+        if order.times == 0 {
+            open.remove(place);
+            self.any.store(!open.is_empty(), Ordering::Release);
+        }
+        Some(fault)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_waits_befalls_and_is_used_up() {
+        let orders = Orders::default();
+        orders.add(Order::next(Fault::Errcode(-1)).at(Endpoint::TemplateSend).after(1).times(2));
+        assert_eq!(orders.befall(Endpoint::UserGet), None);
+        assert_eq!(orders.befall(Endpoint::TemplateSend), None);
+        assert_eq!(orders.befall(Endpoint::TemplateSend), Some(Fault::Errcode(-1)));
+        assert_eq!(orders.befall(Endpoint::TemplateSend), Some(Fault::Errcode(-1)));
+        assert_eq!(orders.befall(Endpoint::TemplateSend), None);
+    }
+
+    #[test]
+    fn habits_change_key_by_key_and_refuse_unknown_ones() {
+        let changed = Faults::default()
+            .with(serde_json::json!({ "list_end": "empty_cursor", "finish": { "missing_every": 3 } }))
+            .unwrap();
+        assert_eq!(changed.list_end, ListEnd::EmptyCursor);
+        assert_eq!((changed.finish.missing_every, changed.finish.delay_milliseconds), (3, 200));
+        assert!(Faults::default().with(serde_json::json!({ "list_ends": 1 })).is_err());
+    }
+
+    #[test]
+    fn every_third_turn_is_due() {
+        let turn = AtomicU64::new(0);
+        let due: Vec<bool> = (0..6).map(|_| Turns::due(&turn, 3)).collect();
+        assert_eq!(due, [false, false, true, false, false, true]);
+        assert!(!Turns::due(&turn, 0));
+    }
+}

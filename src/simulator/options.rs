@@ -1,0 +1,105 @@
+//! What a simulated world is made of; the command line maps its flags to these fields.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::export::UsersOptions;
+use super::faults::Faults;
+use super::template::Template;
+
+/// A world to start. The default is an account of 20 000 followers on its best behaviour.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Two worlds of one seed have the same people.
+    pub seed: u64,
+    /// On 127.0.0.1; `None` takes a free one.
+    pub port: Option<u16>,
+    pub app_id: String,
+    pub app_secret: String,
+    pub miniprogram_app_id: String,
+    pub miniprogram_app_secret: String,
+    pub followers: u64,
+    /// Users of the mini program.
+    pub users: u64,
+    /// Of the users, those who follow the account (at most the smaller of the two).
+    pub matched_users: u64,
+    /// Of the followers, the part whose unionid the account sees.
+    pub bound_share: f64,
+    pub templates: Vec<Template>,
+    /// When not empty, the mini program's pages: any other `pagepath` answers 40165.
+    pub pages: Vec<String>,
+    /// Calls a day by endpoint name (`message/template/send`), in place of the documented ones.
+    pub quota: BTreeMap<String, u64>,
+    /// Openids on a page of the follower list; the platform's figure is 10 000.
+    pub page_size: u64,
+    pub token_lifetime_seconds: i64,
+    /// How long each call takes at least.
+    pub latency: Duration,
+    pub faults: Faults,
+    /// Where events are posted; none are without it.
+    pub callback: Option<Callback>,
+}
+
+/// The address and token that were entered in the account's console. Events come in plain text: the encrypted modes
+/// are not simulated.
+#[derive(Debug, Clone)]
+pub struct Callback {
+    /// `http://host[:port]/path`; TLS is not spoken.
+    pub url: String,
+    pub token: String,
+    /// The account's own id, as events name it.
+    pub account: String,
+    /// Posts in flight at once.
+    pub concurrency: usize,
+}
+
+impl Callback {
+    pub fn new(url: impl Into<String>, token: impl Into<String>) -> Self {
+        Self { url: url.into(), token: token.into(), account: "gh_5d3a1f0c92b7".to_owned(), concurrency: 16 }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            port: None,
+            app_id: "wx0000000000000000".to_owned(),
+            app_secret: "0123456789abcdef0123456789abcdef".to_owned(),
+            miniprogram_app_id: "wx1111111111111111".to_owned(),
+            miniprogram_app_secret: "fedcba9876543210fedcba9876543210".to_owned(),
+            followers: 20_000,
+            users: 30_000,
+            matched_users: 16_000,
+            bound_share: 0.95,
+            templates: Template::samples(),
+            pages: Vec::new(),
+            quota: BTreeMap::new(),
+            page_size: 10_000,
+            token_lifetime_seconds: 7_200,
+            latency: Duration::ZERO,
+            faults: Faults::default(),
+            callback: None,
+        }
+    }
+}
+
+impl Options {
+    /// The mini program's side of the same world.
+    pub fn users_options(&self) -> UsersOptions {
+        UsersOptions {
+            seed: self.seed,
+            app_id: self.app_id.clone(),
+            miniprogram_app_id: self.miniprogram_app_id.clone(),
+            followers: self.followers,
+            users: self.users,
+            matched_users: self.matched_users,
+            ..UsersOptions::default()
+        }
+    }
+
+    /// People the world must have room for: everybody there is, and newcomers.
+    pub(super) fn room(&self) -> u64 {
+        self.users_options().people() + self.followers / 8 + 4_096
+    }
+}

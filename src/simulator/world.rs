@@ -1,0 +1,218 @@
+//! One simulated account with everything that belongs to it; many may live in one process.
+//!
+//! `api` answers calls out of it, `control` changes it, `postman` posts what it owes. Every method is quick and none
+//! waits, so calls are answered where they were read.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
+
+use super::clock::SimulatedClock;
+use super::crowd::Crowd;
+use super::faults::{Faults, Orders, Turns};
+use super::inbox::{Inbox, Remembered};
+use super::login::Logins;
+use super::options::Options;
+use super::people::{People, PeopleOptions};
+use super::postman::{Letter, Mailbag};
+use super::quota::Quotas;
+use super::template::Template;
+use super::tokens::TokenBook;
+
+/// Blocked messages that queryblocktmplmsg remembers.
+const BLOCKED_KEPT: usize = 10_000;
+
+/// Everything there is.
+pub struct World {
+    pub options: Options,
+    pub clock: SimulatedClock,
+    pub people: People,
+    pub inbox: Inbox,
+    pub quotas: Quotas,
+    pub templates: Vec<LiveTemplate>,
+    pub tokens: RwLock<TokenBook>,
+    pub logins: Mutex<Logins>,
+    /// Accepted `client_msg_id`s.
+    pub sent_ids: Remembered,
+    /// Messages of the last minute, when the 60-second rule holds.
+    pub sent_lately: Remembered,
+    pub turns: Turns,
+    pub orders: Orders,
+    pub mailbag: Mailbag,
+    crowd: RwLock<Crowd>,
+    refusals: RwLock<HashSet<(u64, usize)>>,
+    blocked: Mutex<Vec<Blocked>>,
+    faults: RwLock<Arc<Faults>>,
+    calls: AtomicU64,
+}
+
+/// A template and whether it is still there.
+pub struct LiveTemplate {
+    pub template: Template,
+    pub keys: Vec<String>,
+    dead: AtomicBool,
+}
+
+/// A message that the review refused.
+#[derive(Debug, Clone)]
+pub struct Blocked {
+    pub id: u64,
+    pub template_id: String,
+    pub title: String,
+    pub index: u64,
+    pub sent_at_seconds: i64,
+}
+
+impl LiveTemplate {
+    fn new(template: Template) -> Self {
+        Self { keys: template.keys(), template, dead: AtomicBool::new(false) }
+    }
+
+    pub fn is_alive(&self) -> bool {
+        !self.dead.load(Ordering::Relaxed)
+    }
+}
+
+impl World {
+    pub fn new(options: Options) -> Self {
+        let people = People::new(&PeopleOptions {
+            seed: options.seed,
+            bound_share: options.bound_share,
+            room: options.room(),
+            app_id: &options.app_id,
+            miniprogram_app_id: &options.miniprogram_app_id,
+        });
+        Self {
+            clock: SimulatedClock::default(),
+            inbox: Inbox::new(people.capacity()),
+            quotas: Quotas::new(options.followers, &options.quota),
+            templates: options.templates.iter().cloned().map(LiveTemplate::new).collect(),
+            tokens: RwLock::new(TokenBook::new(options.seed, options.token_lifetime_seconds)),
+            logins: Mutex::default(),
+            sent_ids: Remembered::default(),
+            sent_lately: Remembered::default(),
+            turns: Turns::default(),
+            orders: Orders::default(),
+            mailbag: Mailbag::default(),
+            crowd: RwLock::new(Crowd::new(options.followers)),
+            refusals: RwLock::default(),
+            blocked: Mutex::default(),
+            faults: RwLock::new(Arc::new(options.faults.clone())),
+            calls: AtomicU64::new(0),
+            people,
+            options,
+        }
+    }
+
+    /// The habits that hold now.
+    pub fn faults(&self) -> Arc<Faults> {
+        self.faults.read().expect("no holder of the habits panics").clone()
+    }
+
+    pub fn set_faults(&self, faults: Faults) {
+        *self.faults.write().expect("no holder of the habits panics") = Arc::new(faults);
+    }
+
+    /// The second that the quota day is judged by: behind the clock while the reset lags.
+    pub fn quota_seconds(&self, faults: &Faults) -> i64 {
+        self.clock.now_seconds() - faults.quota_reset_lag_seconds
+    }
+
+    /// A number that no other call has.
+    pub fn next_call(&self) -> u64 {
+        self.calls.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn crowd(&self) -> RwLockReadGuard<'_, Crowd> {
+        self.crowd.read().expect("no holder of the crowd panics")
+    }
+
+    /// Lets these people unfollow and says so to the callback; those who do not follow are passed over.
+    pub fn unfollow(&self, indices: impl IntoIterator<Item = u64>) -> Vec<u64> {
+        let mut crowd = self.crowd.write().expect("no holder of the crowd panics");
+        let gone: Vec<u64> = indices.into_iter().filter(|index| crowd.unfollow(*index)).collect();
+        drop(crowd);
+        self.announce(&gone, |index| Letter::Unsubscribe { index });
+        gone
+    }
+
+    /// Lets these people follow and says so to the callback; those who follow already are passed over.
+    pub fn follow(&self, indices: impl IntoIterator<Item = u64>) -> Vec<u64> {
+        let now = self.clock.now_seconds();
+        let mut crowd = self.crowd.write().expect("no holder of the crowd panics");
+        let come: Vec<u64> = indices.into_iter().filter(|index| crowd.follow(*index, now)).collect();
+        drop(crowd);
+        self.announce(&come, |index| Letter::Subscribe { index });
+        come
+    }
+
+    /// So many followers leave, as far as there are any.
+    pub fn unfollow_some(&self, count: u64) -> Vec<u64> {
+        let mut crowd = self.crowd.write().expect("no holder of the crowd panics");
+        let some: Vec<u64> = (0..count).map_while(|_| crowd.leaver()).collect();
+        drop(crowd);
+        self.unfollow(some)
+    }
+
+    /// So many people come who never followed, as far as there is room for them; users of the mini program first.
+    pub fn follow_some(&self, count: u64) -> Vec<u64> {
+        let mut crowd = self.crowd.write().expect("no holder of the crowd panics");
+        let some: Vec<u64> = (0..count).map_while(|_| crowd.newcomer(self.people.capacity())).collect();
+        drop(crowd);
+        self.follow(some)
+    }
+
+    /// Keeps a person out by the account's own wish.
+    pub fn blacklist(&self, index: u64) {
+        self.crowd.write().expect("no holder of the crowd panics").blacklist(index);
+    }
+
+    fn announce(&self, indices: &[u64], letter: impl Fn(u64) -> Letter) {
+        if self.options.callback.is_none() {
+            return;
+        }
+        let now = self.clock.now_micros();
+        indices.iter().for_each(|index| self.mailbag.put(now, letter(*index)));
+    }
+
+    /// The place of a template that is still there.
+    pub fn template(&self, template_id: &str) -> Option<usize> {
+        self.templates.iter().position(|live| live.template.template_id == template_id && live.is_alive())
+    }
+
+    /// Removes a template, as a change of the account's category does; false when there is none of that id.
+    pub fn kill_template(&self, template_id: &str) -> bool {
+        let found = self.template(template_id);
+        found.inspect(|place| self.templates[*place].dead.store(true, Ordering::Relaxed)).is_some()
+    }
+
+    /// This person refuses this template from now on, or takes it back.
+    pub fn refuse(&self, index: u64, template: usize, refuses: bool) {
+        let mut refusals = self.refusals.write().expect("no holder of the refusals panics");
+        if refuses {
+            refusals.insert((index, template));
+        } else {
+            refusals.remove(&(index, template));
+        }
+    }
+
+    pub fn refuses(&self, index: u64, template: usize) -> bool {
+        let refusals = self.refusals.read().expect("no holder of the refusals panics");
+        !refusals.is_empty() && refusals.contains(&(index, template))
+    }
+
+    /// Remembers a message that the review refused.
+    pub fn block(&self, blocked: Blocked) {
+        let mut all = self.blocked.lock().expect("no holder of the blocked messages panics");
+        if all.len() < BLOCKED_KEPT {
+            all.push(blocked);
+        }
+    }
+
+    /// The blocked messages of a template, newest first, below `largest_id` unless that is 0.
+    pub fn blocked(&self, template_id: &str, largest_id: u64, limit: usize) -> Vec<Blocked> {
+        let all = self.blocked.lock().expect("no holder of the blocked messages panics");
+        let wanted = |one: &&Blocked| one.template_id == template_id && (largest_id == 0 || one.id < largest_id);
+        all.iter().rev().filter(wanted).take(limit).cloned().collect()
+    }
+}
