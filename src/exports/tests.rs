@@ -361,3 +361,28 @@ fn seven_kinds_of_bad_rows_are_found_among_a_hundred_thousand_on_their_lines() {
     assert_eq!((found.report.rows, found.report.bad, found.report.blank), (good, 70, 10));
     assert_eq!(found.lines().len(), usize::try_from(good).unwrap());
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_a_csv_writer_writes_comes_back(
+        notes in proptest::collection::vec("[a\"',;\t\r\n 北\u{3000}\\\\]{0,8}", 1..30),
+        in_gb18030: bool,
+    ) {
+        let mut writer = ::csv::Writer::from_writer(Vec::new());
+        writer.write_record(["openid", "note", "last"]).unwrap();
+        for (row, note) in notes.iter().enumerate() {
+            writer.write_record([&format!("o{row}"), note, note]).unwrap();
+        }
+        let written = String::from_utf8(writer.into_inner().unwrap()).unwrap();
+        let (content, encoding) =
+            if in_gb18030 { (gb(&written), Encoding::Gb18030) } else { (written.into_bytes(), Encoding::Utf8) };
+        let (_folder, path) = file("u.csv", content);
+        let found = read_with(&path, &ReadOptions { encoding, batch_rows: 7, ..options(&[]) }).unwrap();
+        let expected: Vec<_> = notes.iter().map(|note| (!note.is_empty()).then(|| note.clone())).collect();
+        proptest::prop_assert_eq!(found.bad(), []);
+        proptest::prop_assert_eq!(&found.column("note"), &expected);
+        proptest::prop_assert_eq!(&found.column("last"), &expected);
+    }
+}

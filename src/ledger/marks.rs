@@ -1,0 +1,160 @@
+//! What was learnt of single followers between two walks: by an event or by a send that was refused. A walk that began
+//! later knows better; its marks are dropped then.
+
+use std::collections::HashMap;
+
+use sqlx::{AssertSqlSafe, SqliteConnection};
+
+use super::error::Doing;
+use super::sql::{Columns, batches, read_all, repeated};
+use super::{Ledger, LedgerError};
+use crate::clock::{Timestamp, to_micros};
+use crate::domain::{AccountName, OpenId, UnionId};
+
+/// What is known of a follower since the last walk.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FollowerMark {
+    pub openid: OpenId,
+    pub active: bool,
+    pub at: Timestamp,
+    /// `send` or `event`.
+    pub source: String,
+}
+
+/// A mark to keep.
+pub(super) struct NewMark<'a> {
+    pub(super) account: &'a AccountName,
+    pub(super) openid: &'a OpenId,
+    pub(super) is_active: bool,
+    pub(super) at: Timestamp,
+    pub(super) source: &'a str,
+}
+
+impl Ledger {
+    /// Remembers that somebody no longer follows.
+    pub async fn mark_gone(
+        &self,
+        account: &AccountName,
+        openid: &OpenId,
+        at: Timestamp,
+        source: &str,
+    ) -> Result<(), LedgerError> {
+        let mut connection = self.writer.acquire().await.doing("mark a follower")?;
+        upsert(&mut connection, &NewMark { account, openid, is_active: false, at, source }).await
+    }
+
+    /// Remembers that somebody follows (again).
+    pub async fn mark_following(
+        &self,
+        account: &AccountName,
+        openid: &OpenId,
+        at: Timestamp,
+        source: &str,
+    ) -> Result<(), LedgerError> {
+        let mut connection = self.writer.acquire().await.doing("mark a follower")?;
+        upsert(&mut connection, &NewMark { account, openid, is_active: true, at, source }).await
+    }
+
+    /// The marks of an account made at `since` or later, by openid.
+    pub async fn follower_marks(
+        &self,
+        account: &AccountName,
+        since: Timestamp,
+    ) -> Result<Vec<FollowerMark>, LedgerError> {
+        let rows = sqlx::query(
+            "select openid, active, at, source from follower_marks where account = $1 and at >= $2 order by openid",
+        )
+        .bind(account.as_str())
+        .bind(to_micros(since))
+        .fetch_all(&self.readers)
+        .await
+        .doing("list the marks of followers")?;
+        read_all(rows, |row| {
+            Ok(FollowerMark {
+                openid: OpenId::new(row.text("openid")?),
+                active: row.read("active")?,
+                at: row.time("at")?,
+                source: row.text("source")?,
+            })
+        })
+    }
+
+    /// Drops the marks of an account made before a walk began that is now in the tables.
+    pub async fn drop_follower_marks(&self, account: &AccountName, before: Timestamp) -> Result<u64, LedgerError> {
+        let done = sqlx::query("delete from follower_marks where account = $1 and at < $2")
+            .bind(account.as_str())
+            .bind(to_micros(before))
+            .execute(&self.writer)
+            .await
+            .doing("drop the marks of followers")?;
+        Ok(done.rows_affected())
+    }
+}
+
+/// Keeps a mark unless a later one is there: events may come out of order.
+pub(super) async fn upsert(connection: &mut SqliteConnection, mark: &NewMark<'_>) -> Result<(), LedgerError> {
+    sqlx::query(
+        "insert into follower_marks (account, openid, active, at, source) values ($1, $2, $3, $4, $5)
+         on conflict (account, openid) do update set active = excluded.active, at = excluded.at,
+             source = excluded.source
+         where excluded.at >= follower_marks.at",
+    )
+    .bind(mark.account.as_str())
+    .bind(mark.openid.as_str())
+    .bind(mark.is_active)
+    .bind(to_micros(mark.at))
+    .bind(mark.source)
+    .execute(connection)
+    .await
+    .doing("mark a follower")?;
+    Ok(())
+}
+
+/// Adds those of `people` that are marked as gone.
+pub(super) async fn gone(
+    connection: &mut SqliteConnection,
+    account: &AccountName,
+    people: &[(&OpenId, Option<&UnionId>)],
+    blocked: &mut HashMap<OpenId, String>,
+) -> Result<(), LedgerError> {
+    for people in batches(people) {
+        let sql = format!(
+            "select openid from follower_marks where not active and account = ? and openid in ({})",
+            repeated("?", people.len())
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql)).bind(account.as_str());
+        for (openid, _) in people {
+            query = query.bind(openid.as_str());
+        }
+        for row in query.fetch_all(&mut *connection).await.doing("look up who is gone")? {
+            blocked.insert(OpenId::new(row.text("openid")?), "unfollowed".to_owned());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::domain::TemplateId;
+
+    #[tokio::test]
+    async fn the_latest_mark_of_a_follower_counts_until_a_later_walk() {
+        let house = House::new().await;
+        let (ledger, main, openid) = (&house.ledger, AccountName::new("main"), OpenId::new("oABCDEFGHIJK"));
+        let blocked = async || {
+            let asked = [(&openid, None)];
+            ledger.blocked_now(&main, &TemplateId::new("t"), &asked, at(99)).await.unwrap().len()
+        };
+        ledger.mark_following(&main, &openid, at(10), "event").await.unwrap();
+        ledger.mark_gone(&main, &openid, at(5), "event").await.unwrap();
+        assert_eq!(blocked().await, 0);
+        ledger.mark_gone(&main, &openid, at(20), "send").await.unwrap();
+        assert_eq!(blocked().await, 1);
+        assert_eq!(ledger.follower_marks(&main, at(20)).await.unwrap()[0].source, "send");
+        assert_eq!(ledger.drop_follower_marks(&main, at(20)).await.unwrap(), 0);
+        assert_eq!(ledger.drop_follower_marks(&main, at(21)).await.unwrap(), 1);
+        assert_eq!(blocked().await, 0);
+    }
+}

@@ -1,0 +1,74 @@
+//! Single values about the ledger itself, and the number that tells whether the catalog is behind the snapshots.
+
+use sqlx::SqliteConnection;
+
+use super::error::Doing;
+use super::{Ledger, LedgerError};
+
+const SNAPSHOTS: &str = "snapshots_generation";
+const CATALOG: &str = "catalog_generation";
+
+impl Ledger {
+    /// The value of a key, if it was ever set.
+    pub async fn get_meta(&self, key: &str) -> Result<Option<String>, LedgerError> {
+        sqlx::query_scalar("select value from meta where key = $1")
+            .bind(key)
+            .fetch_optional(&self.readers)
+            .await
+            .doing("read a value of the ledger")
+    }
+
+    pub async fn set_meta(&self, key: &str, value: &str) -> Result<(), LedgerError> {
+        sqlx::query(
+            "insert into meta (key, value) values ($1, $2) on conflict (key) do update set value = excluded.value",
+        )
+        .bind(key)
+        .bind(value)
+        .execute(&self.writer)
+        .await
+        .doing("keep a value of the ledger")?;
+        Ok(())
+    }
+
+    /// Forgets a key.
+    pub async fn remove_meta(&self, key: &str) -> Result<(), LedgerError> {
+        sqlx::query("delete from meta where key = $1")
+            .bind(key)
+            .execute(&self.writer)
+            .await
+            .doing("forget a value of the ledger")?;
+        Ok(())
+    }
+
+    /// Grows with every change of which snapshots are current.
+    pub async fn snapshots_generation(&self) -> Result<u64, LedgerError> {
+        self.generation(SNAPSHOTS).await
+    }
+
+    /// The generation of snapshots that the catalog shows; behind [`Ledger::snapshots_generation`] it must be rewritten.
+    pub async fn catalog_generation(&self) -> Result<u64, LedgerError> {
+        self.generation(CATALOG).await
+    }
+
+    pub async fn set_catalog_generation(&self, generation: u64) -> Result<(), LedgerError> {
+        self.set_meta(CATALOG, &generation.to_string()).await
+    }
+
+    async fn generation(&self, key: &'static str) -> Result<u64, LedgerError> {
+        let Some(value) = self.get_meta(key).await? else { return Ok(0) };
+        value.parse().map_err(|_| LedgerError::Unreadable { what: key, value })
+    }
+}
+
+/// Counts a change of the current snapshots, in the transaction that makes it.
+pub(super) async fn grow_snapshots_generation(connection: &mut SqliteConnection) -> Result<(), LedgerError> {
+    sqlx::query(
+        "insert into meta (key, value) values ($1, '1')
+         on conflict (key) do update set value = cast(cast(meta.value as bigint) + 1 as text)",
+    )
+    .bind(SNAPSHOTS)
+    .execute(connection)
+    .await
+    .doing("count a change of the current snapshots")?;
+    Ok(())
+}

@@ -1,0 +1,254 @@
+//! People not to send to: for every account or one, for every template or one, for a time or for good.
+
+use std::collections::HashMap;
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, SqliteConnection};
+
+use super::error::Doing;
+use super::sql::{Columns, batches, micros, read_all, repeated};
+use super::{Ledger, LedgerError, marks};
+use crate::clock::{Timestamp, to_micros};
+use crate::domain::{AccountName, OpenId, TemplateId, UnionId};
+
+/// A person not to send to from now on. One of `unionid` and `openid` must be there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewSuppression {
+    pub unionid: Option<UnionId>,
+    pub openid: Option<OpenId>,
+    /// `None`: every account.
+    pub account: Option<AccountName>,
+    /// `None`: every template.
+    pub template_id: Option<TemplateId>,
+    pub reason: String,
+    pub since: Timestamp,
+    /// Not any more from then on.
+    pub until: Option<Timestamp>,
+}
+
+/// A suppression as it is kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Suppression {
+    pub id: i64,
+    pub suppression: NewSuppression,
+}
+
+impl Ledger {
+    /// Adds suppressions; one that is there already, but for its time and reason, is not added again. Returns how many
+    /// were new.
+    pub async fn add_suppressions(&self, new: &[NewSuppression]) -> Result<u64, LedgerError> {
+        let mut tx = self.begin("add suppressions").await?;
+        let added = insert(&mut tx, new).await?;
+        tx.commit().await.doing("add suppressions")?;
+        Ok(added)
+    }
+
+    /// Removes every suppression of a unionid or openid; returns how many there were.
+    pub async fn remove_suppressions(&self, person: &str) -> Result<u64, LedgerError> {
+        let done = sqlx::query("delete from suppressions where unionid = $1 or openid = $1")
+            .bind(person)
+            .execute(&self.writer)
+            .await
+            .doing("remove suppressions")?;
+        Ok(done.rows_affected())
+    }
+
+    /// Suppressions in the order they were made, from after an id.
+    pub async fn list_suppressions(&self, after_id: i64, limit: u32) -> Result<Vec<Suppression>, LedgerError> {
+        let rows = sqlx::query(
+            "select id, unionid, openid, account, template_id, reason, since, until
+             from suppressions where id > $1 order by id limit $2",
+        )
+        .bind(after_id)
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await
+        .doing("list suppressions")?;
+        read_all(rows, read_suppression)
+    }
+
+    /// Who of these people must not be sent this template by this account now, and why: `unfollowed` for those marked
+    /// as gone, else the reason of a suppression. Costs one look when nobody is suppressed or gone.
+    pub async fn blocked_now(
+        &self,
+        account: &AccountName,
+        template_id: &TemplateId,
+        people: &[(&OpenId, Option<&UnionId>)],
+        now: Timestamp,
+    ) -> Result<HashMap<OpenId, String>, LedgerError> {
+        const DOING: &str = "look up who is suppressed";
+        let mut connection = self.readers.acquire().await.doing(DOING)?;
+        let row = sqlx::query(
+            "select exists (select 1 from suppressions) as suppressed,
+                 exists (select 1 from follower_marks where not active) as gone",
+        )
+        .fetch_one(&mut *connection)
+        .await
+        .doing(DOING)?;
+        let mut blocked = HashMap::new();
+        if row.read("suppressed")? {
+            let by_unionid: HashMap<&str, &OpenId> =
+                people.iter().filter_map(|(openid, unionid)| Some((unionid.as_ref()?.as_str(), *openid))).collect();
+            let by_openid: HashMap<&str, &OpenId> =
+                people.iter().map(|(openid, _)| (openid.as_str(), *openid)).collect();
+            for (column, ids) in [("unionid", by_unionid), ("openid", by_openid)] {
+                let scope = Scope { column, account, template_id, now };
+                suppressed(&mut connection, &scope, &ids, &mut blocked).await?;
+            }
+        }
+        if row.read("gone")? {
+            marks::gone(&mut connection, account, people, &mut blocked).await?;
+        }
+        Ok(blocked)
+    }
+}
+
+/// Which suppressions count.
+struct Scope<'a> {
+    /// `unionid` or `openid`.
+    column: &'static str,
+    account: &'a AccountName,
+    template_id: &'a TemplateId,
+    now: Timestamp,
+}
+
+async fn suppressed(
+    connection: &mut SqliteConnection,
+    scope: &Scope<'_>,
+    ids: &HashMap<&str, &OpenId>,
+    blocked: &mut HashMap<OpenId, String>,
+) -> Result<(), LedgerError> {
+    let mut keys: Vec<&str> = ids.keys().copied().collect();
+    keys.sort_unstable();
+    for keys in batches(&keys) {
+        let sql = format!(
+            "select {0} as person, reason from suppressions
+             where since <= ? and (until is null or until > ?) and (account is null or account = ?)
+                 and (template_id is null or template_id = ?) and {0} in ({1})
+             order by id desc",
+            scope.column,
+            repeated("?", keys.len())
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql))
+            .bind(to_micros(scope.now))
+            .bind(to_micros(scope.now))
+            .bind(scope.account.as_str())
+            .bind(scope.template_id.as_str());
+        for key in keys {
+            query = query.bind(*key);
+        }
+        for row in query.fetch_all(&mut *connection).await.doing("look up who is suppressed")? {
+            if let Some(openid) = ids.get(row.text("person")?.as_str()) {
+                blocked.insert((*openid).clone(), row.text("reason")?);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Adds suppressions that are not there yet, inside a writing transaction.
+pub(super) async fn insert(tx: &mut SqliteConnection, new: &[NewSuppression]) -> Result<u64, LedgerError> {
+    let mut added = 0;
+    for suppression in new {
+        let person = [
+            suppression.unionid.as_ref().map(UnionId::as_str),
+            suppression.openid.as_ref().map(OpenId::as_str),
+            suppression.account.as_ref().map(AccountName::as_str),
+            suppression.template_id.as_ref().map(TemplateId::as_str),
+        ];
+        let done = sqlx::query(
+            "insert into suppressions (unionid, openid, account, template_id, reason, since, until)
+             select $1, $2, $3, $4, $5, $6, $7
+             where not exists (
+                 select 1 from suppressions
+                 where coalesce(unionid, '') = coalesce($1, '') and coalesce(openid, '') = coalesce($2, '')
+                     and (unionid = $1 or openid = $2)
+                     and coalesce(account, '') = coalesce($3, '') and coalesce(template_id, '') = coalesce($4, '')
+                     and (until is null or until >= coalesce($7, until + 1)))",
+        )
+        .bind(person[0])
+        .bind(person[1])
+        .bind(person[2])
+        .bind(person[3])
+        .bind(&suppression.reason)
+        .bind(to_micros(suppression.since))
+        .bind(micros(suppression.until))
+        .execute(&mut *tx)
+        .await
+        .doing("add suppressions")?;
+        added += done.rows_affected();
+    }
+    Ok(added)
+}
+
+fn read_suppression(row: &SqliteRow) -> Result<Suppression, LedgerError> {
+    Ok(Suppression {
+        id: row.read("id")?,
+        suppression: NewSuppression {
+            unionid: row.optional_text("unionid")?.map(UnionId::new),
+            openid: row.optional_text("openid")?.map(OpenId::new),
+            account: row.optional_text("account")?.map(AccountName::new),
+            template_id: row.optional_text("template_id")?.map(TemplateId::new),
+            reason: row.text("reason")?,
+            since: row.time("since")?,
+            until: row.optional_time("until")?,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    fn person(unionid: &str) -> NewSuppression {
+        NewSuppression {
+            unionid: Some(UnionId::new(unionid)),
+            openid: None,
+            account: None,
+            template_id: None,
+            reason: "asked".into(),
+            since: at(0),
+            until: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_suppression_holds_for_its_person_its_account_its_template_and_its_time() {
+        let house = House::new().await;
+        let (main, side) = (AccountName::new("main"), AccountName::new("side"));
+        let (sale, news) = (TemplateId::new("tpl-sale-0000"), TemplateId::new("tpl-news-0000"));
+        let everywhere = person("union-a");
+        let here = NewSuppression { account: Some(main.clone()), ..person("union-b") };
+        let this_one = NewSuppression { template_id: Some(sale.clone()), ..person("union-c") };
+        let a_while = NewSuppression { until: Some(at(100)), ..person("union-d") };
+        house.ledger.add_suppressions(&[everywhere, here, this_one, a_while]).await.unwrap();
+        let openids = ["a", "b", "c", "d", "e"].map(OpenId::new);
+        let unionids = ["a", "b", "c", "d", "e"].map(|name| UnionId::new(format!("union-{name}")));
+        let people: Vec<_> = openids.iter().zip(unionids.iter().map(Some)).collect();
+        let blocked = async |account: &AccountName, template: &TemplateId, now| {
+            let found = house.ledger.blocked_now(account, template, &people, at(now)).await.unwrap();
+            let mut found: Vec<_> = found.keys().map(|openid| openid.as_str().to_owned()).collect();
+            found.sort();
+            found.concat()
+        };
+        assert_eq!(blocked(&main, &sale, 50).await, "abcd");
+        assert_eq!(blocked(&side, &sale, 50).await, "acd");
+        assert_eq!(blocked(&main, &news, 50).await, "abd");
+        assert_eq!(blocked(&main, &sale, 100).await, "abc");
+        assert_eq!(blocked(&main, &sale, -1).await, "");
+    }
+
+    #[tokio::test]
+    async fn the_same_suppression_is_kept_once_and_removed_by_its_person() {
+        let house = House::new().await;
+        let short = NewSuppression { until: Some(at(10)), ..person("union-a") };
+        let long = NewSuppression { until: Some(at(20)), ..person("union-a") };
+        let forever = person("union-a");
+        let all = [short.clone(), short.clone(), long, short, forever.clone(), forever];
+        assert_eq!(house.ledger.add_suppressions(&all).await.unwrap(), 3);
+        assert_eq!(house.ledger.list_suppressions(0, 10).await.unwrap().len(), 3);
+        assert_eq!(house.ledger.remove_suppressions("union-a").await.unwrap(), 3);
+        assert!(house.ledger.list_suppressions(0, 10).await.unwrap().is_empty());
+    }
+}

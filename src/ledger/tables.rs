@@ -1,0 +1,372 @@
+//! The ledger as tables: rows for SQL, column by column, in chunks, in the names and types that users see.
+//!
+//! Deliveries are only those that have a row here; whoever shows the table adds the recipients that were not claimed
+//! yet, and the pushes that are archived.
+
+use chrono::NaiveDate;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, Row};
+
+use super::error::Doing;
+use super::sql::{Columns, read_all};
+use super::{Ledger, LedgerError};
+use crate::domain::{ColumnType, Rows, Values};
+
+/// A table that the ledger feeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LiveTable {
+    Pushes,
+    Deliveries,
+    Suppressions,
+    ApiCalls,
+    Audit,
+    Runs,
+    RunStages,
+    Fires,
+}
+
+/// Where the next chunk begins. The default is the beginning.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LiveCursor {
+    first: i64,
+    second: i64,
+}
+
+type Column = (&'static str, ColumnType);
+
+use ColumnType::{Boolean, Date, Float, Integer, Text, Timestamp};
+
+const PUSHES: &[Column] = &[
+    ("run_id", Text),
+    ("pipeline", Text),
+    ("stage", Text),
+    ("account", Text),
+    ("template_id", Text),
+    ("set_hash", Text),
+    ("state", Text),
+    ("reason", Text),
+    ("recipients", Integer),
+    ("sent", Integer),
+    ("failed", Integer),
+    ("skipped", Integer),
+    ("held", Integer),
+    ("unconfirmed", Integer),
+    ("pending", Integer),
+    ("approved_by", Text),
+    ("approved_at", Timestamp),
+    ("is_test", Boolean),
+    ("frozen_at", Timestamp),
+    ("started_at", Timestamp),
+    ("ended_at", Timestamp),
+];
+
+const DELIVERIES: &[Column] = &[
+    ("run_id", Text),
+    ("pipeline", Text),
+    ("stage", Text),
+    ("account", Text),
+    ("seq", Integer),
+    ("openid", Text),
+    ("unionid", Text),
+    ("template_id", Text),
+    ("state", Text),
+    ("reason", Text),
+    ("errcode", Integer),
+    ("msgid", Integer),
+    ("attempts", Integer),
+    ("sent_at", Timestamp),
+    ("delivered", Text),
+    ("delivered_at", Timestamp),
+];
+
+const SUPPRESSIONS: &[Column] = &[
+    ("unionid", Text),
+    ("openid", Text),
+    ("account", Text),
+    ("template_id", Text),
+    ("reason", Text),
+    ("since", Timestamp),
+    ("until", Timestamp),
+];
+
+const API_CALLS: &[Column] = &[
+    ("date", Date),
+    ("account", Text),
+    ("endpoint", Text),
+    ("calls", Integer),
+    ("errors", Integer),
+    ("quota", Integer),
+];
+
+const AUDIT: &[Column] = &[("at", Timestamp), ("who", Text), ("command", Text), ("run_id", Text), ("detail", Text)];
+
+const RUNS: &[Column] = &[
+    ("run_id", Text),
+    ("pipeline", Text),
+    ("status", Text),
+    ("waiting_until", Timestamp),
+    ("reason", Text),
+    ("started_at", Timestamp),
+    ("seconds", Float),
+    ("ended_at", Timestamp),
+    ("trigger", Text),
+    ("scheduled_for", Timestamp),
+    ("today", Date),
+    ("params", Text),
+    ("is_test", Boolean),
+    ("attempt", Integer),
+];
+
+const RUN_STAGES: &[Column] = &[
+    ("run_id", Text),
+    ("name", Text),
+    ("kind", Text),
+    ("status", Text),
+    ("rows_in", Integer),
+    ("rows_out", Integer),
+    ("seconds", Float),
+    ("api_calls", Text),
+    ("detail", Text),
+    ("table_name", Text),
+    ("started_at", Timestamp),
+    ("error", Text),
+];
+
+const FIRES: &[Column] = &[
+    ("pipeline", Text),
+    ("scheduled_for", Timestamp),
+    ("claimed_at", Timestamp),
+    ("outcome", Text),
+    ("run_id", Text),
+    ("reason", Text),
+];
+
+impl LiveTable {
+    pub const ALL: [Self; 8] = [
+        Self::Pushes,
+        Self::Deliveries,
+        Self::Suppressions,
+        Self::ApiCalls,
+        Self::Audit,
+        Self::Runs,
+        Self::RunStages,
+        Self::Fires,
+    ];
+
+    /// The table's name outside.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pushes => "pushes",
+            Self::Deliveries => "deliveries",
+            Self::Suppressions => "suppressions",
+            Self::ApiCalls => "api_calls",
+            Self::Audit => "audit",
+            Self::Runs => "runs",
+            Self::RunStages => "run_stages",
+            Self::Fires => "fires",
+        }
+    }
+
+    /// Its columns, in order.
+    pub fn columns(self) -> &'static [Column] {
+        match self {
+            Self::Pushes => PUSHES,
+            Self::Deliveries => DELIVERIES,
+            Self::Suppressions => SUPPRESSIONS,
+            Self::ApiCalls => API_CALLS,
+            Self::Audit => AUDIT,
+            Self::Runs => RUNS,
+            Self::RunStages => RUN_STAGES,
+            Self::Fires => FIRES,
+        }
+    }
+
+    /// What stands behind `select`, with `cursor_1` and `cursor_2` beside the columns; $1 and $2 are the cursor, $3 the
+    /// number of rows.
+    fn source(self) -> &'static str {
+        match self {
+            Self::Pushes => {
+                "*, key as cursor_1, 0 as cursor_2,
+                     recipients - sent - failed - skipped - held - unconfirmed as pending
+                 from pushes where key > $1 order by key limit $3"
+            }
+            Self::Deliveries => {
+                "p.run_id, p.pipeline, p.stage, p.account, p.template_id, d.seq, d.openid, d.unionid,
+                     case when d.state = 'sending' then 'pending' else d.state end as state, d.reason, d.errcode,
+                     d.msgid, d.attempt as attempts, d.sent_at, d.delivered, d.delivered_at,
+                     d.push_key as cursor_1, d.seq as cursor_2
+                 from deliveries as d join pushes as p on p.key = d.push_key
+                 where (d.push_key, d.seq) > ($1, $2) and p.archived_path is null
+                 order by d.push_key, d.seq limit $3"
+            }
+            Self::Suppressions => {
+                "*, id as cursor_1, 0 as cursor_2 from suppressions where id > $1 order by id limit $3"
+            }
+            Self::ApiCalls => {
+                "day as date, account, endpoint, calls, errors, wechat_limit as quota, id as cursor_1, 0 as cursor_2
+                 from api_usage where id > $1 order by id limit $3"
+            }
+            Self::Audit => "*, id as cursor_1, 0 as cursor_2 from audit where id > $1 order by id limit $3",
+            Self::Runs => {
+                "*, trigger_kind as \"trigger\", (ended_at - started_at) / 1000000.0 as seconds, id as cursor_1,
+                     0 as cursor_2
+                 from runs where id > $1 order by id limit $3"
+            }
+            Self::RunStages => {
+                "*, stage as name, id as cursor_1, 0 as cursor_2 from run_stages where id > $1 order by id limit $3"
+            }
+            Self::Fires => "*, id as cursor_1, 0 as cursor_2 from fires where id > $1 order by id limit $3",
+        }
+    }
+}
+
+impl Ledger {
+    /// The next rows of a table, at most `limit`, and where to go on; `None` at the end. A chunk is of one moment, a
+    /// whole table need not be.
+    pub async fn read_live(
+        &self,
+        table: LiveTable,
+        cursor: LiveCursor,
+        limit: u32,
+    ) -> Result<(Rows, Option<LiveCursor>), LedgerError> {
+        let rows = sqlx::query(AssertSqlSafe(format!("select {}", table.source())))
+            .bind(cursor.first)
+            .bind(cursor.second)
+            .bind(limit.max(1))
+            .fetch_all(&self.readers)
+            .await
+            .doing("read a table of the ledger")?;
+        let is_full = u64::try_from(rows.len()).is_ok_and(|rows| rows >= u64::from(limit.max(1)));
+        let next = match rows.last() {
+            Some(row) if is_full => Some(LiveCursor { first: row.read("cursor_1")?, second: row.read("cursor_2")? }),
+            _ => None,
+        };
+        let columns: Result<Vec<_>, LedgerError> = table
+            .columns()
+            .iter()
+            .map(|(name, column_type)| Ok(((*name).to_owned(), read_column(&rows, name, *column_type)?)))
+            .collect();
+        Ok((Rows { columns: columns? }, next))
+    }
+}
+
+fn read_column(rows: &[SqliteRow], name: &'static str, column_type: ColumnType) -> Result<Values, LedgerError> {
+    Ok(match column_type {
+        Text => Values::Text(read_all(rows, |row| row.read(name))?),
+        Integer => Values::Integer(read_all(rows, |row| row.read(name))?),
+        Float => Values::Float(read_all(rows, |row| row.read(name))?),
+        Boolean => Values::Boolean(read_all(rows, |row| row.read(name))?),
+        Timestamp => Values::Timestamp(read_all(rows, |row| row.read(name))?),
+        Date => Values::Date(read_all(rows, |row| days(row, name))?),
+    })
+}
+
+/// Days since 1970 of a date that is stored as text.
+fn days(row: &SqliteRow, name: &'static str) -> Result<Option<i32>, LedgerError> {
+    let is_null = row.read::<Option<String>>(name)?.is_none();
+    if is_null {
+        return Ok(None);
+    }
+    let days = row.date(name)?.signed_duration_since(NaiveDate::default()).num_days();
+    Ok(i32::try_from(days).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::super::{AuditEntry, Begin, FireOutcome, NewSuppression, QuotaCharge, StageRecord};
+    use super::*;
+    use crate::domain::{
+        AccountName, DeliveryState, PipelineName, QuotaDay, RunId, StageName, StageStatus, TableName, UnionId,
+    };
+
+    /// A ledger with something in every table.
+    async fn full_house() -> House {
+        let house = House::new().await;
+        let push = house.push("r1", 10).await;
+        let main = AccountName::new("main");
+        let quota = Some(QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: None });
+        let people = people(1..=5);
+        let _ = house.begin(&push, Begin { quota, ..fresh(&intents(&people)) }).await;
+        let _ = house.record(&push, &[outcome(1, 1, DeliveryState::Sent)]).await;
+        let stage = StageRecord {
+            run_id: push.run_id.clone(),
+            stage: StageName::new("push"),
+            kind: "push_template".into(),
+            table: Some(TableName::new("t")),
+            status: StageStatus::Running,
+            rows_in: 1,
+            rows_out: 1,
+            started_at: at(0),
+            seconds: 2.0,
+            api_calls: Default::default(),
+            detail: serde_json::json!({}),
+            error: None,
+        };
+        house.ledger.record_stage(&house.lease, &stage).await.unwrap();
+        let nightly = PipelineName::new("nightly");
+        house.ledger.claim_fire(&nightly, at(0), at(0)).await.unwrap();
+        house.ledger.settle_fire(&nightly, at(0), &FireOutcome::Run(push.run_id)).await.unwrap();
+        let entry = AuditEntry {
+            at: at(0),
+            who: "ada".into(),
+            command: "freeze".into(),
+            run_id: Some(RunId::new("r1")),
+            detail: "main".into(),
+        };
+        house.ledger.record_audit(&entry).await.unwrap();
+        let suppression = NewSuppression {
+            unionid: Some(UnionId::new("union-a")),
+            openid: None,
+            account: None,
+            template_id: None,
+            reason: "asked".into(),
+            since: at(0),
+            until: None,
+        };
+        house.ledger.add_suppressions(&[suppression]).await.unwrap();
+        house
+    }
+
+    #[tokio::test]
+    async fn every_table_reads_with_its_columns_full_and_empty() {
+        let (full, empty) = (full_house().await, House::new().await);
+        for table in LiveTable::ALL {
+            for (house, has_rows) in [(&full, true), (&empty, false)] {
+                let (rows, next) = house.ledger.read_live(table, LiveCursor::default(), 1000).await.unwrap();
+                assert_eq!(!rows.is_empty(), has_rows, "{}", table.name());
+                assert_eq!(next, None);
+                let shape: Vec<_> = rows.columns.iter().map(|(name, v)| (name.as_str(), v.column_type())).collect();
+                assert_eq!(shape, table.columns());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn chunks_of_deliveries_hold_everyone_once_and_in_flight_reads_as_pending() {
+        let house = full_house().await;
+        let (mut cursor, mut seqs, mut states) = (Some(LiveCursor::default()), Vec::new(), Vec::new());
+        while let Some(from) = cursor {
+            let (rows, next) = house.ledger.read_live(LiveTable::Deliveries, from, 2).await.unwrap();
+            for (name, values) in rows.columns {
+                match (name.as_str(), values) {
+                    ("seq", Values::Integer(values)) => seqs.extend(values.into_iter().flatten()),
+                    ("state", Values::Text(values)) => states.extend(values.into_iter().flatten()),
+                    _ => {}
+                }
+            }
+            cursor = next;
+        }
+        assert_eq!(seqs, [1, 2, 3, 4, 5]);
+        assert_eq!(states, ["sent", "pending", "pending", "pending", "pending"]);
+    }
+
+    #[tokio::test]
+    async fn a_quota_day_reads_as_its_date() {
+        let house = full_house().await;
+        let (rows, _) = house.ledger.read_live(LiveTable::ApiCalls, LiveCursor::default(), 10).await.unwrap();
+        let day = QuotaDay::of(at(0)).date();
+        let expected = i32::try_from((day - NaiveDate::from_ymd_opt(1970, 1, 1).unwrap()).num_days()).unwrap();
+        assert_eq!(rows.columns[0], ("date".to_owned(), Values::Date(vec![Some(expected)])));
+    }
+}
