@@ -3,6 +3,7 @@
 mod columns;
 mod delivery;
 mod ids;
+mod message_id;
 mod quota_day;
 mod run;
 pub mod tables;
@@ -10,5 +11,6 @@ pub mod tables;
 pub use columns::{ColumnType, Rows, Values};
 pub use delivery::{Counts, DeliveryEvent, DeliveryState, Unlawful};
 pub use ids::{AccountName, MiniProgramName, OpenId, PipelineName, RunId, StageName, TableName, TemplateId, UnionId};
+pub use message_id::client_msg_id;
 pub use quota_day::QuotaDay;
 pub use run::{RunStatus, StageStatus};

@@ -15,7 +15,7 @@ use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, ColumnType, OpenId, Rows, TableName, Values};
 use crate::engine::{Param, Params, TableSource};
 use crate::lake::Lake;
-use crate::ledger::{SnapshotRecord, Walk};
+use crate::ledger::{NewPage, SnapshotRecord, Walk};
 use crate::wechat::{FollowerPage, WeChatError};
 
 /// The code for an openid that is not of this account: in mid-walk, a cursor that unfollowed.
@@ -116,16 +116,14 @@ async fn walk_to_the_end(cx: &StageContext<'_>, account: &AccountName, mut walk:
         let is_end = ends_walk(&page, cursor.as_ref(), &cursors);
         if !page.openids.is_empty() {
             let path = write_page(cx, account, &walk, &page)?;
-            ledger.record_page(crate::ledger::NewPage {
-                walk_id: walk.id,
+            let new = NewPage {
                 page: walk.pages + 1,
-                path,
+                path: &path,
                 count: u64::try_from(page.openids.len()).unwrap_or(u64::MAX),
-                next_openid: page.next_openid.clone(),
+                next_openid: page.next_openid.as_ref(),
                 total: page.total,
-                now: cx.hands.clock.now(),
-            })
-            .await?;
+            };
+            ledger.record_page(walk.id, new, cx.hands.clock.now()).await?;
             walk.pages += 1;
             walk.openids += u64::try_from(page.openids.len()).unwrap_or(u64::MAX);
         }

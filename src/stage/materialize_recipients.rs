@@ -36,6 +36,11 @@ pub async fn run(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Result<
         matches!(kind, StageKind::ExtractFollowers(_))
     });
     let followers = followers.first().map_or("followers", TableName::as_str);
+    // What events said before the last walk is in the walk.
+    let marks_since = cx
+        .visible
+        .slice(followers, plan.account.as_str())
+        .map_or(crate::clock::Timestamp::UNIX_EPOCH, |snapshot| snapshot.as_of);
     let has_history = plan.frequency_cap.is_some() || plan.not_again.is_some();
     let filter = Filter {
         stage: cx.stage.name.to_string(),
@@ -46,7 +51,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Result<
             cx.visible.slice_source(&cx.hands.lake, (followers, plan.account.as_str()), "_followers", columns)
         }),
         profiles: profiles(cx, plan),
-        marks: live::export_marks(cx.hands, &plan.account).await?,
+        marks: live::export_marks(cx.hands, &plan.account, marks_since).await?,
         suppressions: renamed(live::export(cx.hands, cx.visible, "suppressions").await?, "_suppressions"),
         deliveries: if has_history {
             Some(renamed(live::export(cx.hands, cx.visible, "deliveries").await?, "_deliveries"))

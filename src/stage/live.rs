@@ -1,0 +1,178 @@
+//! Tables that the ledger feeds, written out as parts for the engine as they are at that moment.
+//!
+//! `deliveries` is the ledger's rows and, for recipients nobody claimed yet, the frozen set; `recipients` and `left_out` are
+//! parts of the lake already.
+
+use crate::clock::{Timestamp, to_micros};
+use crate::domain::tables::table_spec;
+use crate::domain::{AccountName, ColumnType, Rows, RunId, StageName, Values, client_msg_id};
+use crate::engine::TableSource;
+use crate::ledger::{LiveCursor, LiveTable};
+use crate::wechat::all_codes;
+
+use super::tables::Visible;
+use super::{Hands, StageError};
+
+/// Rows in memory at a time.
+const CHUNK: u32 = 20_000;
+
+/// Whether a table is fed by the ledger (and no snapshot of the lake).
+pub fn is_live(name: &str) -> bool {
+    live_table(name).is_some() || name == "error_codes"
+}
+
+fn live_table(name: &str) -> Option<LiveTable> {
+    LiveTable::ALL.into_iter().find(|table| table.name() == name)
+}
+
+/// Writes the table out and gives it as the engine reads it.
+///
+/// # Errors
+///
+/// [`StageError`] when the ledger cannot be read or the lake not be written.
+pub async fn export(hands: &Hands, visible: &Visible, name: &str) -> Result<TableSource, StageError> {
+    let spec = table_spec(name).expect("live tables are declared");
+    let mut source = TableSource { name: name.to_owned(), columns: spec.sql_columns(), parts: Vec::new() };
+    let path = |part: &str| format!("work/live/{name}-{}-{part}.parquet", hands.clock.random_id(12));
+    let mut writer = hands.lake.writer(&path("rows"), &spec.part_schema())?;
+    match live_table(name) {
+        None => writer.write(error_codes())?,
+        Some(table) => {
+            let mut cursor = LiveCursor::default();
+            loop {
+                let (mut rows, next) = hands.ledger.read_live(table, cursor, CHUNK).await?;
+                if table == LiveTable::Deliveries {
+                    add_message_ids(&mut rows);
+                }
+                writer.write(rows)?;
+                match next {
+                    Some(next) => cursor = next,
+                    None => break,
+                }
+            }
+            if table == LiveTable::Deliveries {
+                for unclaimed in unclaimed(hands, visible).await? {
+                    writer.write(unclaimed)?;
+                }
+            }
+        }
+    }
+    let part = writer.finish()?;
+    if part.rows > 0 {
+        source.parts.push(hands.lake.absolute(&part.path));
+    } else {
+        hands.lake.remove(&part.path)?;
+    }
+    Ok(source)
+}
+
+/// What events said of an account's followers since its last walk, as the table `_marks`.
+///
+/// # Errors
+///
+/// As [`export`].
+pub async fn export_marks(
+    hands: &Hands,
+    account: &AccountName,
+    since: Timestamp,
+) -> Result<TableSource, StageError> {
+    let columns = [("openid", ColumnType::Text), ("active", ColumnType::Boolean), ("at", ColumnType::Timestamp)];
+    let mut source = TableSource {
+        name: "_marks".to_owned(),
+        columns: columns.iter().map(|(name, ty)| ((*name).to_owned(), ty.sql().to_owned())).collect(),
+        parts: Vec::new(),
+    };
+    let marks = hands.ledger.follower_marks(account, since).await?;
+    if marks.is_empty() {
+        return Ok(source);
+    }
+    let path = format!("work/live/marks-{}.parquet", hands.clock.random_id(12));
+    let mut writer = hands.lake.writer(&path, &columns)?;
+    let openids = marks.iter().map(|mark| Some(mark.openid.as_str().to_owned())).collect();
+    let active = marks.iter().map(|mark| Some(mark.active)).collect();
+    let at = marks.iter().map(|mark| Some(to_micros(mark.at))).collect();
+    writer.write(Rows {
+        columns: vec![
+            ("openid".to_owned(), Values::Text(openids)),
+            ("active".to_owned(), Values::Boolean(active)),
+            ("at".to_owned(), Values::Timestamp(at)),
+        ],
+    })?;
+    source.parts.push(hands.lake.absolute(&writer.finish()?.path));
+    Ok(source)
+}
+
+fn error_codes() -> Rows {
+    let codes = all_codes();
+    let column = |name: &str, of: fn(&crate::wechat::Code) -> String| {
+        (name.to_owned(), Values::Text(codes.iter().map(|code| Some(of(code))).collect()))
+    };
+    Rows {
+        columns: vec![
+            ("errcode".to_owned(), Values::Integer(codes.iter().map(|code| Some(code.errcode)).collect())),
+            column("class", |code| code.class.as_str().to_owned()),
+            column("meaning", |code| code.meaning.to_owned()),
+            column("advice", |code| code.advice.to_owned()),
+        ],
+    }
+}
+
+/// `client_msg_id` follows from run, stage and seq; the ledger does not store it.
+fn add_message_ids(rows: &mut Rows) {
+    let text = |name: &str| match rows.columns.iter().find(|(own, _)| own == name) {
+        Some((_, Values::Text(values))) => values.clone(),
+        _ => Vec::new(),
+    };
+    let (runs, stages) = (text("run_id"), text("stage"));
+    let seqs = match rows.columns.iter().find(|(own, _)| own == "seq") {
+        Some((_, Values::Integer(values))) => values.clone(),
+        _ => Vec::new(),
+    };
+    let ids = runs
+        .into_iter()
+        .zip(stages)
+        .zip(seqs)
+        .map(|((run, stage), seq)| {
+            let seq = u64::try_from(seq?).ok()?;
+            Some(client_msg_id(&RunId::new(run?), &StageName::new(stage?), seq))
+        })
+        .collect();
+    rows.columns.push(("client_msg_id".to_owned(), Values::Text(ids)));
+}
+
+/// Recipients of live pushes that nobody claimed yet: pending, or skipped for the reason the rest was.
+async fn unclaimed(hands: &Hands, _visible: &Visible) -> Result<Vec<Rows>, StageError> {
+    let mut all = Vec::new();
+    for push in hands.ledger.live_pushes().await? {
+        if push.claimed_to >= push.recipients || push.set_path.is_empty() {
+            continue;
+        }
+        let engine = hands.engine.single_threaded();
+        let set = hands.lake.absolute(&push.set_path);
+        let rows = tokio::task::spawn_blocking(move || {
+            let session = engine.session()?;
+            session.add_table(&TableSource { name: "set".to_owned(), columns: Vec::new(), parts: vec![set] })?;
+            let text = crate::engine::text;
+            let state = if push.rest_reason.is_some() { "skipped" } else { "pending" };
+            let reason = push.rest_reason.as_deref().map_or("cast(null as varchar)".to_owned(), text);
+            let sql = format!(
+                "select run_id, pipeline, {stage} as stage, account, seq, openid, unionid, {template} as template_id,
+                        '{state}' as state, {reason} as reason,
+                        substr(sha256(concat_ws('/', run_id, {stage}, seq)), 1, 32) as client_msg_id, 0 as attempts
+                 from \"set\" where arm = 'send' and seq > {claimed}",
+                stage = text(push.stage.as_str()),
+                template = text(push.template_id.as_str()),
+                claimed = push.claimed_to,
+            );
+            let mut batches = Vec::new();
+            session.stream::<StageError>(&sql, &crate::engine::Params::new(), |rows| {
+                batches.push(rows);
+                Ok(true)
+            })?;
+            Ok::<_, StageError>(batches)
+        })
+        .await??;
+        all.extend(rows);
+    }
+    Ok(all)
+}

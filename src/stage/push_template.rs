@@ -1,0 +1,416 @@
+//! `push_template`: sends to a frozen set, each recipient once.
+//!
+//! The way: the set's messages are rendered and checked, all of them, before the first send ([`messages`]) → a claimer
+//! reserves quota and writes intents, at most a second's sends ahead ([`claim`]) → one sender paces and sends
+//! ([`send`]) → every answer is judged by the code table ([`judge`]) and guarded ([`guard`]) → a recorder commits
+//! outcomes in groups ([`record`]). No byte leaves before its intent is durable; whatever the crash, the ledger knows
+//! who is done, who is owed, and who is in doubt.
+//!
+//! What is *not* here: choosing recipients, SQL, the meaning of error codes.
+
+mod claim;
+mod guard;
+mod judge;
+mod messages;
+mod quota;
+mod record;
+mod send;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use self::guard::Guard;
+use super::{StageContext, StageError, StageOutcome, StageReport};
+use crate::clock::Timestamp;
+use crate::config::settings::PushTemplate;
+use crate::domain::{Counts, DeliveryState, OpenId, QuotaDay, UnionId};
+use crate::ledger::{NewPush, Outcome, OutcomeBatch, Push, PushChange, Recorded, Run};
+use crate::scheduler::calendar;
+
+/// WeChat keeps one id from going out twice for ten minutes; beyond this age we do not lean on it any more.
+pub(super) const SAFE_REPEAT: Duration = Duration::from_secs(8 * 60);
+
+/// One recipient on the way out.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub seq: u64,
+    pub attempt: u32,
+    pub openid: OpenId,
+    pub unionid: Option<UnionId>,
+    pub body: Vec<u8>,
+    pub first_try_at: Timestamp,
+    /// Sends tried by this process.
+    pub tries: u32,
+    /// Whether an earlier try may have been delivered without our knowing.
+    pub in_doubt: bool,
+    pub last_errcode: Option<i64>,
+}
+
+/// Why sending came to a stop.
+#[derive(Debug)]
+pub(super) enum End {
+    /// Nobody is left to claim now.
+    Exhausted,
+    /// 45009, or nothing left of our own ceiling.
+    QuotaSpent { why: String },
+    /// 40036 or 40037: look at the list of templates once before believing it.
+    TemplateGone { errcode: i64 },
+    Halted { errcode: Option<i64>, why: String },
+    WindowClosed { opens: Timestamp },
+    DailyLimit { until: Timestamp },
+    Paused,
+    Expired,
+    Interrupted,
+    Failed(StageError),
+}
+
+/// What all parts of one push share.
+pub(super) struct Pushing<'a> {
+    pub cx: &'a StageContext<'a>,
+    pub plan: &'a PushTemplate,
+    pub push: Push,
+    pub expires_at: Option<Timestamp>,
+    /// Cancelled to take no more; what is in flight still settles.
+    pub halt: CancellationToken,
+    pub ending: std::sync::Mutex<Option<End>>,
+}
+
+impl Pushing<'_> {
+    /// The first reason to stop stands.
+    pub fn stop(&self, end: End) {
+        let mut ending = self.ending.lock().expect("nobody panics while holding the reason");
+        if ending.is_none() {
+            *ending = Some(end);
+        }
+        drop(ending);
+        self.halt.cancel();
+    }
+}
+
+/// Sends to everybody of the set who is still owed a message.
+///
+/// # Errors
+///
+/// [`StageError::Rule`] when messages break their template's rules; [`StageError::Ledger`] when the ledger cannot be
+/// written: nothing is sent from then on.
+pub async fn run(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<StageOutcome, StageError> {
+    let push = begin(cx, plan).await?;
+    if push.ended_at.is_some() {
+        return finish(cx, &push).await;
+    }
+    let push = messages::prepare(cx, plan, push).await?;
+    if let Some(outcome) = may_not_start(cx, plan, &push).await? {
+        return Ok(outcome);
+    }
+    settle_left_in_doubt(cx, plan, &push).await?;
+    let expires_at = expiry(cx.run, plan);
+    let mut attempts = Patience::default();
+    loop {
+        let pushing = Pushing {
+            cx,
+            plan,
+            push: reread(cx, &push).await?,
+            expires_at,
+            halt: cx.stop.child_token(),
+            ending: std::sync::Mutex::new(None),
+        };
+        set_state(cx, &push, "sending", None, None).await?;
+        let end = session(&pushing, &mut attempts.guard).await;
+        match attempts.after(&pushing, end).await? {
+            Next::Again => {}
+            Next::Stop(outcome) => return Ok(outcome),
+        }
+    }
+}
+
+/// The three parts at work on one push until there is a reason to stop.
+async fn session(pushing: &Pushing<'_>, guard: &mut Guard) -> End {
+    let quota = match quota::Allowance::look(pushing).await {
+        Ok(quota) => quota,
+        Err(error) => return End::Failed(error),
+    };
+    let in_doubt_most = claim::most_in_doubt(pushing.plan);
+    let permits = Arc::new(tokio::sync::Semaphore::new(in_doubt_most));
+    let (send_claimed, claimed) = tokio::sync::mpsc::channel(2);
+    let (send_settled, settled) = tokio::sync::mpsc::unbounded_channel();
+    let claimer = claim::Claimer::new(pushing, quota, permits.clone(), in_doubt_most);
+    let recorder = record::Recorder::new(pushing, permits);
+    let ((), (), ()) = tokio::join!(
+        claimer.run(send_claimed),
+        send::Sender::new(pushing, guard).run(claimed, send_settled),
+        recorder.run(settled),
+    );
+    let ending = pushing.ending.lock().expect("nobody panics while holding the reason").take();
+    match ending {
+        Some(end) => end,
+        None if pushing.cx.stop.is_cancelled() => End::Interrupted,
+        None => End::Exhausted,
+    }
+}
+
+enum Next {
+    Again,
+    Stop(StageOutcome),
+}
+
+/// What one push has already put up with.
+#[derive(Default)]
+struct Patience {
+    guard: Guard,
+    template_reads: u32,
+    quota_doubts: u32,
+}
+
+impl Patience {
+    async fn after(&mut self, pushing: &Pushing<'_>, end: End) -> Result<Next, StageError> {
+        let cx = pushing.cx;
+        let push = reread(cx, &pushing.push).await?;
+        let stop = |outcome| Ok(Next::Stop(outcome));
+        match end {
+            End::Failed(error) => Err(error),
+            End::Interrupted => Err(StageError::Interrupted),
+            End::Exhausted => self.exhausted(cx, &push).await,
+            End::Expired => {
+                let skipped = cx.hands.ledger.skip_rest(cx.lease, push.key, "expired", cx.hands.clock.now()).await?;
+                tracing::warn!(skipped, "the push expired: {skipped} recipients are skipped");
+                Ok(Next::Again)
+            }
+            End::QuotaSpent { why } => self.quota_spent(pushing, &push, why).await,
+            End::TemplateGone { errcode } => self.template_gone(pushing, &push, errcode).await,
+            End::Halted { errcode, why } => stop(halt(cx, &push, errcode, why).await?),
+            End::WindowClosed { opens } => {
+                stop(wait(cx, &push, Some(opens), "outside the push's window".to_owned()).await?)
+            }
+            End::DailyLimit { until } => {
+                stop(wait(cx, &push, Some(until), "the push's daily_limit is reached".to_owned()).await?)
+            }
+            End::Paused => {
+                let reason = format!("paused; lianbo push resume {} goes on", cx.run.run_id);
+                stop(wait(cx, &push, None, reason).await?)
+            }
+        }
+    }
+
+    /// Nobody left to claim: either all are done, or some wait for a retry.
+    async fn exhausted(&mut self, cx: &StageContext<'_>, push: &Push) -> Result<Next, StageError> {
+        if push.counts.pending == 0 {
+            cx.hands.ledger.end_push(cx.lease, push.key, "done", cx.hands.clock.now()).await?;
+            let push = reread(cx, push).await?;
+            return Ok(Next::Stop(finish(cx, &push).await?));
+        }
+        let retry_at = cx.hands.ledger.next_retry_at(push.key).await?;
+        let left = retry_at.map_or(Duration::ZERO, |at| (at - cx.hands.clock.now()).to_std().unwrap_or_default());
+        tokio::select! {
+            () = cx.hands.clock.sleep(left.max(Duration::from_millis(200))) => Ok(Next::Again),
+            () = cx.stop.cancelled() => Err(StageError::Interrupted),
+        }
+    }
+
+    /// A day's end, unless WeChat's own figure says that much is left: then it meant the minute.
+    async fn quota_spent(&mut self, pushing: &Pushing<'_>, push: &Push, why: String) -> Result<Next, StageError> {
+        let cx = pushing.cx;
+        let allowance = quota::Allowance::look(pushing).await?;
+        if allowance.left() > 0 && self.quota_doubts < 3 {
+            self.quota_doubts += 1;
+            tracing::warn!(left = allowance.left(), "{why}, but WeChat's own figure leaves {}: trying again in a minute", allowance.left());
+            return tokio::select! {
+                () = cx.hands.clock.sleep(Duration::from_secs(60)) => Ok(Next::Again),
+                () = cx.stop.cancelled() => Err(StageError::Interrupted),
+            };
+        }
+        let spread = cx.hands.clock.jitter(Duration::from_secs(240)) + Duration::from_secs(60);
+        let until = QuotaDay::of(cx.hands.clock.now()).next().starts_at()
+            + chrono::TimeDelta::from_std(spread).unwrap_or_default();
+        Ok(Next::Stop(wait(cx, push, Some(until), why).await?))
+    }
+
+    async fn template_gone(
+        &mut self,
+        pushing: &Pushing<'_>,
+        push: &Push,
+        errcode: i64,
+    ) -> Result<Next, StageError> {
+        let cx = pushing.cx;
+        self.template_reads += 1;
+        let listed = match cx.wechat(&pushing.plan.account).templates().await {
+            Ok(list) => list.iter().any(|template| template.template_id == pushing.plan.template_id.as_str()),
+            Err(_) => false,
+        };
+        if listed && self.template_reads == 1 {
+            tracing::warn!(errcode, "WeChat refused the template, but its list still holds it: one more try");
+            return Ok(Next::Again);
+        }
+        let place = if listed { "though its list still holds it" } else { "and its list does not hold it" };
+        let why = format!(
+            "WeChat says {errcode}: the template {} is not in account `{}`, {place}; mend template_id",
+            pushing.plan.template_id.as_str(),
+            pushing.plan.account
+        );
+        Ok(Next::Stop(halt(cx, push, Some(errcode), why).await?))
+    }
+}
+
+async fn begin(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<Push, StageError> {
+    let stages = cx.hands.ledger.stages(&cx.run.run_id).await?;
+    let set = stages.iter().find(|stage| stage.stage == plan.recipients).ok_or_else(|| {
+        StageError::Rule(format!("stage `{}` has not made its set in this run", plan.recipients))
+    })?;
+    let detail = |key: &str| set.detail.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let new = NewPush {
+        run_id: cx.run.run_id.clone(),
+        pipeline: cx.run.pipeline.clone(),
+        stage: cx.stage.name.clone(),
+        account: plan.account.clone(),
+        template_id: plan.template_id.clone(),
+        set_hash: detail("set_hash"),
+        set_path: detail("set_path"),
+        frozen_at: cx.hands.clock.now(),
+        recipients: set.rows_out,
+        is_test: cx.run.is_test,
+    };
+    Ok(cx.hands.ledger.create_push(cx.lease, new).await?)
+}
+
+pub(super) async fn reread(cx: &StageContext<'_>, push: &Push) -> Result<Push, StageError> {
+    cx.hands
+        .ledger
+        .push_by_key(push.key)
+        .await?
+        .ok_or_else(|| StageError::Rule("the push is no longer in the ledger".to_owned()))
+}
+
+/// From the scheduled time; by hand, from the run's start.
+fn expiry(run: &Run, plan: &PushTemplate) -> Option<Timestamp> {
+    let from = run.scheduled_for.unwrap_or(run.started_at);
+    plan.expires.and_then(|expires| from.checked_add_signed(chrono::TimeDelta::from_std(expires).ok()?))
+}
+
+/// Approval, and a set that cannot end before it expires.
+async fn may_not_start(
+    cx: &StageContext<'_>,
+    plan: &PushTemplate,
+    push: &Push,
+) -> Result<Option<StageOutcome>, StageError> {
+    if plan.approve && push.approved_by.is_none() {
+        let hash = push.message_hash.as_deref().unwrap_or_default();
+        let reason = format!("waits for approval: lianbo push approve {} --hash {hash}", cx.run.run_id);
+        return Ok(Some(wait(cx, push, None, reason).await?));
+    }
+    if let Some(window) = plan.window {
+        let now = cx.hands.clock.now();
+        if !calendar::in_window(window, cx.hands.settings.timezone, now) {
+            let opens = calendar::window_opens(window, cx.hands.settings.timezone, now);
+            return Ok(Some(wait(cx, push, Some(opens), "outside the push's window".to_owned()).await?));
+        }
+    }
+    if let (Some(expires_at), crate::config::settings::OnExpiry::Stop, None) =
+        (expiry(cx.run, plan), plan.on_expiry, push.first_send_at)
+    {
+        #[expect(clippy::cast_precision_loss, reason = "seconds of a forecast")]
+        let needed = Duration::from_secs_f64(push.recipients as f64 / plan.rate);
+        let ends_at = cx.hands.clock.now() + chrono::TimeDelta::from_std(needed).unwrap_or_default();
+        if ends_at > expires_at {
+            return Err(StageError::Rule(format!(
+                "{} recipients need until {} at {}/s, but the push expires at {}: raise rate or expires, or set on_expiry = \"skip\"",
+                push.recipients,
+                ends_at.format("%Y-%m-%d %H:%M UTC"),
+                plan.rate,
+                expires_at.format("%Y-%m-%d %H:%M UTC")
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// After a crash: whoever is in flight longer than a repeat is safe becomes `unconfirmed` (or owed again, where the
+/// pipeline says so); the others are claimed again with the same id.
+async fn settle_left_in_doubt(cx: &StageContext<'_>, plan: &PushTemplate, push: &Push) -> Result<(), StageError> {
+    let now = cx.hands.clock.now();
+    let state = match plan.unconfirmed {
+        crate::config::settings::Unconfirmed::Keep => DeliveryState::Unconfirmed,
+        crate::config::settings::Unconfirmed::Resend => DeliveryState::Pending,
+    };
+    let outcomes: Vec<Outcome> = cx
+        .hands
+        .ledger
+        .left_in_flight(push.key)
+        .await?
+        .into_iter()
+        .filter(|row| row.first_try_at.is_none_or(|at| (now - at).to_std().unwrap_or_default() >= SAFE_REPEAT))
+        .map(|row| Outcome {
+            seq: row.seq,
+            attempt: row.attempt,
+            state,
+            reason: Some("no answer".to_owned()),
+            errcode: row.errcode,
+            msgid: None,
+            at: now,
+            retry_at: None,
+        })
+        .collect();
+    if outcomes.is_empty() {
+        return Ok(());
+    }
+    let batch =
+        OutcomeBatch { outcomes: &outcomes, suppressions: &[], gone: &[], give_back: None, errors: 0, now };
+    match cx.hands.ledger.record_outcomes(cx.lease, push.key, batch).await? {
+        Recorded::Yes { .. } => Ok(()),
+        Recorded::LeaseLost => Err(StageError::LeaseLost),
+    }
+}
+
+async fn set_state(
+    cx: &StageContext<'_>,
+    push: &Push,
+    state: &str,
+    reason: Option<&str>,
+    halted_errcode: Option<i64>,
+) -> Result<(), StageError> {
+    let change = PushChange { state, reason, halted_errcode };
+    Ok(cx.hands.ledger.set_push_state(cx.lease, push.key, change, cx.hands.clock.now()).await?)
+}
+
+async fn wait(
+    cx: &StageContext<'_>,
+    push: &Push,
+    until: Option<Timestamp>,
+    reason: String,
+) -> Result<StageOutcome, StageError> {
+    set_state(cx, push, "waiting", Some(&reason), None).await?;
+    Ok(StageOutcome::Waiting { until, reason, report: report(&reread(cx, push).await?) })
+}
+
+async fn halt(
+    cx: &StageContext<'_>,
+    push: &Push,
+    errcode: Option<i64>,
+    why: String,
+) -> Result<StageOutcome, StageError> {
+    let reason = format!("{why}; then: lianbo push resume {}", cx.run.run_id);
+    set_state(cx, push, "halted", Some(&reason), errcode).await?;
+    Ok(StageOutcome::Halted { reason, report: report(&reread(cx, push).await?) })
+}
+
+async fn finish(cx: &StageContext<'_>, push: &Push) -> Result<StageOutcome, StageError> {
+    if let Some(path) = &push.messages_path {
+        cx.hands.lake.remove(path)?;
+    }
+    Ok(StageOutcome::Done(report(push)))
+}
+
+fn report(push: &Push) -> StageReport {
+    let Counts { recipients, sent, failed, skipped, held, unconfirmed, pending } = push.counts;
+    StageReport {
+        rows_in: recipients,
+        rows_out: sent,
+        detail: json!({
+            "recipients": recipients, "sent": sent, "failed": failed, "skipped": skipped, "held": held,
+            "unconfirmed": unconfirmed, "pending": pending, "set_hash": push.set_hash,
+            "message_hash": push.message_hash,
+        }),
+        ..StageReport::default()
+    }
+}

@@ -1,0 +1,357 @@
+//! Claiming recipients: quota reserved and intents written for the next batch, never more in doubt than a second's sends.
+//!
+//! Recipients come in two streams: those owed again (put back, or in flight when a process died), then fresh ones in the
+//! order of the set. Each is looked at once more before its intent is written.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc};
+
+use super::messages::{Message, MessageReader};
+use super::quota::Allowance;
+use super::{End, Item, Pushing, SAFE_REPEAT};
+use crate::clock::Timestamp;
+use crate::config::settings::PushTemplate;
+use crate::domain::{DeliveryState, QuotaDay};
+use crate::ledger::{Begin, Begun, DeliveryRow, Intent, Outcome, OutcomeBatch, QuotaCharge};
+use crate::scheduler::calendar;
+use crate::stage::StageError;
+use crate::wechat::Endpoint;
+
+/// Rows of one claim at most: a transaction of a few milliseconds.
+const MOST_A_CLAIM: usize = 2_000;
+/// How often orders from other processes (pause, rate) are looked for.
+const ORDERS_EVERY: Duration = Duration::from_secs(1);
+
+/// How many recipients may be in doubt at once: a second's sends, or one `concurrency`, whichever is more.
+pub fn most_in_doubt(plan: &PushTemplate) -> usize {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive and far below 2^32")]
+    let second = plan.rate.ceil() as usize;
+    second.max(plan.concurrency).max(1)
+}
+
+pub struct Claimer<'a> {
+    pushing: &'a Pushing<'a>,
+    allowance: Allowance,
+    permits: Arc<Semaphore>,
+    batch_rows: usize,
+    claimed_to: u64,
+    looked_at: Option<std::time::Instant>,
+}
+
+enum Step {
+    Claimed(Vec<Item>),
+    /// Everybody left out at the last look: nothing to send of this batch.
+    NothingToSend,
+    Stop(End),
+}
+
+impl<'a> Claimer<'a> {
+    pub fn new(pushing: &'a Pushing<'a>, allowance: Allowance, permits: Arc<Semaphore>, in_doubt_most: usize) -> Self {
+        Self {
+            pushing,
+            allowance,
+            permits,
+            batch_rows: in_doubt_most.div_ceil(2).clamp(1, MOST_A_CLAIM),
+            claimed_to: pushing.push.claimed_to,
+            looked_at: None,
+        }
+    }
+
+    /// Claims until nobody is left or there is a reason to stop; closing the channel tells the sender.
+    pub async fn run(mut self, claimed: mpsc::Sender<Vec<Item>>) {
+        if let Err(error) = self.claim_all(&claimed).await {
+            self.pushing.stop(End::Failed(error));
+        }
+    }
+
+    async fn claim_all(&mut self, claimed: &mpsc::Sender<Vec<Item>>) -> Result<(), StageError> {
+        let push = &self.pushing.push;
+        let mut again = self.owed().await?;
+        let mut reader = if push.rest_reason.is_none() { MessageReader::open(self.pushing)? } else { MessageReader::empty() };
+        loop {
+            let permits = tokio::select! {
+                permits = self.permits.acquire_many(u32::try_from(self.batch_rows).unwrap_or(u32::MAX)) => permits,
+                () = self.pushing.halt.cancelled() => return Ok(()),
+            };
+            permits.expect("the semaphore is never closed").forget();
+            if let Some(end) = self.orders().await? {
+                self.pushing.stop(end);
+                return Ok(());
+            }
+            let batch: Vec<Item> = if again.is_empty() {
+                let fresh = reader.next(self.batch_rows).await?;
+                if fresh.is_empty() {
+                    return Ok(());
+                }
+                match self.claim_fresh(fresh).await? {
+                    Step::Claimed(items) => items,
+                    Step::NothingToSend => Vec::new(),
+                    Step::Stop(end) => {
+                        self.pushing.stop(end);
+                        return Ok(());
+                    }
+                }
+            } else {
+                let rows: Vec<DeliveryRow> = again.drain(..again.len().min(self.batch_rows)).collect();
+                match self.claim_again(rows).await? {
+                    Step::Claimed(items) => items,
+                    Step::NothingToSend => Vec::new(),
+                    Step::Stop(end) => {
+                        self.pushing.stop(end);
+                        return Ok(());
+                    }
+                }
+            };
+            self.permits.add_permits(self.batch_rows - batch.len().min(self.batch_rows));
+            if !batch.is_empty() && claimed.send(batch).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Put back, or left in flight by a process that died while a repeat is still safe.
+    async fn owed(&self) -> Result<Vec<DeliveryRow>, StageError> {
+        let (ledger, push, now) =
+            (&self.pushing.cx.hands.ledger, &self.pushing.push, self.pushing.cx.hands.clock.now());
+        let mut rows = ledger.left_in_flight(push.key).await?;
+        rows.retain(|row| row.first_try_at.is_some_and(|at| (now - at).to_std().unwrap_or_default() < SAFE_REPEAT));
+        rows.extend(ledger.owed(push.key, now, u32::MAX >> 1).await?);
+        Ok(rows)
+    }
+
+    /// Looks, at most once a second, for what other processes ordered and for the clock: pause, rate, window, expiry.
+    async fn orders(&mut self) -> Result<Option<End>, StageError> {
+        let (cx, plan) = (self.pushing.cx, self.pushing.plan);
+        let now = cx.hands.clock.now();
+        if self.pushing.expires_at.is_some_and(|at| now >= at) {
+            return Ok(Some(End::Expired));
+        }
+        if let Some(window) = plan.window {
+            let zone = cx.hands.settings.timezone;
+            if !calendar::in_window(window, zone, now) {
+                return Ok(Some(End::WindowClosed { opens: calendar::window_opens(window, zone, now) }));
+            }
+        }
+        let monotonic = cx.hands.clock.monotonic();
+        if self.looked_at.is_some_and(|at| monotonic - at < ORDERS_EVERY) {
+            return Ok(None);
+        }
+        self.looked_at = Some(monotonic);
+        let push = super::reread(cx, &self.pushing.push).await?;
+        if push.is_paused {
+            return Ok(Some(End::Paused));
+        }
+        if QuotaDay::of(now) != self.allowance.day {
+            self.allowance = Allowance::look(self.pushing).await?;
+        }
+        Ok(None)
+    }
+
+    async fn claim_fresh(&mut self, messages: Vec<Message>) -> Result<Step, StageError> {
+        let Pushing { cx, plan, .. } = *self.pushing;
+        let now = cx.hands.clock.now();
+        let people: Vec<_> = messages.iter().map(|message| (&message.openid, message.unionid.as_ref())).collect();
+        let blocked = cx.hands.ledger.blocked_now(&plan.account, &plan.template_id, &people, now).await?;
+        let last = messages.last().map_or(self.claimed_to, |message| message.seq);
+        let (mut fresh, mut skipped) = (Vec::new(), Vec::new());
+        for message in &messages {
+            let intent = Intent { seq: message.seq, openid: &message.openid, unionid: message.unionid.as_ref() };
+            match (&message.invalid, blocked.get(&message.openid)) {
+                (Some(_), _) => skipped.push((intent, "invalid")),
+                (None, Some(reason)) => skipped.push((intent, reason.as_str())),
+                (None, None) => fresh.push(intent),
+            }
+        }
+        let allowed = self.daily_allowance(fresh.len(), now).await?;
+        if allowed < fresh.len() {
+            // Only whole batches are claimed; the rest waits for the next day.
+            return self.claim_some(messages, &blocked, allowed).await;
+        }
+        let begin = Begin {
+            fresh: &fresh,
+            again: &[],
+            skipped: &skipped,
+            claimed_to: last,
+            quota: Some(self.charge()),
+            now,
+        };
+        match cx.hands.ledger.begin_sends(cx.lease, self.pushing.push.key, begin).await? {
+            Begun::LeaseLost => Err(StageError::LeaseLost),
+            Begun::QuotaShort { left } => {
+                self.give_back_daily(fresh.len()).await?;
+                let left = usize::try_from(left).unwrap_or(usize::MAX);
+                self.claim_some(messages, &blocked, left).await
+            }
+            Begun::Yes { attempts } => {
+                self.claimed_to = last;
+                Ok(taken(messages, &attempts, now))
+            }
+        }
+    }
+
+    /// Claims the first recipients of a batch that `allowed` sends reach; none: stop for the day.
+    async fn claim_some(
+        &mut self,
+        mut messages: Vec<Message>,
+        blocked: &HashMap<crate::domain::OpenId, String>,
+        allowed: usize,
+    ) -> Result<Step, StageError> {
+        let mut sends = 0;
+        let reach = messages
+            .iter()
+            .position(|message| {
+                let counts = message.invalid.is_none() && !blocked.contains_key(&message.openid);
+                sends += usize::from(counts);
+                sends > allowed
+            })
+            .unwrap_or(messages.len());
+        messages.truncate(reach);
+        if messages.is_empty() {
+            return Ok(Step::Stop(self.spent()));
+        }
+        match Box::pin(self.claim_fresh(messages)).await? {
+            Step::Claimed(items) => Ok(Step::Claimed(items)),
+            // The rest of the batch is read again when the push goes on.
+            Step::NothingToSend | Step::Stop(_) => Ok(Step::Stop(self.spent())),
+        }
+    }
+
+    fn spent(&self) -> End {
+        match self.pushing.plan.daily_limit {
+            Some(_) if self.allowance.left() > 0 => End::DailyLimit { until: self.allowance.day.next().starts_at() },
+            _ => End::QuotaSpent {
+                why: format!(
+                    "the day's {} sends of account `{}` are used up",
+                    self.allowance.limit, self.pushing.plan.account
+                ),
+            },
+        }
+    }
+
+    async fn claim_again(&mut self, rows: Vec<DeliveryRow>) -> Result<Step, StageError> {
+        let Pushing { cx, plan, .. } = *self.pushing;
+        let now = cx.hands.clock.now();
+        let people: Vec<_> = rows.iter().map(|row| (&row.openid, row.unionid.as_ref())).collect();
+        let blocked = cx.hands.ledger.blocked_now(&plan.account, &plan.template_id, &people, now).await?;
+        let seqs: Vec<u64> = rows.iter().map(|row| row.seq).collect();
+        let begin = Begin {
+            fresh: &[],
+            again: &seqs,
+            skipped: &[],
+            claimed_to: self.claimed_to,
+            quota: Some(self.charge()),
+            now,
+        };
+        let attempts = match cx.hands.ledger.begin_sends(cx.lease, self.pushing.push.key, begin).await? {
+            Begun::LeaseLost => return Err(StageError::LeaseLost),
+            Begun::QuotaShort { .. } => return Ok(Step::Stop(self.spent())),
+            Begun::Yes { attempts } => attempts,
+        };
+        let messages = MessageReader::of_seqs(self.pushing, &seqs).await?;
+        let by_seq: HashMap<u64, &DeliveryRow> = rows.iter().map(|row| (row.seq, row)).collect();
+        let attempt_of: HashMap<u64, u32> = attempts.iter().copied().collect();
+        let (mut items, mut outcomes) = (Vec::new(), Vec::new());
+        for message in messages {
+            let (Some(row), Some(attempt)) = (by_seq.get(&message.seq), attempt_of.get(&message.seq)) else { continue };
+            let was_in_flight = row.state == DeliveryState::Sending;
+            let reason = message.invalid.as_deref().map(|_| "invalid").or(blocked.get(&row.openid).map(String::as_str));
+            match reason {
+                // In flight means that it may have been delivered: that is not skipped away.
+                Some(reason) if !was_in_flight => outcomes.push(Outcome {
+                    seq: row.seq,
+                    attempt: *attempt,
+                    state: DeliveryState::Skipped,
+                    reason: Some(reason.to_owned()),
+                    errcode: row.errcode,
+                    msgid: None,
+                    at: now,
+                    retry_at: None,
+                }),
+                _ => items.push(Item {
+                    seq: row.seq,
+                    attempt: *attempt,
+                    openid: message.openid,
+                    unionid: message.unionid,
+                    body: message.body,
+                    first_try_at: if was_in_flight { row.first_try_at.unwrap_or(now) } else { now },
+                    tries: 0,
+                    in_doubt: was_in_flight,
+                    last_errcode: row.errcode,
+                }),
+            }
+        }
+        if !outcomes.is_empty() {
+            let batch =
+                OutcomeBatch { outcomes: &outcomes, suppressions: &[], gone: &[], give_back: None, errors: 0, now };
+            let _ = cx.hands.ledger.record_outcomes(cx.lease, self.pushing.push.key, batch).await?;
+        }
+        Ok(if items.is_empty() { Step::NothingToSend } else { Step::Claimed(items) })
+    }
+
+    fn charge(&self) -> QuotaCharge<'_> {
+        QuotaCharge {
+            account: &self.pushing.plan.account,
+            endpoint: Endpoint::TemplateSend.as_str(),
+            day: self.allowance.day,
+            limit: Some(self.allowance.limit),
+        }
+    }
+
+    /// How many of `wanted` sends this push's own `daily_limit` still allows; they are reserved.
+    async fn daily_allowance(&self, wanted: usize, now: Timestamp) -> Result<usize, StageError> {
+        let Some(limit) = self.pushing.plan.daily_limit else { return Ok(wanted) };
+        let endpoint = self.daily_key();
+        let charge = QuotaCharge {
+            account: &self.pushing.plan.account,
+            endpoint: &endpoint,
+            day: QuotaDay::of(now),
+            limit: Some(limit),
+        };
+        let wanted = u64::try_from(wanted).unwrap_or(u64::MAX);
+        let granted = self.pushing.cx.hands.ledger.reserve_calls(&charge, wanted).await?;
+        if granted < wanted {
+            self.give_back_daily(usize::try_from(granted).unwrap_or(0)).await?;
+        }
+        Ok(usize::try_from(granted).unwrap_or(usize::MAX))
+    }
+
+    async fn give_back_daily(&self, n: usize) -> Result<(), StageError> {
+        if self.pushing.plan.daily_limit.is_none() || n == 0 {
+            return Ok(());
+        }
+        let endpoint = self.daily_key();
+        let n = u64::try_from(n).unwrap_or(0);
+        let ledger = &self.pushing.cx.hands.ledger;
+        Ok(ledger.give_back_calls(&self.pushing.plan.account, &endpoint, self.allowance.day, n).await?)
+    }
+
+    /// A push's own count of a day stands beside the endpoint's, and is no endpoint of WeChat.
+    fn daily_key(&self) -> String {
+        format!("{}#{}", Endpoint::TemplateSend.as_str(), self.pushing.push.key)
+    }
+}
+
+fn taken(messages: Vec<Message>, attempts: &[(u64, u32)], now: Timestamp) -> Step {
+    let attempt_of: HashMap<u64, u32> = attempts.iter().copied().collect();
+    let items: Vec<Item> = messages
+        .into_iter()
+        .filter_map(|message| {
+            let attempt = *attempt_of.get(&message.seq)?;
+            Some(Item {
+                seq: message.seq,
+                attempt,
+                openid: message.openid,
+                unionid: message.unionid,
+                body: message.body,
+                first_try_at: now,
+                tries: 0,
+                in_doubt: false,
+                last_errcode: None,
+            })
+        })
+        .collect();
+    if items.is_empty() { Step::NothingToSend } else { Step::Claimed(items) }
+}

@@ -1,0 +1,166 @@
+//! What an answer means for its recipient: settled, again in a while, or a reason to stop the whole push.
+
+use std::time::Duration;
+
+use super::{End, Item, SAFE_REPEAT};
+use crate::clock::Timestamp;
+use crate::domain::DeliveryState;
+use crate::ledger::Outcome;
+use crate::pace::Answer;
+use crate::wechat::{CodeClass, SendOutcome, lookup_code};
+
+/// Sends tried for a recipient whose answers say "busy" or do not come.
+const MOST_TRIES: u32 = 6;
+/// Sends tried for a recipient who is "too frequent".
+const MOST_SLOW_TRIES: u32 = 3;
+/// Sends tried when the token is refused again and again.
+const MOST_TOKEN_TRIES: u32 = 4;
+
+/// What to do with one answer.
+#[derive(Debug)]
+pub enum Verdict {
+    Settled(Outcome),
+    /// Send the same message again, with the same id, after a while.
+    Again {
+        after: Duration,
+        in_doubt: bool,
+    },
+    /// Nothing more is to be sent; this recipient is owed.
+    Stop(End),
+}
+
+/// The verdict, and what the pace is told.
+pub fn judge(item: &Item, answer: &SendOutcome, now: Timestamp, constant_fields: &[String]) -> (Verdict, Answer) {
+    match answer {
+        SendOutcome::Accepted { msgid, .. } => {
+            (Verdict::Settled(outcome(item, DeliveryState::Sent, None, None, *msgid, now)), Answer::Fine)
+        }
+        SendOutcome::NoAnswer { may_have_left, reason } => (no_answer(item, *may_have_left, reason, now), Answer::Missing),
+        SendOutcome::Refused { errcode, errmsg, class, field } => {
+            let pace = match (*class, *errcode) {
+                (CodeClass::Retry, _) => Answer::Busy,
+                (CodeClass::Slow, _) => Answer::TooFast,
+                _ => Answer::Fine,
+            };
+            let refusal = Refusal { errcode: *errcode, errmsg, field: field.as_deref(), constant_fields };
+            (refused(item, *class, &refusal, now), pace)
+        }
+    }
+}
+
+struct Refusal<'a> {
+    errcode: i64,
+    errmsg: &'a str,
+    field: Option<&'a str>,
+    constant_fields: &'a [String],
+}
+
+fn refused(item: &Item, class: CodeClass, refusal: &Refusal<'_>, now: Timestamp) -> Verdict {
+    let errcode = refusal.errcode;
+    let settled = |state, reason: &str| {
+        Verdict::Settled(outcome(item, state, Some(reason.to_owned()), Some(errcode), None, now))
+    };
+    match class {
+        // An earlier try of ours was taken: this person has it, or will.
+        CodeClass::Done if errcode != DUPLICATE_IN_A_MINUTE || item.in_doubt => {
+            Verdict::Settled(outcome(item, DeliveryState::Sent, None, None, None, now))
+        }
+        CodeClass::Done => settled(DeliveryState::Failed, "the same content went to this person within a minute"),
+        CodeClass::Held => settled(DeliveryState::Held, "under WeChat's review"),
+        CodeClass::Recipient => match refusal.field {
+            Some(field) if refusal.constant_fields.iter().any(|name| name == field) => Verdict::Stop(End::Halted {
+                errcode: Some(errcode),
+                why: format!("WeChat says {errcode}: field `{field}` is refused, and it is the same for everybody; mend it"),
+            }),
+            Some(field) => settled(DeliveryState::Failed, &format!("field `{field}` refused")),
+            None => settled(DeliveryState::Failed, meaning(errcode)),
+        },
+        CodeClass::SlowRecipient if item.tries < MOST_SLOW_TRIES => again(item, Duration::from_secs(2), false),
+        CodeClass::SlowRecipient => settled(DeliveryState::Failed, meaning(errcode)),
+        CodeClass::Retry => busy(item, errcode, now),
+        CodeClass::Slow => Verdict::Again { after: to_next_minute(now), in_doubt: item.in_doubt },
+        CodeClass::Quota => Verdict::Stop(End::QuotaSpent {
+            why: format!("WeChat says {errcode}: the day's sends of the account are used up"),
+        }),
+        CodeClass::Token if item.tries < MOST_TOKEN_TRIES => again(item, Duration::from_secs(1), item.in_doubt),
+        CodeClass::Campaign if TEMPLATE_CODES.contains(&errcode) => Verdict::Stop(End::TemplateGone { errcode }),
+        CodeClass::Token | CodeClass::Campaign | CodeClass::Operator => Verdict::Stop(End::Halted {
+            errcode: Some(errcode),
+            why: format!("WeChat says {errcode} ({}): {}", refusal.errmsg, advice(errcode)),
+        }),
+        CodeClass::Unknown if item.tries < 2 => again(item, Duration::from_secs(1), item.in_doubt),
+        CodeClass::Unknown => {
+            tracing::warn!(errcode, "WeChat answers with a code that is not known: {errcode} ({})", refusal.errmsg);
+            settled(DeliveryState::Failed, "a code of WeChat that is not known")
+        }
+    }
+}
+
+const DUPLICATE_IN_A_MINUTE: i64 = 40241;
+const TEMPLATE_CODES: [i64; 2] = [40036, 40037];
+
+fn busy(item: &Item, errcode: i64, now: Timestamp) -> Verdict {
+    if item.tries < MOST_TRIES && may_repeat(item, now) {
+        return again(item, Duration::from_secs(1), true);
+    }
+    Verdict::Settled(outcome(
+        item,
+        DeliveryState::Unconfirmed,
+        Some("WeChat stayed busy".to_owned()),
+        Some(errcode),
+        None,
+        now,
+    ))
+}
+
+fn no_answer(item: &Item, may_have_left: bool, reason: &str, now: Timestamp) -> Verdict {
+    let in_doubt = item.in_doubt || may_have_left;
+    if !in_doubt {
+        return again(item, Duration::from_secs(1), false);
+    }
+    if item.tries < MOST_TRIES && may_repeat(item, now) {
+        return again(item, Duration::from_millis(250), true);
+    }
+    Verdict::Settled(outcome(
+        item,
+        DeliveryState::Unconfirmed,
+        Some(format!("no answer: {reason}")),
+        item.last_errcode,
+        None,
+        now,
+    ))
+}
+
+fn may_repeat(item: &Item, now: Timestamp) -> bool {
+    (now - item.first_try_at).to_std().unwrap_or_default() < SAFE_REPEAT
+}
+
+/// Doubling from `first`, at most a minute.
+fn again(item: &Item, first: Duration, in_doubt: bool) -> Verdict {
+    let doubled = first.saturating_mul(1 << item.tries.saturating_sub(1).min(6));
+    Verdict::Again { after: doubled.min(Duration::from_secs(60)), in_doubt }
+}
+
+fn to_next_minute(now: Timestamp) -> Duration {
+    let into = u64::try_from(now.timestamp().rem_euclid(60)).unwrap_or(0);
+    Duration::from_secs(60 - into)
+}
+
+fn meaning(errcode: i64) -> &'static str {
+    lookup_code(errcode).map_or("a code of WeChat that is not known", |code| code.meaning)
+}
+
+fn advice(errcode: i64) -> &'static str {
+    lookup_code(errcode).map_or("look it up", |code| code.advice)
+}
+
+fn outcome(
+    item: &Item,
+    state: DeliveryState,
+    reason: Option<String>,
+    errcode: Option<i64>,
+    msgid: Option<i64>,
+    now: Timestamp,
+) -> Outcome {
+    Outcome { seq: item.seq, attempt: item.attempt, state, reason, errcode, msgid, at: now, retry_at: None }
+}
