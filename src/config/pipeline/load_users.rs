@@ -1,0 +1,133 @@
+//! The keys of a `load_users` stage: where a mini program's users come from, and how its columns are called.
+
+use std::collections::BTreeMap;
+
+use super::stage::StageReader;
+use crate::config::file::{Field, Section};
+use crate::config::problems::nearest;
+use crate::config::resolve::defaults;
+use crate::config::settings::{Encoding, LoadUsers, Place, StageKind};
+use crate::config::units;
+
+/// Kinds of files that can be read, each also with one of [`COMPRESSIONS`] behind it.
+const FORMATS: [&str; 6] = ["csv", "tsv", "ndjson", "jsonl", "json", "parquet"];
+const COMPRESSIONS: [&str; 2] = ["gz", "zst"];
+/// Columns that every table of users has by itself.
+const OWN_COLUMNS: [&str; 1] = ["miniprogram"];
+
+pub(super) fn read(stage: &mut StageReader<'_>) -> Option<StageKind> {
+    let miniprogram = stage.one_miniprogram();
+    let source = source(stage.section.section("source", "`source`"));
+    let columns_field = stage.section.take("columns");
+    let columns = columns(columns_field.as_ref());
+    let types = stage.section.section("types", "`types`");
+    let types =
+        types.fields().into_iter().filter_map(|field| Some((field.name.to_owned(), field.unit(units::column_type)?)));
+    let types: BTreeMap<String, String> = types.collect();
+    let keep = stage.section.take("keep").and_then(|field| field.words());
+    let max_age = stage.section.take("max_age").and_then(|field| field.positive_duration());
+    let max_bad = stage.section.take("max_bad").and_then(|field| field.share());
+    let (files, files_place, encoding) = source?;
+    Some(StageKind::LoadUsers(Box::new(LoadUsers {
+        miniprogram: miniprogram?,
+        files,
+        files_place,
+        encoding,
+        columns,
+        columns_place: columns_field.map(|field| field.place()),
+        types,
+        keep,
+        max_age,
+        max_bad: max_bad.unwrap_or(defaults::MAX_BAD),
+    })))
+}
+
+fn source(mut section: Section<'_>) -> Option<(String, Place, Encoding)> {
+    let database = section.take("database");
+    let query = section.take("query");
+    let files = section.take("files");
+    let encoding = section.take("encoding").and_then(|field| {
+        field.choice(&[
+            ("auto", Encoding::Auto),
+            ("utf-8", Encoding::Utf8),
+            ("utf8", Encoding::Utf8),
+            ("gbk", Encoding::Gb18030),
+            ("gb18030", Encoding::Gb18030),
+        ])
+    });
+    let page = section.page;
+    let span = section.span.clone();
+    section.finish();
+    if let Some(field) = database.or(query) {
+        let message = "reading a database is not supported yet";
+        field.refuse_key(message, "export to files and use source.files = \"data/exports/…/*.csv\"");
+        return None;
+    }
+    let Some(field) = files else {
+        page.problem(
+            span,
+            "`source.files` is missing",
+            "name the export's files: source.files = \"data/exports/mall/*.csv\"",
+        );
+        return None;
+    };
+    let files = field.full_text()?;
+    check_glob(&field, &files);
+    Some((files, field.place(), encoding.unwrap_or(Encoding::Auto)))
+}
+
+fn check_glob(field: &Field<'_>, files: &str) {
+    if files.contains("://") {
+        field.refuse("files at an address are not supported", "fetch them into data/exports/ first");
+        return;
+    }
+    if let Err(error) = glob::Pattern::new(files) {
+        field.refuse(
+            format!("this is not a pattern of file names: {}", error.msg),
+            "use * and ?: \"data/exports/mall/*.csv\"",
+        );
+        return;
+    }
+    if files.contains(['{', '}']) {
+        field.refuse("braces mean nothing in a pattern of file names", "use *, or a stage for each kind of file");
+        return;
+    }
+    let mut extensions = files.rsplit('/').next().unwrap_or_default().rsplit('.');
+    let mut extension = extensions.next().unwrap_or_default();
+    if COMPRESSIONS.contains(&extension) {
+        extension = extensions.next().unwrap_or_default();
+    }
+    if FORMATS.contains(&extension) || extension.contains(['*', '?', '[']) {
+        return;
+    }
+    if matches!(extension, "xlsx" | "xls") {
+        field.refuse("reading Excel files is not supported yet", "save the sheet as csv");
+        return;
+    }
+    let hint = nearest(extension, FORMATS.into_iter()).map_or_else(
+        || format!("known here: {}, each also .gz or .zst", FORMATS.join(", ")),
+        |format| format!("did you mean `.{format}`?"),
+    );
+    field.refuse("this pattern does not end like a kind of export", hint);
+}
+
+/// Our name → the export's; `openid` stands for itself where nothing else is said.
+fn columns(field: Option<&Field<'_>>) -> Vec<(String, String)> {
+    let mut columns = Vec::new();
+    let section = field.and_then(|field| field.section("`columns`"));
+    for field in section.iter().flat_map(Section::fields) {
+        if OWN_COLUMNS.contains(&field.name) {
+            field.refuse_key(format!("the column `{}` is there by itself", field.name), "name the column otherwise");
+        } else if field.name.is_empty() || field.name.starts_with('_') || field.name.contains(['"', '\'']) {
+            let hint = "use letters, digits and `_`, not beginning with `_`";
+            field.refuse_key(format!("`{}` cannot name a column", field.name), hint);
+        }
+        if let Some(theirs) = field.full_text() {
+            columns.push((field.name.to_owned(), theirs));
+        }
+    }
+    if !columns.iter().any(|(ours, _)| ours == "openid") {
+        columns.insert(0, ("openid".to_owned(), "openid".to_owned()));
+    }
+    columns
+}
