@@ -84,7 +84,7 @@ fn write_xlsx(session: &Session, source: &TableSource, select: &str, target: &Pa
         StageError::Rule(format!("cannot write {}: {error}", target.display()))
     };
     let mut book = rust_xlsxwriter::Workbook::new();
-    let sheet = book.add_worksheet_with_constant_memory();
+    let sheet = book.add_worksheet_with_constant_memory().map_err(failed)?;
     for (at, (name, _)) in session.bind(select, &Params::new())?.iter().enumerate() {
         sheet.write_string(0, column_number(at), name).map_err(failed)?;
     }

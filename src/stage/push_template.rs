@@ -236,7 +236,7 @@ impl Patience {
         let cx = pushing.cx;
         self.template_reads += 1;
         let listed = match cx.wechat(&pushing.plan.account).templates().await {
-            Ok(list) => list.iter().any(|template| template.template_id == pushing.plan.template_id.as_str()),
+            Ok(list) => list.iter().any(|template| template.template_id == pushing.plan.template_id),
             Err(_) => false,
         };
         if listed && self.template_reads == 1 {

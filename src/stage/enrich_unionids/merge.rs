@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use super::{Inputs, StageContext, StageError, ask_singly, part};
+use super::{Inputs, StageContext, StageError, ask_singly};
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
 use crate::engine::{Param, Params, Session, TableSource, Written};
@@ -258,6 +258,7 @@ left join profiles_before as before on before.openid = after.openid";
 
 #[cfg(test)]
 mod tests {
+    use super::super::part;
     use super::*;
     use crate::engine::Engine;
 

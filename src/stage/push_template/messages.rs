@@ -78,7 +78,7 @@ pub async fn prepare(cx: &StageContext<'_>, plan: &PushTemplate, push: Push) -> 
 /// templates were reported missing from it): a warning.
 async fn check_template(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<(), StageError> {
     let templates: Vec<Template> = cx.wechat(&plan.account).templates().await?;
-    let Some(template) = templates.iter().find(|template| template.template_id == plan.template_id.as_str()) else {
+    let Some(template) = templates.iter().find(|template| template.template_id == plan.template_id) else {
         tracing::warn!(account = %plan.account, "the template is not in the account's list; the first send will tell");
         return Ok(());
     };

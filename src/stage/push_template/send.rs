@@ -257,7 +257,9 @@ fn put_back(settled: &mpsc::UnboundedSender<Settled>, item: Item, now: crate::cl
         at: now,
         retry_at: None,
     };
-    send(settled, Settled { never_sent, ..Settled::new(item, outcome) });
+    let mut one = Settled::new(item, outcome);
+    one.never_sent = never_sent;
+    send(settled, one);
 }
 
 /// The recorder ends only after this sender, unless the ledger failed: then the push stops anyway, and the row stays in

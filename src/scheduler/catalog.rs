@@ -1,0 +1,80 @@
+//! `data/catalog.duckdb` from what is current: derived, written aside, renamed into place.
+
+use std::path::PathBuf;
+
+use crate::domain::tables::TABLES;
+use crate::engine::local_time_macros;
+use crate::lake::catalog::{self, CatalogTable};
+use crate::stage::{Hands, StageError, live, tables::Visible};
+
+/// The ledger's note of the parts that the catalog names, so that `vacuum` keeps them.
+pub const PARTS_KEY: &str = "catalog_parts";
+/// The ledger's note of the folder the catalog was written for: a moved workspace gets a new one.
+pub const ROOT_KEY: &str = "catalog_root";
+
+/// Where a workspace's catalog is.
+pub fn path(hands: &Hands) -> PathBuf {
+    hands.settings.root.join("data/catalog.duckdb")
+}
+
+/// Writes the catalog anew.
+///
+/// # Errors
+///
+/// [`StageError`] when the ledger, the lake or DuckDB refuse; the catalog before stays.
+pub async fn refresh(hands: &Hands) -> Result<(), StageError> {
+    let generation = hands.ledger.snapshots_generation().await?;
+    let mut visible = Visible::default();
+    visible.add(hands.ledger.current_snapshots().await?);
+    let mut tables = Vec::new();
+    let mut live_parts = Vec::new();
+    for spec in TABLES {
+        let source = if live::is_live(spec.name) {
+            let source = live::export(hands, &visible, spec.name).await?;
+            live_parts.extend(source.parts.iter().filter_map(|part| {
+                part.strip_prefix(hands.lake.root()).ok().map(|path| path.to_string_lossy().into_owned())
+            }));
+            Some(source)
+        } else {
+            visible.source(&hands.lake, spec.name)
+        };
+        tables.extend(source);
+    }
+    for name in visible.names().filter(|name| !TABLES.iter().any(|spec| spec.name == name.as_str())) {
+        tables.extend(visible.source(&hands.lake, name.as_str()));
+    }
+    let tables: Vec<CatalogTable> = tables
+        .into_iter()
+        .map(|source| CatalogTable { name: source.name, columns: source.columns, parts: source.parts })
+        .collect();
+    let target = path(hands);
+    let macros = local_time_macros(hands.settings.timezone);
+    let root = hands.settings.root.to_string_lossy().into_owned();
+    let notes = vec![
+        ("generation".to_owned(), generation.to_string()),
+        ("written_at".to_owned(), hands.clock.now().to_rfc3339()),
+        ("workspace".to_owned(), root.clone()),
+    ];
+    tokio::task::spawn_blocking(move || {
+        let notes: Vec<(&str, String)> = notes.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+        catalog::write(&target, &tables, &macros, &notes)
+    })
+    .await??;
+    let parts = serde_json::to_string(&live_parts).unwrap_or_default();
+    hands.ledger.set_meta(PARTS_KEY, &parts).await?;
+    hands.ledger.set_meta(ROOT_KEY, &root).await?;
+    Ok(hands.ledger.set_catalog_generation(generation).await?)
+}
+
+/// Repairs the catalog when a crash kept it behind the ledger, or the workspace was moved.
+///
+/// # Errors
+///
+/// As [`refresh`].
+pub async fn repair(hands: &Hands) -> Result<(), StageError> {
+    let is_behind = hands.ledger.catalog_generation().await? != hands.ledger.snapshots_generation().await?;
+    let root = hands.ledger.get_meta(ROOT_KEY).await?;
+    let was_moved = root.is_some_and(|root| PathBuf::from(root) != hands.settings.root);
+    let is_missing = !path(hands).exists() && hands.ledger.snapshots_generation().await? > 0;
+    if is_behind || was_moved || is_missing { refresh(hands).await } else { Ok(()) }
+}

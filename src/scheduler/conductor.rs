@@ -1,0 +1,380 @@
+//! One run from its beginning, or from where it stood, to its end.
+//!
+//! The way: take the pipeline's lease (or follow whoever has it) → continue the unfinished run or begin one → carry out
+//! its stages in order, each with its checks ([`stages`]) → publish all tables at once, before the first push or at the
+//! end ([`publish`]) → record how it ended. A run that is killed leaves nothing that the next one cannot go on from.
+
+mod keeper;
+mod publish;
+mod stages;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::NaiveDate;
+use futures::future::BoxFuture;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use self::keeper::Keeper;
+use self::stages::{Carried, Stages};
+use super::alert::{Alert, AlertKind, Alerts};
+use super::view::RunView;
+use crate::clock::Timestamp;
+use crate::config::settings::{ParamValue, Pipeline};
+use crate::domain::{PipelineName, RunId, RunStatus, StageName};
+use crate::engine::{Param, Params};
+use crate::ledger::{Acquired, AuditEntry, Holder, Lease, LedgerError, NewRun, Run, RunChange};
+use crate::stage::{Hands, ProgressSink, StageError};
+
+/// How long a lease lasts without renewal: what another machine waits before it takes over.
+pub(super) const LEASE: Duration = Duration::from_secs(30);
+/// How often a follower looks.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Carries runs out with the hands of the house.
+#[derive(Clone)]
+pub struct Conductor {
+    pub hands: Hands,
+    pub holder: Holder,
+    pub alerts: Alerts,
+}
+
+/// What is to be run, and why.
+#[derive(Debug, Clone)]
+pub struct RunRequest {
+    pub pipeline: PipelineName,
+    /// Given on the command line; they take the place of declared ones.
+    pub params: BTreeMap<String, ParamValue>,
+    pub only: Option<StageName>,
+    /// Cancel the unfinished run first.
+    pub fresh: bool,
+    /// Go on in spite of a `max_drop`, for this reason.
+    pub accept_drop: Option<String>,
+    pub is_test: bool,
+    pub trigger: Trigger,
+    pub who: String,
+}
+
+/// What made a run begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    Hand,
+    /// The scheduled time it answers to.
+    Schedule(Timestamp),
+    /// A waiting run whose time has come, or a retry: continue, never begin.
+    Resume,
+}
+
+/// Asked once before the first send of a push; `false` leaves the run waiting.
+pub type Confirm = dyn Fn(String) -> BoxFuture<'static, bool> + Send + Sync;
+
+/// Why a run could not be carried out at all.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Wrong usage: exit 2.
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Stage(#[from] StageError),
+}
+
+/// How a run is watched while it goes on.
+pub struct Watch<'a> {
+    pub progress: &'a dyn ProgressSink,
+    pub confirm: Option<&'a Confirm>,
+    pub stop: &'a CancellationToken,
+}
+
+impl Conductor {
+    /// Runs `request.pipeline`, or follows the process that does, and reports the run as it ended.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::Usage`] for parameters that an unfinished run does not have; [`RunError::Ledger`].
+    pub async fn run(&self, request: &RunRequest, watch: &Watch<'_>) -> Result<RunView, RunError> {
+        let name = format!("run:{}", request.pipeline);
+        let mut followed: Option<RunId> = None;
+        loop {
+            match self.hands.ledger.acquire_lease(&name, &self.holder, LEASE).await? {
+                Acquired::Mine(lease) => {
+                    if let Some(view) = self.followed_to_its_end(followed.as_ref()).await? {
+                        self.hands.ledger.release_lease(&lease).await?;
+                        return Ok(view);
+                    }
+                    let result = self.run_under(&lease, request, watch).await;
+                    self.hands.ledger.release_lease(&lease).await?;
+                    return result;
+                }
+                Acquired::HeldBy(_) => {
+                    if let Some(run) = self.hands.ledger.latest_runs(1, Some(&request.pipeline)).await?.pop() {
+                        let is_new = followed.as_ref() != Some(&run.run_id);
+                        if run.status == RunStatus::Running && is_new {
+                            tracing::info!(run.id = %run.run_id, "pipeline `{}` runs in another process: following it", request.pipeline);
+                            followed = Some(run.run_id);
+                        }
+                    }
+                    tokio::select! {
+                        () = self.hands.clock.sleep(LOOK) => {}
+                        () = watch.stop.cancelled() => return self.view_of_latest(request).await,
+                    }
+                }
+            }
+        }
+    }
+
+    /// The run that was followed, when it ended in some way; one that still says `running` lost its process.
+    async fn followed_to_its_end(&self, followed: Option<&RunId>) -> Result<Option<RunView>, RunError> {
+        let Some(run_id) = followed else { return Ok(None) };
+        let now = self.hands.clock.now();
+        let view = RunView::by_id(&self.hands.ledger, run_id, now).await?;
+        Ok(view.filter(|view| view.status != RunStatus::Running))
+    }
+
+    async fn view_of_latest(&self, request: &RunRequest) -> Result<RunView, RunError> {
+        let latest = self.hands.ledger.latest_runs(1, Some(&request.pipeline)).await?.pop();
+        let run = latest.ok_or_else(|| RunError::Usage(format!("pipeline `{}` has not run yet", request.pipeline)))?;
+        Ok(RunView::of(&self.hands.ledger, &run, self.hands.clock.now()).await?)
+    }
+
+    async fn run_under(&self, lease: &Lease, request: &RunRequest, watch: &Watch<'_>) -> Result<RunView, RunError> {
+        let pipeline = self.hands.settings.pipelines.get(&request.pipeline).ok_or_else(|| {
+            RunError::Usage(format!("there is no pipeline `{}`", request.pipeline))
+        })?;
+        let Some(run) = self.open(lease, request, pipeline).await? else {
+            return self.view_of_latest(request).await;
+        };
+        let span = tracing::info_span!("run", run.id = %run.run_id, pipeline = %run.pipeline);
+        async {
+            let stop = watch.stop.child_token();
+            let keeper = Keeper::start(self, lease.clone(), stop.clone());
+            let began = self.hands.clock.monotonic();
+            let carried = self.carry_out(lease, request, &run, &Watch { stop: &stop, ..*watch }).await;
+            keeper.end().await;
+            let change = match carried {
+                Ok(carried) => carried.change(),
+                Err(StageError::LeaseLost) => return self.view_of_latest(request).await,
+                Err(error) => RunChange {
+                    status: RunStatus::Failed,
+                    reason: Some(stages::chain(&error)),
+                    waiting_until: None,
+                },
+            };
+            let is_only = request.only.is_some();
+            let view = self.settle(lease, &run, change, is_only).await?;
+            let seconds = (self.hands.clock.monotonic() - began).as_secs_f64();
+            tracing::info!(status = view.status.as_str(), seconds, "run {} of `{}`: {}", run.run_id, run.pipeline, view.status.as_str());
+            Ok(view)
+        }
+        .instrument(span)
+        .await
+    }
+
+    /// Continues the unfinished run or begins one; `None`: the unfinished one is halted and stays so.
+    async fn open(&self, lease: &Lease, request: &RunRequest, pipeline: &Pipeline) -> Result<Option<Run>, RunError> {
+        let ledger = &self.hands.ledger;
+        let now = self.hands.clock.now();
+        if let Some(run) = ledger.unfinished_run(&request.pipeline).await? {
+            let must_close = matches!(request.trigger, Trigger::Schedule(_)) && run.status == RunStatus::Failed;
+            if request.fresh || must_close {
+                self.cancel(lease, &run, &request.who).await?;
+            } else if run.status == RunStatus::Halted {
+                return Ok(None);
+            } else if request.only.is_some() {
+                return Err(RunError::Usage(format!(
+                    "run {} of `{}` is not finished; finish it with `lianbo run {0}`, or cancel it with --fresh",
+                    run.run_id, request.pipeline
+                )));
+            } else {
+                self.refuse_other_params(&run, request, pipeline)?;
+                let change = RunChange { status: RunStatus::Running, reason: None, waiting_until: None };
+                ledger.set_run_status(lease, &run.run_id, change, now).await?;
+                return Ok(ledger.run(&run.run_id).await?);
+            }
+        }
+        if request.trigger == Trigger::Resume {
+            return Ok(None);
+        }
+        let scheduled_for = match request.trigger {
+            Trigger::Schedule(at) => Some(at),
+            Trigger::Hand | Trigger::Resume => None,
+        };
+        let new = NewRun {
+            run_id: self.new_run_id(now),
+            pipeline: request.pipeline.clone(),
+            trigger: if scheduled_for.is_some() { "schedule" } else { "hand" }.to_owned(),
+            scheduled_for,
+            today: self.local_date(scheduled_for.unwrap_or(now)),
+            run_at: now,
+            params: serde_json::to_string(&params_json(pipeline, &request.params)).unwrap_or_default(),
+            is_test: request.is_test,
+            started_at: now,
+        };
+        Ok(Some(ledger.begin_run(lease, new).await?))
+    }
+
+    /// Cancels a run: whoever is still owed a message is skipped, and counted.
+    async fn cancel(&self, lease: &Lease, run: &Run, who: &str) -> Result<(), RunError> {
+        let (ledger, now) = (&self.hands.ledger, self.hands.clock.now());
+        let mut unsent = 0;
+        for push in ledger.pushes_of(&run.run_id).await? {
+            if push.ended_at.is_none() {
+                unsent += ledger.skip_rest(lease, push.key, "cancelled", now).await?;
+                ledger.end_push(lease, push.key, "cancelled", now).await?;
+            }
+        }
+        tracing::warn!(run.id = %run.run_id, unsent, "run {} is cancelled; {unsent} recipients stay unsent", run.run_id);
+        let reason = Some(format!("cancelled; {unsent} recipients stay unsent"));
+        let change = RunChange { status: RunStatus::Cancelled, reason, waiting_until: None };
+        ledger.set_run_status(lease, &run.run_id, change, now).await?;
+        ledger
+            .record_audit(&AuditEntry {
+                at: now,
+                who: who.to_owned(),
+                command: "cancel".to_owned(),
+                run_id: Some(run.run_id.clone()),
+                detail: format!("{unsent} recipients stay unsent"),
+            })
+            .await?;
+        Ok(())
+    }
+
+    fn refuse_other_params(&self, run: &Run, request: &RunRequest, pipeline: &Pipeline) -> Result<(), RunError> {
+        if request.params.is_empty() {
+            return Ok(());
+        }
+        let own: Value = serde_json::from_str(&run.params).unwrap_or_default();
+        if own == params_json(pipeline, &request.params) {
+            return Ok(());
+        }
+        Err(RunError::Usage(format!(
+            "run {} of `{}` is not finished and has other parameters; finish it without --param, or cancel it with --fresh",
+            run.run_id, run.pipeline
+        )))
+    }
+
+    async fn carry_out(
+        &self,
+        lease: &Lease,
+        request: &RunRequest,
+        run: &Run,
+        watch: &Watch<'_>,
+    ) -> Result<Carried, StageError> {
+        let pipeline = &self.hands.settings.pipelines[&run.pipeline];
+        let params = sql_params(run, pipeline);
+        let mut stages = Stages::gather(self, pipeline, run, lease).await?;
+        stages.params = params;
+        stages.only.clone_from(&request.only);
+        stages.accept_drop.clone_from(&request.accept_drop);
+        stages.who.clone_from(&request.who);
+        stages.all(watch).await
+    }
+
+    async fn settle(
+        &self,
+        lease: &Lease,
+        run: &Run,
+        mut change: RunChange,
+        is_only: bool,
+    ) -> Result<RunView, RunError> {
+        let now = self.hands.clock.now();
+        let ledger = &self.hands.ledger;
+        let shown = change.status;
+        if is_only && !change.status.is_finished() {
+            // A single stage is not continued by the next run of the whole pipeline.
+            change.status = RunStatus::Cancelled;
+        }
+        ledger.set_run_status(lease, &run.run_id, change.clone(), now).await?;
+        if let Err(error) = super::catalog::refresh(&self.hands).await {
+            tracing::warn!("the catalog stays as it was: {}", stages::chain(&error));
+        }
+        self.tell(run, &change).await?;
+        let run = ledger.run(&run.run_id).await?.ok_or_else(|| RunError::Usage("the run is gone".to_owned()))?;
+        let mut view = RunView::of(ledger, &run, now).await?;
+        view.status = shown;
+        Ok(view)
+    }
+
+    /// One alert for one change, and one when all is well again.
+    async fn tell(&self, run: &Run, change: &RunChange) -> Result<(), LedgerError> {
+        let now = self.hands.clock.now();
+        let key = format!("run:{}", run.pipeline);
+        let approval = change.reason.as_deref().is_some_and(|reason| reason.starts_with("waits for approval"));
+        let waits_long =
+            change.waiting_until.is_some_and(|until| until - now > chrono::TimeDelta::hours(1));
+        let (kind, command) = match change.status {
+            RunStatus::Failed => (Some(AlertKind::Failed), format!("lianbo run {}", run.pipeline)),
+            RunStatus::Partial => (Some(AlertKind::Partial), format!("lianbo runs {}", run.run_id)),
+            RunStatus::Halted => (Some(AlertKind::Halted), format!("lianbo push resume {}", run.run_id)),
+            RunStatus::Waiting if approval => (Some(AlertKind::WaitsForApproval), format!("lianbo push show {}", run.run_id)),
+            RunStatus::Waiting if waits_long => (Some(AlertKind::WaitsLong), format!("lianbo run {}", run.pipeline)),
+            _ => (None, String::new()),
+        };
+        let state = kind.map_or("well".to_owned(), |kind| format!("{kind:?}"));
+        let before = self.hands.ledger.alert_state(&key).await?.map(|state| state.state);
+        if !self.hands.ledger.set_alert_state(&key, &state, now).await? {
+            return Ok(());
+        }
+        let kind = match (kind, change.status, before) {
+            (Some(kind), _, _) => kind,
+            (None, RunStatus::Succeeded, Some(before)) if before != "well" => AlertKind::Recovered,
+            _ => return Ok(()),
+        };
+        let alert = Alert {
+            kind,
+            pipeline: run.pipeline.clone(),
+            run_id: Some(run.run_id.clone()),
+            why: change.reason.clone().unwrap_or_default(),
+            command,
+        };
+        self.alerts.send(&alert).await;
+        Ok(())
+    }
+
+    fn new_run_id(&self, now: Timestamp) -> RunId {
+        let local = now.with_timezone(&self.hands.settings.timezone);
+        RunId::new(format!("{}-{}", local.format("%Y%m%d-%H%M%S"), self.hands.clock.random_id(4)))
+    }
+
+    fn local_date(&self, at: Timestamp) -> NaiveDate {
+        at.with_timezone(&self.hands.settings.timezone).date_naive()
+    }
+}
+
+/// Declared parameters with the given ones in their place, as they are stored with the run.
+fn params_json(pipeline: &Pipeline, given: &BTreeMap<String, ParamValue>) -> Value {
+    let mut all: BTreeMap<&String, &ParamValue> = pipeline.params.iter().collect();
+    all.extend(given);
+    let json = all.into_iter().map(|(name, value)| {
+        let value = match value {
+            ParamValue::Text(text) => Value::from(text.as_str()),
+            ParamValue::Integer(number) => Value::from(*number),
+            ParamValue::Float(number) => Value::from(*number),
+            ParamValue::Boolean(value) => Value::from(*value),
+        };
+        (name.clone(), value)
+    });
+    Value::Object(json.collect())
+}
+
+/// `$today`, `$run_at` and the run's parameters, typed.
+fn sql_params(run: &Run, pipeline: &Pipeline) -> Params {
+    let stored: serde_json::Map<String, Value> = serde_json::from_str(&run.params).unwrap_or_default();
+    let mut params = Params::new();
+    for (name, value) in stored {
+        let param = match (&value, pipeline.params.get(&name)) {
+            (Value::Bool(value), _) => Param::Boolean(*value),
+            (Value::Number(number), Some(ParamValue::Integer(_))) => Param::Integer(number.as_i64().unwrap_or_default()),
+            (Value::Number(number), _) => Param::Float(number.as_f64().unwrap_or_default()),
+            (Value::String(text), _) => Param::Text(text.clone()),
+            _ => continue,
+        };
+        params.insert(name, param);
+    }
+    params.insert("today".to_owned(), Param::Date(run.today));
+    params.insert("run_at".to_owned(), Param::Timestamp(run.run_at));
+    params
+}

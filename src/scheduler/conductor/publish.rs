@@ -1,0 +1,63 @@
+//! Making visible what a run made: all its tables at once, then the catalog, then what the next run needs no more.
+
+use serde_json::Value;
+
+use super::Conductor;
+use crate::domain::AccountName;
+use crate::ledger::{Lease, Run, StageRecord};
+use crate::stage::StageError;
+
+impl Conductor {
+    /// Moves every pointer of the run in one transaction, rewrites the catalog, and drops pages and details that are
+    /// merged now. A crash in between is repaired by the next run.
+    pub(super) async fn publish(
+        &self,
+        lease: &Lease,
+        run: &Run,
+        records: &[StageRecord],
+    ) -> Result<(), StageError> {
+        let hands = &self.hands;
+        let moved = hands.ledger.publish(lease, &run.run_id, hands.clock.now()).await?;
+        if moved.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(tables = moved.len(), "published {} tables", moved.len());
+        if let Err(error) = crate::scheduler::catalog::refresh(hands).await {
+            tracing::warn!("the catalog stays as it was: {}", super::stages::chain(&error));
+        }
+        for record in records {
+            self.drop_merged(record).await?;
+        }
+        Ok(())
+    }
+
+    async fn drop_merged(&self, record: &StageRecord) -> Result<(), StageError> {
+        let hands = &self.hands;
+        let list = |key: &str| record.detail.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+        for walk in list("walks") {
+            let (Some(id), Some(account)) = (walk["walk"].as_i64(), walk["account"].as_str()) else { continue };
+            for page in hands.ledger.walk_pages(id).await? {
+                hands.lake.remove(&page.path)?;
+            }
+            hands.ledger.drop_walk(id).await?;
+            let account = AccountName::new(account);
+            let table = record.table.as_ref().map_or("followers", |table| table.as_str());
+            let current = hands.ledger.current(&crate::domain::TableName::new(table)).await?;
+            if let Some(snapshot) = current.iter().find(|snapshot| snapshot.slice == account.as_str()) {
+                hands.ledger.drop_follower_marks(&account, snapshot.as_of).await?;
+            }
+        }
+        let ids: Vec<i64> = list("profile_parts").iter().filter_map(Value::as_i64).collect();
+        if !ids.is_empty() {
+            for account in hands.settings.accounts.keys() {
+                for (id, path) in hands.ledger.profile_parts(account).await? {
+                    if ids.contains(&id) {
+                        hands.lake.remove(&path)?;
+                    }
+                }
+            }
+            hands.ledger.drop_profile_parts(&ids).await?;
+        }
+        Ok(())
+    }
+}

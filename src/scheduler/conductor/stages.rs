@@ -1,0 +1,424 @@
+//! The stages of one run, in order: skip what is done, run, check, record, and know what a failure keeps from running.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tracing::Instrument;
+
+use super::{Conductor, Watch};
+use crate::clock::Timestamp;
+use crate::config::settings::{OnFailure, Pipeline, Severity, Stage, StageKind};
+use crate::domain::{RunStatus, StageName, StageStatus};
+use crate::engine::Params;
+use crate::ledger::{AuditEntry, Lease, Run, RunChange, StageRecord};
+use crate::scheduler::order;
+use crate::stage::{self, StageContext, StageError, StageOutcome, StageReport, tables::Visible};
+use crate::wechat::CallCounts;
+
+/// How far a run came.
+pub enum Carried {
+    ToTheEnd { is_partial: bool },
+    Failed { reason: String },
+    Waiting { until: Option<Timestamp>, reason: String },
+    Halted { reason: String },
+}
+
+impl Carried {
+    pub fn change(self) -> RunChange {
+        let change = |status, reason, waiting_until| RunChange { status, reason, waiting_until };
+        match self {
+            Self::ToTheEnd { is_partial: false } => change(RunStatus::Succeeded, None, None),
+            Self::ToTheEnd { is_partial: true } => {
+                change(RunStatus::Partial, Some("some accounts or stages failed".to_owned()), None)
+            }
+            Self::Failed { reason } => change(RunStatus::Failed, Some(reason), None),
+            Self::Waiting { until, reason } => change(RunStatus::Waiting, Some(reason), until),
+            Self::Halted { reason } => change(RunStatus::Halted, Some(reason), None),
+        }
+    }
+}
+
+pub struct Stages<'a> {
+    conductor: &'a Conductor,
+    pipeline: &'a Pipeline,
+    run: &'a Run,
+    lease: &'a Lease,
+    order: Vec<usize>,
+    /// Stage → the stages it reads or needs.
+    before: BTreeMap<StageName, Vec<StageName>>,
+    visible: Visible,
+    records: BTreeMap<StageName, StageRecord>,
+    pub params: Params,
+    pub only: Option<StageName>,
+    pub accept_drop: Option<String>,
+    pub who: String,
+}
+
+enum After {
+    GoOn,
+    Stop(Carried),
+}
+
+impl<'a> Stages<'a> {
+    /// The stages in order, with what was done of them before.
+    ///
+    /// # Errors
+    ///
+    /// [`StageError`] when the ledger cannot be read.
+    pub async fn gather(
+        conductor: &'a Conductor,
+        pipeline: &'a Pipeline,
+        run: &'a Run,
+        lease: &'a Lease,
+    ) -> Result<Self, StageError> {
+        let hands = &conductor.hands;
+        let mut visible = Visible::default();
+        visible.add(hands.ledger.current_snapshots().await?);
+        visible.add(hands.ledger.staged_snapshots(&run.run_id).await?);
+        let records =
+            hands.ledger.stages(&run.run_id).await?.into_iter().map(|record| (record.stage.clone(), record)).collect();
+        let (engine, settings, name) = (hands.engine.clone(), hands.settings.clone(), pipeline.name.clone());
+        let ordered = tokio::task::spawn_blocking(move || {
+            let session = engine.session()?;
+            order::ordered(&settings, &settings.pipelines[&name], &session)
+        })
+        .await??;
+        Ok(Self {
+            conductor,
+            pipeline,
+            run,
+            lease,
+            order: tables_first(pipeline, ordered.order),
+            before: ordered.before,
+            visible,
+            records,
+            params: Params::new(),
+            only: None,
+            accept_drop: None,
+            who: String::new(),
+        })
+    }
+
+    /// Carries out what is not done yet.
+    pub async fn all(mut self, watch: &Watch<'_>) -> Result<Carried, StageError> {
+        for index in self.order.clone() {
+            let stage = &self.pipeline.stages[index];
+            if self.only.as_ref().is_some_and(|only| *only != stage.name) || self.is_done(stage) {
+                continue;
+            }
+            if watch.stop.is_cancelled() {
+                return Ok(Carried::Waiting { until: None, reason: INTERRUPTED.to_owned() });
+            }
+            if let Some(failed) = self.stands_in_the_way(stage) {
+                self.skip(stage, &failed).await?;
+                continue;
+            }
+            if goes_out(stage) {
+                if let Some(reason) = self.failure() {
+                    self.skip(stage, &reason).await?;
+                    continue;
+                }
+                self.publish().await?;
+                if let Some(waiting) = self.confirm(stage, watch).await? {
+                    return Ok(waiting);
+                }
+            }
+            let span = tracing::info_span!("stage", stage = %stage.name, kind = stage.kind.as_str());
+            match self.one(stage, watch).instrument(span).await? {
+                After::GoOn => {}
+                After::Stop(carried) => return Ok(carried),
+            }
+        }
+        if let Some(reason) = self.failure() {
+            return Ok(Carried::Failed { reason });
+        }
+        self.publish().await?;
+        let is_partial =
+            self.records.values().any(|record| matches!(record.status, StageStatus::Partial | StageStatus::Failed));
+        Ok(Carried::ToTheEnd { is_partial })
+    }
+
+    fn is_done(&self, stage: &Stage) -> bool {
+        self.records
+            .get(&stage.name)
+            .is_some_and(|record| matches!(record.status, StageStatus::Succeeded | StageStatus::Partial))
+    }
+
+    /// The stage before this one that keeps it from running, if any.
+    fn stands_in_the_way(&self, stage: &Stage) -> Option<String> {
+        let before = self.before.get(&stage.name).into_iter().flatten();
+        before
+            .filter_map(|name| {
+                let record = self.records.get(name)?;
+                let settings = self.pipeline.stages.iter().find(|own| own.name == *name)?;
+                let goes_on = settings.on_failure == OnFailure::Continue;
+                let is_bad = match record.status {
+                    StageStatus::Partial | StageStatus::Failed => !goes_on,
+                    StageStatus::Skipped => true,
+                    _ => false,
+                };
+                is_bad.then(|| format!("stage `{name}` is {}", record.status.as_str()))
+            })
+            .next()
+    }
+
+    /// A failure that nobody said to go on after.
+    fn failure(&self) -> Option<String> {
+        self.pipeline.stages.iter().find_map(|stage| {
+            let record = self.records.get(&stage.name)?;
+            let counts = record.status == StageStatus::Failed && stage.on_failure == OnFailure::Stop;
+            counts.then(|| {
+                format!("stage `{}`: {}", stage.name, record.error.as_deref().unwrap_or("failed"))
+            })
+        })
+    }
+
+    async fn publish(&self) -> Result<(), StageError> {
+        let records: Vec<StageRecord> = self.records.values().cloned().collect();
+        self.conductor.publish(self.lease, self.run, &records).await
+    }
+
+    /// Asks before the first send of a push, where there is somebody to ask.
+    async fn confirm(&self, stage: &Stage, watch: &Watch<'_>) -> Result<Option<Carried>, StageError> {
+        let (StageKind::PushTemplate(plan), Some(confirm)) = (&stage.kind, watch.confirm) else { return Ok(None) };
+        let push = self.conductor.hands.ledger.push(&self.run.run_id, &stage.name).await?;
+        if push.is_some_and(|push| push.first_send_at.is_some()) {
+            return Ok(None);
+        }
+        let recipients = self.records.get(&plan.recipients).map_or(0, |record| record.rows_out);
+        let question = format!(
+            "send template {} to {recipients} recipients of account `{}` at {}/s?",
+            plan.template_id.as_str(),
+            plan.account,
+            plan.rate
+        );
+        if confirm(question).await {
+            return Ok(None);
+        }
+        let reason = format!("not confirmed; lianbo run {} goes on", self.pipeline.name);
+        Ok(Some(Carried::Waiting { until: None, reason }))
+    }
+
+    async fn one(&mut self, stage: &Stage, watch: &Watch<'_>) -> Result<After, StageError> {
+        let hands = &self.conductor.hands;
+        let started_at = hands.clock.now();
+        let began = hands.clock.monotonic();
+        let calls = Arc::new(CallCounts::default());
+        self.record(stage, Ended::begun(started_at)).await?;
+        let cx = StageContext {
+            hands,
+            run: self.run,
+            lease: self.lease,
+            stage,
+            visible: &self.visible,
+            params: &self.params,
+            stop: watch.stop,
+            progress: watch.progress,
+            calls: calls.clone(),
+        };
+        let outcome = execute(&cx).await;
+        hands.settle.settle().await?;
+        let checked = match &outcome {
+            Ok(StageOutcome::Done(report)) => self.check(&cx, report).await,
+            _ => Ok(None),
+        };
+        let ended = Ended {
+            started_at,
+            seconds: (hands.clock.monotonic() - began).as_secs_f64(),
+            api_calls: calls.snapshot(),
+            ..Ended::begun(started_at)
+        };
+        let outcome = match (outcome, checked) {
+            (Ok(StageOutcome::Done(_)), Ok(Some(broken))) => Err(StageError::Rule(broken)),
+            (Ok(StageOutcome::Done(_)), Err(error)) => Err(error),
+            (outcome, _) => outcome,
+        };
+        self.conclude(stage, outcome, ended).await
+    }
+
+    async fn conclude(
+        &mut self,
+        stage: &Stage,
+        outcome: Result<StageOutcome, StageError>,
+        mut ended: Ended,
+    ) -> Result<After, StageError> {
+        match outcome {
+            Ok(StageOutcome::Done(report)) => {
+                let all_failed = report.snapshots.is_empty() && !report.failed_slices.is_empty();
+                ended.status = match (all_failed, report.failed_slices.is_empty()) {
+                    (true, _) => StageStatus::Failed,
+                    (false, true) => StageStatus::Succeeded,
+                    (false, false) => StageStatus::Partial,
+                };
+                for snapshot in &report.snapshots {
+                    self.conductor.hands.ledger.record_snapshot(self.lease, snapshot).await?;
+                }
+                self.visible.add(report.snapshots.iter().cloned());
+                let failures: Vec<String> =
+                    report.failed_slices.iter().map(|(slice, why)| format!("{slice}: {why}")).collect();
+                ended.error = (!failures.is_empty()).then(|| failures.join("; "));
+                ended.report = report;
+                self.record(stage, ended).await?;
+                Ok(After::GoOn)
+            }
+            Ok(StageOutcome::Waiting { until, reason, report }) => {
+                ended.status = StageStatus::Waiting;
+                ended.report = report;
+                ended.error = Some(reason.clone());
+                self.record(stage, ended).await?;
+                Ok(After::Stop(Carried::Waiting { until, reason }))
+            }
+            Ok(StageOutcome::Halted { reason, report }) => {
+                ended.status = StageStatus::Halted;
+                ended.report = report;
+                ended.error = Some(reason.clone());
+                self.record(stage, ended).await?;
+                Ok(After::Stop(Carried::Halted { reason }))
+            }
+            Err(StageError::Interrupted) => {
+                ended.status = StageStatus::Waiting;
+                ended.error = Some(INTERRUPTED.to_owned());
+                self.record(stage, ended).await?;
+                Ok(After::Stop(Carried::Waiting { until: None, reason: INTERRUPTED.to_owned() }))
+            }
+            Err(StageError::LeaseLost) => Err(StageError::LeaseLost),
+            Err(error) => {
+                tracing::error!(stage = %stage.name, "stage `{}` failed: {}", stage.name, chain(&error));
+                ended.status = StageStatus::Failed;
+                ended.error = Some(chain(&error));
+                self.record(stage, ended).await?;
+                Ok(After::GoOn)
+            }
+        }
+    }
+
+    /// The stage's checks; the text of a broken one, unless it only warns or its drop was accepted.
+    async fn check(&self, cx: &StageContext<'_>, report: &StageReport) -> Result<Option<String>, StageError> {
+        let Some(checks) = &cx.stage.checks else { return Ok(None) };
+        let broken = stage::checks::run(cx, checks, &report.snapshots).await?;
+        let mut fatal = Vec::new();
+        for one in broken {
+            let text = format!("check {} is broken: {}", one.check, one.found);
+            let accepted = self.accept_drop.as_ref().filter(|_| one.check.starts_with("max_drop"));
+            match (one.severity, accepted) {
+                (Severity::Warn, _) => tracing::warn!("{text}"),
+                (Severity::Fail, Some(reason)) => {
+                    tracing::warn!("{text}; accepted: {reason}");
+                    self.audit("accept-drop", format!("{text}; {reason}")).await?;
+                }
+                (Severity::Fail, None) => fatal.push(text),
+            }
+        }
+        Ok((!fatal.is_empty()).then(|| fatal.join("; ")))
+    }
+
+    async fn audit(&self, command: &str, detail: String) -> Result<(), StageError> {
+        let entry = AuditEntry {
+            at: self.conductor.hands.clock.now(),
+            who: self.who.clone(),
+            command: command.to_owned(),
+            run_id: Some(self.run.run_id.clone()),
+            detail,
+        };
+        Ok(self.conductor.hands.ledger.record_audit(&entry).await?)
+    }
+
+    async fn skip(&mut self, stage: &Stage, why: &str) -> Result<(), StageError> {
+        let mut ended = Ended::begun(self.conductor.hands.clock.now());
+        ended.status = StageStatus::Skipped;
+        ended.error = Some(format!("not run: {why}"));
+        self.record(stage, ended).await
+    }
+
+    async fn record(&mut self, stage: &Stage, ended: Ended) -> Result<(), StageError> {
+        let record = StageRecord {
+            run_id: self.run.run_id.clone(),
+            stage: stage.name.clone(),
+            kind: stage.kind.as_str().to_owned(),
+            table: stage.table.clone(),
+            status: ended.status,
+            rows_in: ended.report.rows_in,
+            rows_out: ended.report.rows_out,
+            started_at: ended.started_at,
+            seconds: ended.seconds,
+            api_calls: ended.api_calls,
+            detail: if ended.report.detail.is_null() { json!({}) } else { ended.report.detail },
+            error: ended.error,
+        };
+        self.conductor.hands.ledger.record_stage(self.lease, &record).await?;
+        if record.status != StageStatus::Running {
+            tracing::info!(
+                stage = %stage.name, rows = record.rows_out, seconds = record.seconds,
+                "stage `{}`: {}, {} rows", stage.name, record.status.as_str(), record.rows_out
+            );
+        }
+        self.records.insert(stage.name.clone(), record);
+        Ok(())
+    }
+}
+
+const INTERRUPTED: &str = "interrupted";
+
+struct Ended {
+    status: StageStatus,
+    started_at: Timestamp,
+    seconds: f64,
+    api_calls: BTreeMap<String, u64>,
+    report: StageReport,
+    error: Option<String>,
+}
+
+impl Ended {
+    fn begun(started_at: Timestamp) -> Self {
+        Self {
+            status: StageStatus::Running,
+            started_at,
+            seconds: 0.0,
+            api_calls: BTreeMap::new(),
+            report: StageReport { detail: Value::Null, ..StageReport::default() },
+            error: None,
+        }
+    }
+}
+
+/// The only match over kinds.
+async fn execute(cx: &StageContext<'_>) -> Result<StageOutcome, StageError> {
+    match &cx.stage.kind {
+        StageKind::ExtractFollowers(plan) => stage::extract_followers::run(cx, plan).await,
+        StageKind::EnrichUnionids(plan) => stage::enrich_unionids::run(cx, plan).await,
+        StageKind::LoadUsers(plan) => stage::load_users::run(cx, plan).await,
+        StageKind::JoinIdentities(plan) => stage::join_identities::run(cx, plan).await,
+        StageKind::MeasureCoverage(plan) => stage::measure_coverage::run(cx, plan).await,
+        StageKind::Sql(plan) => stage::sql::run(cx, plan).await,
+        StageKind::MaterializeRecipients(plan) => stage::materialize_recipients::run(cx, plan).await,
+        StageKind::PushTemplate(plan) => stage::push_template::run(cx, plan).await,
+        StageKind::Publish(plan) => stage::publish::run(cx, plan).await,
+    }
+}
+
+/// Whether a stage lets something out of the house: it runs after everything is checked and published.
+fn goes_out(stage: &Stage) -> bool {
+    matches!(stage.kind, StageKind::PushTemplate(_) | StageKind::Publish(_))
+}
+
+/// Stages that make tables first: nothing goes out before all of them passed. A push makes no table, so no table waits.
+fn tables_first(pipeline: &Pipeline, order: Vec<usize>) -> Vec<usize> {
+    let (out, tables): (Vec<usize>, Vec<usize>) = order.into_iter().partition(|index| goes_out(&pipeline.stages[*index]));
+    tables.into_iter().chain(out).collect()
+}
+
+/// An error with its causes, each once, as one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}
