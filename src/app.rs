@@ -1,1 +1,137 @@
-//! (room under construction)
+//! The hall: builds the concrete hands of the house from settings. The only place where all rooms meet; it has no rules.
+
+mod meter;
+mod tokens;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+
+use self::meter::LedgerMeter;
+use self::tokens::LedgerTokens;
+use crate::clock::Clock;
+use crate::config::settings::{Account, Settings, TokenSource};
+use crate::domain::AccountName;
+use crate::engine::Engine;
+use crate::lake::Lake;
+use crate::ledger::{Holder, Ledger, LedgerError};
+use crate::scheduler::alert::Alerts;
+use crate::scheduler::conductor::Conductor;
+use crate::stage::{Hands, SettleCalls};
+use crate::telemetry::Metrics;
+use crate::wechat::{TokenKind, WeChat, WeChatError, WeChatSettings};
+
+/// The house, wired.
+#[derive(Clone)]
+pub struct App {
+    pub conductor: Conductor,
+    pub metrics: Metrics,
+}
+
+/// Why the house could not be wired.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error("the ledger {path} cannot be opened")]
+    Ledger {
+        path: std::path::PathBuf,
+        #[source]
+        source: LedgerError,
+    },
+    #[error(transparent)]
+    WeChat(#[from] WeChatError),
+}
+
+impl App {
+    /// Opens (and where it is missing, creates) the ledger and builds everything around it.
+    ///
+    /// # Errors
+    ///
+    /// [`AppError`].
+    pub async fn open(settings: Settings, clock: Clock) -> Result<Self, AppError> {
+        let path = settings.ledger.path.clone();
+        let ledger = Ledger::open(&path).await.map_err(|source| AppError::Ledger { path, source })?;
+        Self::build(settings, ledger, clock)
+    }
+
+    /// The same, only when the ledger is there: for commands that look and leave nothing behind.
+    ///
+    /// # Errors
+    ///
+    /// [`AppError`].
+    pub async fn open_existing(settings: Settings, clock: Clock) -> Result<Option<Self>, AppError> {
+        let path = settings.ledger.path.clone();
+        match Ledger::open_existing(&path).await {
+            Ok(Some(ledger)) => Self::build(settings, ledger, clock).map(Some),
+            Ok(None) => Ok(None),
+            Err(source) => Err(AppError::Ledger { path, source }),
+        }
+    }
+
+    /// The hands every room works with.
+    pub fn hands(&self) -> &Hands {
+        &self.conductor.hands
+    }
+
+    fn build(settings: Settings, ledger: Ledger, clock: Clock) -> Result<Self, AppError> {
+        let lake = Lake::new(&settings.lake.root);
+        let engine = engine(&settings);
+        let mut accounts = BTreeMap::new();
+        let mut meters = BTreeMap::new();
+        for account in settings.accounts.values() {
+            let meter = Arc::new(LedgerMeter::new(ledger.clone(), account, clock));
+            let tokens = Arc::new(LedgerTokens::new(ledger.clone(), account, clock));
+            let wechat = WeChat::new(client_settings(account), tokens, meter.clone(), clock)?;
+            accounts.insert(account.name.clone(), wechat);
+            meters.insert(account.name.clone(), meter);
+        }
+        let alerts = Alerts::new(&settings.alerts, clock);
+        let hands = Hands {
+            settings: Arc::new(settings),
+            ledger,
+            lake,
+            engine,
+            clock,
+            accounts: Arc::new(accounts),
+            settle: Arc::new(Meters(meters)),
+        };
+        let holder = Holder::this_process(clock.random_id(12));
+        Ok(Self { conductor: Conductor { hands, holder, alerts }, metrics: Metrics::new() })
+    }
+}
+
+/// The engine of a workspace; needs no ledger.
+pub fn engine(settings: &Settings) -> Engine {
+    let spill = Lake::new(&settings.lake.root).spill();
+    Engine::new(settings.engine.memory_limit.clone(), settings.engine.threads, spill, settings.timezone)
+}
+
+fn client_settings(account: &Account) -> WeChatSettings {
+    WeChatSettings {
+        account: account.name.clone(),
+        app_id: account.app_id.clone(),
+        app_secret: account.app_secret.clone(),
+        api_base: account.api_base.clone(),
+        token: match &account.token {
+            TokenSource::Stable => TokenKind::Stable,
+            TokenSource::Legacy => TokenKind::Legacy,
+            TokenSource::Centre { url } => TokenKind::Centre { url: url.clone() },
+        },
+        timeout: account.timeout,
+        concurrency: account.concurrency,
+        retry_base: WeChatSettings::RETRY_BASE,
+    }
+}
+
+struct Meters(BTreeMap<AccountName, Arc<LedgerMeter>>);
+
+impl SettleCalls for Meters {
+    fn settle(&self) -> BoxFuture<'_, Result<(), LedgerError>> {
+        Box::pin(async {
+            for meter in self.0.values() {
+                meter.settle().await?;
+            }
+            Ok(())
+        })
+    }
+}

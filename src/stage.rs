@@ -20,6 +20,7 @@ pub mod tables;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +44,16 @@ pub struct Hands {
     pub engine: Engine,
     pub clock: Clock,
     pub accounts: Arc<BTreeMap<AccountName, WeChat>>,
+    /// Gives back reserved calls that were not made.
+    pub settle: Arc<dyn SettleCalls>,
+}
+
+/// Read calls are reserved in blocks; when a stage ends, what is left of them goes back.
+pub trait SettleCalls: Send + Sync {
+    /// # Errors
+    ///
+    /// [`LedgerError`]; what was not given back counts as called.
+    fn settle(&self) -> BoxFuture<'_, Result<(), LedgerError>>;
 }
 
 impl Hands {

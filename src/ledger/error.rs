@@ -89,7 +89,6 @@ fn primary_code(error: &sqlx::Error) -> Option<Primary> {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use super::*;
 
     #[tokio::test]
     async fn a_full_disk_is_told_apart() {

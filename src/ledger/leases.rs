@@ -222,15 +222,20 @@ mod tests {
     #[tokio::test]
     async fn a_dead_process_of_this_machine_is_replaced_at_once() {
         let house = House::new().await;
-        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-        let pid = child.id();
+        let mut child = tokio::process::Command::new("sleep")
+            .arg("60")
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let pid = child.id().unwrap();
         let holder = Holder { id: "child".into(), host: this_host(), pid, started: process_start(pid).unwrap() };
         let first = mine(house.ledger.acquire_lease("run:x", &holder, MINUTE).await.unwrap());
         let me = Holder::this_process("me".into());
         assert_eq!(house.ledger.acquire_lease("run:x", &me, MINUTE).await.unwrap(), Acquired::HeldBy(holder.clone()));
         assert_eq!(house.ledger.lease_holder("run:x").await.unwrap(), Some(holder));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        child.kill().await.unwrap();
         assert_eq!(house.ledger.lease_holder("run:x").await.unwrap(), None);
         let second = mine(house.ledger.acquire_lease("run:x", &me, MINUTE).await.unwrap());
         assert!(second.fence > first.fence);

@@ -121,7 +121,8 @@ fn can_come_to(state: DeliveryState) -> bool {
 ///
 /// An upsert fed from a join, because that is the form SQLite runs as one lookup per row, which an `update … from` over
 /// values is not. The join also means that no row is ever made here. `cross join` keeps SQLite from starting at the
-/// deliveries.
+/// deliveries. The guard is said twice, since the join looks before anything is written: of two outcomes for one attempt
+/// in a batch, the first counts.
 async fn settle(
     tx: &mut SqliteConnection,
     push_key: i64,
@@ -138,6 +139,7 @@ async fn settle(
          on conflict (push_key, seq) do update set state = excluded.state, reason = excluded.reason,
              errcode = excluded.errcode, msgid = coalesce(excluded.msgid, deliveries.msgid),
              sent_at = excluded.sent_at, retry_at = excluded.retry_at, updated_at = excluded.updated_at
+             where deliveries.state = 'sending' and deliveries.attempt = excluded.attempt
          returning state",
         repeated("(?,?,?,?,?,?,?,?)", outcomes.len())
     );

@@ -7,6 +7,7 @@ use sqlx::{Decode, Row, Sqlite, Type};
 
 use super::LedgerError;
 use crate::clock::{Timestamp, from_micros, to_micros};
+use crate::redact::without_secrets;
 
 /// Rows of one statement at most.
 const LARGEST_BATCH: usize = 512;
@@ -91,7 +92,8 @@ pub(super) trait Columns {
 
     fn json<T: serde::de::DeserializeOwned>(&self, column: &'static str) -> Result<T, LedgerError> {
         let value = self.text(column)?;
-        serde_json::from_str(&value).map_err(|_| LedgerError::Unreadable { what: column, value })
+        serde_json::from_str(&value)
+            .map_err(|_| LedgerError::Unreadable { what: column, value: without_secrets(&value, 80) })
     }
 }
 

@@ -4,8 +4,8 @@
 //! yet, and the pushes that are archived.
 
 use chrono::NaiveDate;
-use sqlx::sqlite::SqliteRow;
 use sqlx::AssertSqlSafe;
+use sqlx::sqlite::SqliteRow;
 
 use super::error::Doing;
 use super::sql::{Columns, read_all};

@@ -84,7 +84,7 @@ impl House {
 }
 
 async fn acquire(ledger: &Ledger, id: &str) -> Lease {
-    match ledger.acquire_lease("run:x", &Holder::this_process(id.into()), Duration::from_secs(60)).await.unwrap() {
+    match ledger.acquire_lease("house", &Holder::this_process(id.into()), Duration::from_secs(60)).await.unwrap() {
         Acquired::Mine(lease) => lease,
         Acquired::HeldBy(holder) => panic!("held by {holder:?}"),
     }
