@@ -132,9 +132,7 @@ pub fn reads(settings: &Settings, stage: &Stage, session: &Session) -> Vec<Strin
         StageKind::Publish(plan) => plan.tables.iter().map(ToString::to_string).collect(),
     };
     if let StageKind::PushTemplate(plan) = &stage.kind {
-        let pipeline = settings.pipelines.values().find(|pipeline| {
-            pipeline.file == stage.place.file
-        });
+        let pipeline = settings.pipelines.values().find(|pipeline| pipeline.file == stage.place.file);
         let set = pipeline.and_then(|own| own.stages.iter().find(|other| other.name == plan.recipients));
         tables.extend(set.and_then(|set| set.table.as_ref()).map(ToString::to_string));
     }
