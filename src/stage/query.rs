@@ -87,8 +87,7 @@ pub async fn stream(
         let mut rows_out = 0;
         let mut write = || {
             let columns = session.bind(&text, params)?;
-            let names: Vec<String> = columns.into_iter().map(|(name, _)| name).collect();
-            sink.begin(&names).map_err(QueryError::Sink)?;
+            sink.begin(&told_apart(columns)).map_err(QueryError::Sink)?;
             session.stream::<QueryError>(&text, params, |rows| {
                 rows_out += u64::try_from(rows.len()).unwrap_or(u64::MAX);
                 sink.rows(&rows).map_err(QueryError::Sink).map(|()| true)
@@ -101,6 +100,20 @@ pub async fn stream(
         }
     })
     .await
+}
+
+/// The names of the columns, a repeated one with a number after it (`openid`, `openid_1`).
+fn told_apart(columns: Vec<(String, String)>) -> Vec<String> {
+    let mut names: Vec<String> = Vec::with_capacity(columns.len());
+    for (name, _) in columns {
+        let mut numbered = (1..).map(|number| format!("{name}_{number}"));
+        let mut own = name.clone();
+        while names.contains(&own) {
+            own = numbered.next().unwrap_or_default();
+        }
+        names.push(own);
+    }
+    names
 }
 
 /// Writes the rows of `sql` to `target` as Parquet, with the SELECT's own types; it appears only when it is whole.
@@ -201,6 +214,7 @@ async fn ask<T: Send + 'static>(
     stop: &CancellationToken,
     work: impl FnOnce(&Session, &Params) -> Result<T, QueryError> + Send + 'static,
 ) -> Result<T, QueryError> {
+    refuse_other_statements(sql)?;
     let text = sql.to_owned();
     let facts = on_session(hands, stop, move |session| Ok(session.inspect(&text)?)).await.map_err(not_a_select)?;
     let mut visible = Visible::default();
@@ -263,6 +277,7 @@ fn params(hands: &Hands) -> Params {
 /// A name that is none of ours: DuckDB may know it (`information_schema.tables`), else this is what to say.
 struct Doubt {
     name: String,
+    message: String,
     offset: usize,
     hint: String,
 }
@@ -273,12 +288,16 @@ impl Doubt {
             let mut made = pipeline.stages.iter().filter_map(|stage| stage.table.as_ref());
             made.any(|table| table.as_str().eq_ignore_ascii_case(name))
         });
+        let message = match maker {
+            Some(_) => format!("table `{name}` was not made yet"),
+            None => format!("there is no table `{name}`"),
+        };
         let hint = match (maker, nearest(name, known.iter().map(String::as_str))) {
             (Some(pipeline), _) => format!("it is made by `lianbo run {}`", pipeline.name),
             (None, Some(near)) => format!("did you mean `{near}`?"),
             (None, None) => "`lianbo tables` lists them".to_owned(),
         };
-        Self { name: name.to_owned(), offset, hint }
+        Self { name: name.to_owned(), message, offset, hint }
     }
 }
 
@@ -286,11 +305,20 @@ fn bind(session: &Session, sql: &str, params: &Params, doubts: Vec<Doubt>) -> Re
     let Err(error) = session.bind(sql, params) else { return Ok(()) };
     for doubt in doubts {
         if session.bind(&format!("select * from {}", quoted(&doubt.name)), &Params::new()).is_err() {
-            let message = format!("there is no table `{}` yet", doubt.name);
-            return Err(QueryError::Sql { message, offset: Some(doubt.offset), hint: Some(doubt.hint) });
+            return Err(QueryError::Sql { message: doubt.message, offset: Some(doubt.offset), hint: Some(doubt.hint) });
         }
     }
     Err(error.into())
+}
+
+/// What some clients answer by themselves is a SELECT to DuckDB's parser, over tables that are not there yet.
+fn refuse_other_statements(sql: &str) -> Result<(), QueryError> {
+    let word = sql.trim_start().split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
+    if ["describe", "desc", "show", "summarize"].iter().any(|other| word.eq_ignore_ascii_case(other)) {
+        let hint = "`lianbo tables` lists the tables, `lianbo tables --describe TABLE` the columns of one".to_owned();
+        return Err(QueryError::Sql { message: format!("`{word}` is no SELECT"), offset: None, hint: Some(hint) });
+    }
+    Ok(())
 }
 
 fn not_a_select(error: QueryError) -> QueryError {
@@ -312,5 +340,23 @@ async fn on_session<T: Send + 'static>(
     match blocking(&hands.engine, stop, move |session| Ok(work(session))).await? {
         Err(_) if told.is_cancelled() => Err(StageError::Interrupted.into()),
         done => done,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeated_column_gets_a_number_that_nobody_has() {
+        let columns = ["a", "a_1", "a", "b", "a"].map(|name| (name.to_owned(), String::new()));
+        assert_eq!(told_apart(columns.to_vec()), ["a", "a_1", "a_2", "b", "a_3"]);
+    }
+
+    #[test]
+    fn other_statements_are_refused_with_what_to_use() {
+        assert!(refuse_other_statements(" Describe followers").is_err());
+        assert!(refuse_other_statements("select 1").is_ok());
+        assert!(refuse_other_statements("show_me").is_ok());
     }
 }
