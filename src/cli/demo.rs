@@ -9,6 +9,7 @@ mod house;
 mod tally;
 mod told;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -208,5 +209,9 @@ async fn kill_half_way(context: &Context, house: &House, matchable: usize) -> Re
     }
     // `kill` is SIGKILL and waits until the process is gone.
     child.kill().await.context("killing the campaign")?;
+    if std::io::stderr().is_terminal() {
+        // Its bar stands there without the end of its line.
+        eprintln!();
+    }
     Ok(Kill { pid, received: house.simulator.inbox().messages, ledger: house.push_counts().await? })
 }

@@ -91,7 +91,7 @@ pub fn funnel(nightly: &Ended, campaign: &Ended, house: &House, push: &Counts) -
         row("  pending", push.pending),
     ];
     format!(
-        "Continued run {} at {} sends a second, to its end in {:.1} s\n\n{}",
+        "Run {} went on, at {} sends a second, and ended {:.1} s after it began\n\n{}",
         campaign.run_id,
         grouped(house.rate),
         campaign.seconds,
