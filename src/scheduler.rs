@@ -11,6 +11,7 @@ pub mod check;
 pub mod conductor;
 pub mod coverage;
 pub mod inventory;
+pub mod online;
 pub mod order;
 pub mod quotas;
 pub mod vacuum;
