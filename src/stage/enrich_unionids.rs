@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use self::part::ProfilePart;
 use super::extract_followers::describe;
-use super::{StageContext, StageError, StageOutcome, StageReport};
+use super::{FailedSlice, StageContext, StageError, StageOutcome, StageReport};
 use crate::clock::Timestamp;
 use crate::config::settings::EnrichUnionids;
 use crate::domain::tables::table_spec;
@@ -60,7 +60,9 @@ pub async fn run(cx: &StageContext<'_>, plan: &EnrichUnionids) -> Result<StageOu
                 let reason = format!("the day's {} calls of account `{account}` are used up", endpoint.as_str());
                 waiting = Some((Some(until), reason));
             }
-            Err(StageError::WeChat(error)) => report.failed_slices.push((account.to_string(), describe(&error))),
+            Err(StageError::WeChat(error)) => {
+                report.failed_slices.push(FailedSlice::of_account(account, &error, describe(&error)));
+            }
             Err(error) => return Err(error),
         }
     }

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 
 use serde_json::json;
 
-use super::{NewSnapshot, StageContext, StageError, StageOutcome, StageReport, blocking};
+use super::{FailedSlice, NewSnapshot, StageContext, StageError, StageOutcome, StageReport, blocking};
 use crate::clock::Timestamp;
 use crate::config::settings::ExtractFollowers;
 use crate::domain::tables::table_spec;
@@ -46,7 +46,9 @@ pub async fn run(cx: &StageContext<'_>, plan: &ExtractFollowers) -> Result<Stage
                 let earlier = waiting.as_ref().and_then(|(until, _)| *until);
                 waiting = Some((Some(earlier.map_or(until, |at| at.min(until))), reason));
             }
-            Err(StageError::WeChat(error)) => report.failed_slices.push((account.to_string(), describe(&error))),
+            Err(StageError::WeChat(error)) => {
+                report.failed_slices.push(FailedSlice::of_account(account, &error, describe(&error)));
+            }
             Err(error) => return Err(error),
         }
     }
