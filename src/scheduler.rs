@@ -18,7 +18,6 @@ pub mod order;
 pub mod quotas;
 pub mod vacuum;
 pub mod due;
-pub mod order;
 pub mod runners;
 pub mod standing;
 pub mod view;
