@@ -23,6 +23,8 @@ pub struct SqlFacts {
     pub clock_calls: Vec<Reference>,
     /// Named parameters.
     pub parameters: Vec<String>,
+    /// It ends in ORDER BY.
+    pub is_ordered: bool,
 }
 
 impl Session {
@@ -50,6 +52,8 @@ impl Session {
         }
         let mut facts = SqlFacts::default();
         collect(&tree["statements"][0], &mut Vec::new(), &mut facts);
+        let modifiers = tree["statements"][0]["node"]["modifiers"].as_array();
+        facts.is_ordered = modifiers.is_some_and(|all| all.iter().any(|one| one["type"] == "ORDER_MODIFIER"));
         Ok(facts)
     }
 }

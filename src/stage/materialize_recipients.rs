@@ -58,6 +58,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Result<
             None
         },
         templates: templates_sent(cx),
+        is_ordered: sql::is_ordered(cx, &plan.sql.text).await?,
         set_target: cx.hands.lake.absolute(&set_path),
         left_target: cx.hands.lake.absolute(&left_path),
         params: parameters(cx, plan),

@@ -153,6 +153,15 @@ pub async fn sources(cx: &StageContext<'_>, sql: &str) -> Result<Vec<TableSource
     Ok(sources)
 }
 
+/// Whether the rows of `sql` come in an order of their own.
+///
+/// # Errors
+///
+/// [`StageError::Sql`].
+pub async fn is_ordered(cx: &StageContext<'_>, sql: &str) -> Result<bool, StageError> {
+    Ok(inspect(cx, sql).await?.is_ordered)
+}
+
 async fn inspect(cx: &StageContext<'_>, sql: &str) -> Result<SqlFacts, StageError> {
     let (sql, stage) = (sql.to_owned(), cx.stage.name.to_string());
     blocking(&cx.hands.engine, cx.stop, move |session| {

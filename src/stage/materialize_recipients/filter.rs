@@ -22,6 +22,8 @@ pub struct Filter {
     /// `_deliveries`, where a cap or `not_again` looks back.
     pub deliveries: Option<TableSource>,
     pub templates: Vec<String>,
+    /// Whether the SELECT ends in ORDER BY: then the set keeps its order.
+    pub is_ordered: bool,
     pub set_target: PathBuf,
     pub left_target: PathBuf,
     /// Ours, with a leading underscore.
@@ -47,73 +49,156 @@ impl Filter {
     pub fn write(&self, session: &Session) -> Result<FrozenSet, StageError> {
         let columns = self.take_given(session)?;
         self.add_tables(session)?;
-        session.execute(&self.judged(&columns), &self.params)?;
+        let mut params = self.user_params.clone();
+        params.extend(self.params.clone());
+        let in_stage = |source: EngineError| StageError::Sql { stage: self.stage.clone(), source };
+        session.execute(&self.judged(&columns), &params).map_err(in_stage)?;
         self.check_strangers(session)?;
-        session.execute(NUMBERED, &self.params)?;
-        let set = session.copy(&set_sql(&columns), &self.params, &self.set_target)?;
-        let left = session.copy(LEFT, &self.params, &self.left_target)?;
+        if self.plan.max.is_some() {
+            session.execute(OVER_THE_MOST, &self.params)?;
+        }
         let none = Params::new();
-        let reasons = session
-            .query("select reason, count(*) as people from numbered where reason is not null group by reason", &none)?;
-        Ok(FrozenSet {
-            given: session.count("select count(*) from given", &none)?,
-            send: session.count("select count(*) from numbered where arm = 'send'", &none)?,
-            holdout: session.count("select count(*) from numbered where arm = 'holdout'", &none)?,
-            set,
-            left,
-            reasons: pairs(&reasons),
-        })
+        let arms = session.query("select coalesce(reason, arm) as ended, count(*) as people from judged group by all", &none)?;
+        let mut reasons = pairs(&arms);
+        let mut take = |arm: &str| {
+            let at = reasons.iter().position(|(name, _)| name == arm);
+            at.map_or(0, |at| reasons.swap_remove(at).1)
+        };
+        let (send, holdout) = (take("send"), take("holdout"));
+        let set = session.copy(&self.set_sql(&columns, send), &self.params, &self.set_target)?;
+        let left = session.copy(LEFT, &self.params, &self.left_target)?;
+        let given = send + holdout + reasons.iter().map(|(_, people)| people).sum::<u64>();
+        Ok(FrozenSet { given, send, holdout, set, left, reasons })
     }
 
-    /// Runs the SELECT once into `given`, each row with its number.
+    /// Makes `given` readable: the SELECT, each row with its number where the SELECT has an order to keep.
     fn take_given(&self, session: &Session) -> Result<Vec<(String, String)>, StageError> {
         for source in &self.sources {
             session.add_table(source)?;
         }
         let in_stage = |source: EngineError| StageError::Sql { stage: self.stage.clone(), source };
-        let select = self.plan.sql.text.trim_end().trim_end_matches(';');
-        let columns = session.bind(select, &self.user_params).map_err(in_stage)?;
-        if !columns.iter().any(|(name, _)| name == "openid") {
-            let message = "the SELECT must give a column `openid` (the account's, not the mini program's)".to_owned();
-            return Err(in_stage(EngineError::Sql { message, offset: None }));
+        let columns = session.bind(self.select(), &self.user_params).map_err(in_stage)?;
+        if columns.iter().any(|(name, _)| name == "openid") {
+            return Ok(columns);
         }
-        let given = format!("create temp table given as select row_number() over () as _row, * from (\n{select}\n)");
-        session.execute(&given, &self.user_params).map_err(in_stage)?;
-        Ok(columns)
+        let message = "the SELECT must give a column `openid` (the account's, not the mini program's)".to_owned();
+        Err(in_stage(EngineError::Sql { message, offset: None }))
+    }
+
+    fn select(&self) -> &str {
+        self.plan.sql.text.trim_end().trim_end_matches(';')
     }
 
     fn add_tables(&self, session: &Session) -> Result<(), StageError> {
-        let followers = TableSource {
-            name: "_followers".to_owned(),
-            columns: vec![("openid".to_owned(), "VARCHAR".to_owned()), ("active".to_owned(), "BOOLEAN".to_owned())],
-            parts: Vec::new(),
-        };
-        session.add_table(self.followers.as_ref().unwrap_or(&followers))?;
-        for table in [&self.profiles, &self.marks, &self.suppressions].into_iter().chain(&self.deliveries) {
+        let tables = [&self.profiles, &self.marks, &self.suppressions].into_iter();
+        for table in tables.chain(&self.followers).chain(&self.deliveries) {
             session.add_table(table)?;
         }
         Ok(())
     }
 
-    /// Every given row with the first reason to leave it out.
+    /// Every given row with the first reason to leave it out, else its arm. What is empty or not asked for is not joined:
+    /// a set without suppressions costs what its SELECT costs.
     fn judged(&self, columns: &[(String, String)]) -> String {
-        let own_unionid = columns.iter().any(|(name, _)| name == "unionid");
-        let given_unionid = if own_unionid { "nullif(trim(cast(given.unionid as varchar)), '')" } else { "null" };
-        let knows_followers = self.followers.is_some();
+        let has = |name: &str| columns.iter().any(|(own, _)| own == name);
+        let (mut joins, mut reasons) = (Vec::new(), Vec::new());
+        let unionid = if has("unionid") {
+            "nullif(trim(cast(given.unionid as varchar)), '')"
+        } else {
+            joins.push("left join _profiles on _profiles.openid = given._openid".to_owned());
+            "_profiles.unionid"
+        };
+        reasons.push("when given._openid is null then 'no_openid' when given._nth > 1 then 'duplicate'".to_owned());
+        let has_marks = !self.marks.parts.is_empty();
+        if has_marks {
+            joins.push("left join _marks on _marks.openid = given._openid".to_owned());
+        }
+        if self.followers.is_some() {
+            joins.push("left join _followers on _followers.openid = given._openid".to_owned());
+            let follows = if has_marks { "coalesce(_marks.active, _followers.active)" } else { "_followers.active" };
+            reasons.push(format!("when {follows} is null then 'not_a_follower' when not {follows} then 'gone'"));
+        } else if has_marks {
+            reasons.push("when not _marks.active then 'gone'".to_owned());
+        }
+        if !self.suppressions.parts.is_empty() {
+            joins.push(BY_OPENID.replace("{suppressed}", &self.suppressed()));
+            joins.push(BY_UNIONID.replace("{suppressed}", &self.suppressed()).replace("{unionid}", unionid));
+            reasons.push(
+                "when by_openid.wholly = 1 or by_unionid.wholly = 1 then 'suppressed'
+                 when by_openid.wholly = 0 or by_unionid.wholly = 0 then 'refused_template'"
+                    .to_owned(),
+            );
+        }
+        let looks_back = self.deliveries.as_ref().is_some_and(|deliveries| !deliveries.parts.is_empty());
+        for (is_asked, people, name) in
+            [(self.plan.frequency_cap.is_some(), CAPPED, "frequency_cap"), (self.plan.not_again.is_some(), AGAIN, "not_again")]
+        {
+            if is_asked && looks_back {
+                joins.push(format!("left join ({people}) as {name} on {name}.person = coalesce({unionid}, given._openid)"));
+                reasons.push(format!("when {name}.person is not null then '{name}'"));
+            }
+        }
+        let arm = if self.plan.holdout > 0.0 {
+            format!("case when substr(md5(coalesce({unionid}, given._openid)), 1, 8) < $_holdout then 'holdout' else 'send' end")
+        } else {
+            "'send'".to_owned()
+        };
+        JUDGED
+            .replace("{select}", self.select())
+            .replace("{row}", if self.keeps_order() { "row_number() over ()" } else { "0" })
+            .replace("{within}", if self.keeps_order() { "order by _row" } else { "" })
+            .replace("{unionid}", unionid)
+            .replace("{reasons}", &reasons.join(" "))
+            .replace("{arm}", &arm)
+            .replace("{joins}", &joins.join("\n"))
+    }
+
+    fn keeps_order(&self) -> bool {
+        self.is_ordered
+    }
+
+    fn suppressed(&self) -> String {
         let templates = if self.templates.is_empty() {
             "false".to_owned()
         } else {
             let list: Vec<String> = self.templates.iter().map(|id| text(id)).collect();
-            format!("_suppressions.template_id in ({})", list.join(", "))
+            format!("template_id in ({})", list.join(", "))
         };
-        let capped = if self.plan.frequency_cap.is_some() { CAPPED } else { NOBODY };
-        let again = if self.plan.not_again.is_some() { AGAIN } else { NOBODY };
-        JUDGED
-            .replace("{given_unionid}", given_unionid)
-            .replace("{knows_followers}", if knows_followers { "true" } else { "false" })
-            .replace("{templates}", &templates)
-            .replace("{capped}", capped)
-            .replace("{again}", again)
+        SUPPRESSED.replace("{templates}", &templates)
+    }
+
+    /// Numbers and booleans stay what they are in the variables; everything else is text exactly as DuckDB prints it.
+    /// Recipients are numbered first, those held out after them.
+    fn set_sql(&self, columns: &[(String, String)], send: u64) -> String {
+        let variables: Vec<String> = columns
+            .iter()
+            .filter(|(name, _)| name != "openid")
+            .map(|(name, ty)| {
+                let column = quoted(name);
+                match ty.as_str() {
+                    "TINYINT" | "SMALLINT" | "INTEGER" | "BIGINT" | "DOUBLE" | "BOOLEAN" => format!("{column} := {column}"),
+                    _ => format!("{column} := cast({column} as varchar)"),
+                }
+            })
+            .collect();
+        let variables = if variables.is_empty() {
+            "'{}'".to_owned()
+        } else {
+            format!("cast(to_json(struct_pack({})) as varchar)", variables.join(", "))
+        };
+        let order = if self.keeps_order() { "order by _row" } else { "" };
+        let arm = |arm: &str, before: u64| {
+            format!(
+                "select $_run_id as run_id, $_pipeline as pipeline, $_stage as stage, row_number() over () + {before} as seq,
+                        $_account as account, _openid as openid, _unionid as unionid, '{arm}' as arm, {variables} as variables
+                 from (select * from judged where reason is null and arm = '{arm}' {order})"
+            )
+        };
+        if self.plan.holdout > 0.0 {
+            format!("{} union all {}", arm("send", 0), arm("holdout", send))
+        } else {
+            arm("send", 0)
+        }
     }
 
     /// A SELECT that gives openids nobody follows with is almost surely giving the mini program's.
@@ -154,36 +239,6 @@ fn pairs(rows: &crate::domain::Rows) -> Vec<(String, u64)> {
     }
 }
 
-/// Numbers and booleans stay what they are in the variables; everything else is text exactly as DuckDB prints it.
-fn set_sql(columns: &[(String, String)]) -> String {
-    let variables: Vec<String> = columns
-        .iter()
-        .filter(|(name, _)| name != "openid")
-        .map(|(name, ty)| {
-            let column = quoted(name);
-            let value = match ty.as_str() {
-                "TINYINT" | "SMALLINT" | "INTEGER" | "BIGINT" | "DOUBLE" | "BOOLEAN" => format!("given.{column}"),
-                _ => format!("cast(given.{column} as varchar)"),
-            };
-            format!("{column} := {value}")
-        })
-        .collect();
-    let variables = if variables.is_empty() {
-        "'{}'".to_owned()
-    } else {
-        format!("cast(to_json(struct_pack({})) as varchar)", variables.join(", "))
-    };
-    format!(
-        "select $_run_id as run_id, $_pipeline as pipeline, $_stage as stage, numbered.seq, $_account as account,
-                numbered.openid, numbered.unionid, numbered.arm, {variables} as variables
-         from numbered join given on given._row = numbered._row
-         where numbered.arm is not null
-         order by numbered.seq"
-    )
-}
-
-const NOBODY: &str = "select cast(null as varchar) as person where false";
-
 const CAPPED: &str = "
 select coalesce(unionid, openid) as person from _deliveries
 where state in ('sent', 'held', 'unconfirmed') and coalesce(sent_at, $_now) > $_cap_since
@@ -195,78 +250,46 @@ where pipeline = $_pipeline and run_id <> $_run_id and state in ('sent', 'held',
   and coalesce(sent_at, $_now) > $_not_again_since
 group by coalesce(unionid, openid)";
 
-const JUDGED: &str = "
-create temp table judged as
-with people as (
-    select given._row, nullif(trim(cast(given.openid as varchar)), '') as openid,
-           coalesce({given_unionid}, _profiles.unionid) as unionid
-    from given
-    left join _profiles on _profiles.openid = trim(cast(given.openid as varchar))
-),
-firsts as (
-    select openid, min(_row) as _row from people where openid is not null group by openid
-),
-suppressed as (
+const SUPPRESSED: &str = "
     select openid, unionid, max(case when template_id is null then 1 else 0 end) as wholly
     from _suppressions
     where (account is null or account = $_account) and (until is null or until > $_now)
       and (template_id is null or {templates})
-    group by openid, unionid
-),
-by_openid as (select openid, max(wholly) as wholly from suppressed where openid is not null group by openid),
-by_unionid as (
-    select unionid, max(wholly) as wholly from suppressed where unionid is not null and openid is null group by unionid
-),
-capped as ({capped}),
-again as ({again})
-select people._row, people.openid, people.unionid,
-       case
-           when people.openid is null then 'no_openid'
-           when firsts._row is null then 'duplicate'
-           when {knows_followers} and _followers.openid is null and coalesce(_marks.active, false) = false
-               then 'not_a_follower'
-           when coalesce(_marks.active, _followers.active, true) = false then 'gone'
-           when by_openid.wholly = 1 or by_unionid.wholly = 1 then 'suppressed'
-           when by_openid.wholly = 0 or by_unionid.wholly = 0 then 'refused_template'
-           when capped.person is not null then 'frequency_cap'
-           when again.person is not null then 'not_again'
-       end as reason
-from people
-left join firsts on firsts._row = people._row
-left join _followers on _followers.openid = people.openid
-left join _marks on _marks.openid = people.openid
-left join by_openid on by_openid.openid = people.openid
-left join by_unionid on by_unionid.unionid = people.unionid
-left join capped on capped.person = coalesce(people.unionid, people.openid)
-left join again on again.person = coalesce(people.unionid, people.openid)";
+    group by openid, unionid";
+
+const BY_OPENID: &str = "left join (
+    select openid, max(wholly) as wholly from ({suppressed}) where openid is not null group by openid
+) as by_openid on by_openid.openid = given._openid";
+
+const BY_UNIONID: &str = "left join (
+    select unionid, max(wholly) as wholly from ({suppressed})
+    where unionid is not null and openid is null group by unionid
+) as by_unionid on by_unionid.unionid = {unionid}";
+
+const JUDGED: &str = "
+create temp table judged as
+select given.* exclude (_nth), {unionid} as _unionid, case {reasons} end as reason, {arm} as arm
+from (
+    select *, row_number() over (partition by _openid {within}) as _nth
+    from (
+        select {row} as _row, nullif(trim(cast(openid as varchar)), '') as _openid, * from (
+{select}
+        )
+    )
+) as given
+{joins}";
 
 /// `max` takes by the person's hash, so that the same people are taken whatever the order of the rows.
-const NUMBERED: &str = "
-create temp table numbered as
-with arms as (
-    select _row, openid, unionid, reason,
-           case
-               when reason is not null then null
-               when substr(md5(coalesce(unionid, openid)), 1, 8) < $_holdout then 'holdout'
-               else 'send'
-           end as arm
-    from judged
-),
-ranked as (
-    select *,
-           case when arm = 'send' and $_max < 9223372036854775807
-                then row_number() over (partition by arm order by md5(coalesce(unionid, openid)), openid) else 0 end as rank
-    from arms
-),
-kept as (
-    select _row, openid, unionid,
-           case when arm = 'send' and rank > $_max then 'max' else reason end as reason,
-           case when arm = 'send' and rank > $_max then null else arm end as arm
-    from ranked
-)
-select *, case when arm is not null then row_number() over (order by case arm when 'send' then 0 when 'holdout' then 1 else 2 end, _row) end as seq
-from kept";
+const OVER_THE_MOST: &str = "
+update judged set reason = 'max'
+where reason is null and arm = 'send' and _openid in (
+    select _openid from (
+        select _openid, row_number() over (order by md5(coalesce(_unionid, _openid)), _openid) as rank
+        from judged where reason is null and arm = 'send'
+    ) where rank > $_max
+)";
 
 const LEFT: &str = "
-select $_run_id as run_id, $_pipeline as pipeline, $_stage as stage, $_account as account, openid, unionid, reason
-from numbered where reason is not null order by _row";
+select $_run_id as run_id, $_pipeline as pipeline, $_stage as stage, $_account as account, _openid as openid,
+       _unionid as unionid, reason
+from judged where reason is not null";
