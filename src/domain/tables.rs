@@ -87,7 +87,11 @@ pub const TABLES: &[TableSpec] = &[
             ACCOUNT,
             OPENID,
             UNIONID,
-            column("unionid_missing", Text, "why unionid is NULL: not_asked, not_bound, unfollowed, error, quarantined"),
+            column(
+                "unionid_missing",
+                Text,
+                "why unionid is NULL: not_asked, not_bound, unfollowed, error, quarantined",
+            ),
             column("subscribe", Boolean, "followed when it was fetched"),
             column("subscribe_time", Timestamp, "last time of following, UTC"),
             column("subscribe_scene", Text, "how the person came to follow (ADD_SCENE_…)"),

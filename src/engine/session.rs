@@ -74,7 +74,10 @@ impl Engine {
             config = config.threads(i64::try_from(self.threads).unwrap_or(i64::MAX)).map_err(open)?;
         }
         let connection = duckdb::Connection::open_in_memory_with_flags(config).map_err(open)?;
-        connection.execute_batch("set timezone = 'UTC'").or_else(|_| connection.execute_batch("select 1")).map_err(open)?;
+        connection
+            .execute_batch("set timezone = 'UTC'")
+            .or_else(|_| connection.execute_batch("select 1"))
+            .map_err(open)?;
         connection.execute_batch(&self.macros).map_err(open)?;
         Ok(Session { connection })
     }

@@ -25,12 +25,7 @@ pub struct CatalogTable {
 /// # Errors
 ///
 /// [`LakeError::Catalog`] when DuckDB refuses, [`LakeError::Write`] when the file cannot be put in place.
-pub fn write(
-    target: &Path,
-    tables: &[CatalogTable],
-    macros: &str,
-    notes: &[(&str, String)],
-) -> Result<(), LakeError> {
+pub fn write(target: &Path, tables: &[CatalogTable], macros: &str, notes: &[(&str, String)]) -> Result<(), LakeError> {
     let aside = target.with_extension(format!("duckdb.{}.tmp", std::process::id()));
     let write_error = |source| LakeError::Write { path: target.to_owned(), source };
     if let Some(folder) = target.parent() {

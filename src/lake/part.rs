@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use polars::io::parquet::write::BatchedWriter;
 use polars::prelude::{
-    Column, DataFrame, DataType, Field, IntoColumn, NamedFrom, ParquetCompression, ParquetWriter, PlSmallStr,
-    Schema, Series, TimeUnit,
+    Column, DataFrame, DataType, Field, IntoColumn, NamedFrom, ParquetCompression, ParquetWriter, PlSmallStr, Schema,
+    Series, TimeUnit,
 };
 
 use super::{Lake, LakeError};
@@ -48,8 +48,7 @@ impl Lake {
             std::fs::create_dir_all(folder)
                 .map_err(|source| LakeError::CreateFolder { path: folder.to_owned(), source })?;
         }
-        let file = File::create(&unfinished)
-            .map_err(|source| LakeError::Write { path: unfinished.clone(), source })?;
+        let file = File::create(&unfinished).map_err(|source| LakeError::Write { path: unfinished.clone(), source })?;
         let second = file.try_clone().map_err(|source| LakeError::Write { path: unfinished.clone(), source })?;
         let fields: Schema = schema
             .iter()
@@ -104,9 +103,7 @@ impl PartWriter {
     ///
     /// [`LakeError::WriteRows`], [`LakeError::Write`].
     pub fn finish(self) -> Result<Part, LakeError> {
-        self.writer
-            .finish()
-            .map_err(|source| LakeError::WriteRows { path: self.unfinished.clone(), source })?;
+        self.writer.finish().map_err(|source| LakeError::WriteRows { path: self.unfinished.clone(), source })?;
         // The writer's buffer is flushed when it is dropped with the footer written; the handle beside it makes it durable.
         drop(self.writer);
         let write_error = |source| LakeError::Write { path: self.target.clone(), source };

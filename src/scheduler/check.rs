@@ -12,36 +12,45 @@ mod message;
 mod place;
 mod shelf;
 mod sql;
+mod workspace;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use chrono::DateTime;
+use chrono_tz::Tz;
+
 use self::place::within;
 use self::shelf::Shelf;
 use self::sql::Reading;
 use super::order;
-use crate::config::settings::{MeasureCoverage, ParamValue, Pipeline, Settings, SqlStage, Stage, StageKind};
+use crate::clock::Timestamp;
+use crate::config::settings::{MeasureCoverage, ParamValue, Pipeline, Settings, SqlStage, SqlText, Stage, StageKind};
 use crate::config::{Problems, nearest};
 use crate::domain::{PipelineName, StageName, TableName};
-use crate::engine::{Engine, EngineError, Param, Params, Session};
+use crate::engine::{Engine, EngineError, Param, Params, Session, SqlFacts};
 use crate::ledger::SnapshotRecord;
 use crate::stage::measure_coverage;
+
+pub use self::workspace::load_and_check;
 
 /// Name and DuckDB type of each column of a table.
 pub type Columns = Vec<(String, String)>;
 
-/// What is known of tables beside the settings.
+/// What is known beside the settings.
 #[derive(Debug, Clone, Default)]
-pub struct KnownTables {
+pub struct Known {
     /// Columns of current snapshots, by table.
     pub snapshots: BTreeMap<String, Columns>,
     /// Tables of stages whose settings could not be read: they exist, and hold nobody knows what.
     pub unread: BTreeSet<TableName>,
+    /// Stands for `$run_at` and gives `$today`.
+    pub now: Timestamp,
 }
 
-impl KnownTables {
+impl Known {
     /// The columns of the given snapshots, those of all slices of a table together.
     pub fn of_snapshots(snapshots: &[SnapshotRecord]) -> Self {
         let mut tables: BTreeMap<String, Columns> = BTreeMap::new();
@@ -53,7 +62,7 @@ impl KnownTables {
                 }
             }
         }
-        Self { snapshots: tables, unread: BTreeSet::new() }
+        Self { snapshots: tables, ..Self::default() }
     }
 }
 
@@ -63,21 +72,19 @@ impl KnownTables {
 /// # Errors
 ///
 /// [`EngineError::Open`] when DuckDB does not start.
-pub fn check(
-    settings: &Settings,
-    engine: &Engine,
-    known: &KnownTables,
-    problems: &mut Problems,
-) -> Result<(), EngineError> {
+pub fn check(settings: &Settings, engine: &Engine, known: &Known, problems: &mut Problems) -> Result<(), EngineError> {
     let session = engine.single_threaded().session()?;
+    let texts = all_stages(settings).flat_map(|(_, stage)| order::sql_of(stage));
+    let facts: Facts<'_> = texts.map(|sql| (sql.text.as_str(), session.inspect(&sql.text))).collect();
     for pipeline in settings.pipelines.values() {
-        order::check(settings, pipeline, &session, problems);
+        order::check(settings, pipeline, &|sql| facts.get(sql)?.as_ref().ok().cloned(), problems);
     }
     let shelf = Shelf::stock(settings, &session, known);
     let mut checker = Checker {
         settings,
         session: &session,
         known,
+        facts: &facts,
         shelf,
         problems,
         begun: BTreeSet::new(),
@@ -95,6 +102,9 @@ pub fn check(
     Ok(())
 }
 
+/// What the engine's parser says of every SQL of the workspace.
+type Facts<'a> = BTreeMap<&'a str, Result<SqlFacts, EngineError>>;
+
 /// A stage with the pipeline it stands in.
 type InPipeline<'a> = (&'a Pipeline, &'a Stage);
 
@@ -105,7 +115,8 @@ fn all_stages(settings: &Settings) -> impl Iterator<Item = InPipeline<'_>> {
 struct Checker<'a> {
     settings: &'a Settings,
     session: &'a Session,
-    known: &'a KnownTables,
+    known: &'a Known,
+    facts: &'a Facts<'a>,
     shelf: Shelf,
     problems: &'a mut Problems,
     /// `sql` stages that were looked at, or are being.
@@ -114,16 +125,23 @@ struct Checker<'a> {
     set_columns: BTreeMap<(PipelineName, StageName), Columns>,
 }
 
-impl Checker<'_> {
+impl<'a> Checker<'a> {
+    fn reading<'s>(&self, pipeline: &Pipeline, sql: &'s SqlText) -> Reading<'s>
+    where
+        'a: 's,
+    {
+        let params = params_of(pipeline, self.known.now.with_timezone(&self.settings.timezone));
+        Reading { sql, params, facts: &self.facts[sql.text.as_str()] }
+    }
+
     /// Binds a `sql` stage after those whose tables it reads, wherever they stand.
     fn table_of_sql(&mut self, (pipeline, stage): InPipeline<'_>) {
         let StageKind::Sql(plan) = &stage.kind else { return };
         if !self.begun.insert((pipeline.name.clone(), stage.name.clone())) {
             return;
         }
-        let facts = self.session.inspect(&plan.sql.text);
         let settings = self.settings;
-        for table in facts.iter().flat_map(|facts| &facts.tables) {
+        for table in self.facts[plan.sql.text.as_str()].iter().flat_map(|facts| &facts.tables) {
             let maker = all_stages(settings).find(|(_, other)| {
                 matches!(other.kind, StageKind::Sql(_))
                     && other.table.as_ref().is_some_and(|own| own.as_str() == table.name)
@@ -132,14 +150,13 @@ impl Checker<'_> {
                 self.table_of_sql(maker);
             }
         }
-        let params = params_of(pipeline);
-        let given = self.judge(&Reading { sql: &plan.sql, params: &params, facts });
+        let given = self.judge(&self.reading(pipeline, &plan.sql));
         let Some(table) = &stage.table else { return };
         match given.columns {
             Some(columns) => {
                 self.upsert_keys(stage, plan, &columns);
                 let columns = self.with_columns_before(plan, table, columns);
-                self.shelf.put(self.session, table.as_str(), columns, given.types_are_known);
+                self.shelf.put(table.as_str(), columns, given.types_are_known);
             }
             None => self.shelf.put_unknown(table.as_str()),
         }
@@ -164,9 +181,7 @@ impl Checker<'_> {
     /// Binds the SELECT of a recipient set.
     fn set(&mut self, (pipeline, stage): InPipeline<'_>) {
         let StageKind::MaterializeRecipients(plan) = &stage.kind else { return };
-        let params = params_of(pipeline);
-        let facts = self.session.inspect(&plan.sql.text);
-        let given = self.judge(&Reading { sql: &plan.sql, params: &params, facts });
+        let given = self.judge(&self.reading(pipeline, &plan.sql));
         let Some(columns) = given.columns else { return };
         if !columns.iter().any(|(name, _)| name == "openid") {
             let start = within(&self.settings.root, &plan.sql.text, &plan.sql.place, 0..1);
@@ -199,9 +214,7 @@ impl Checker<'_> {
             }
         }
         if let Some(sql) = &checks.sql {
-            let params = params_of(pipeline);
-            let facts = self.session.inspect(&sql.text);
-            self.judge(&Reading { sql, params: &params, facts });
+            self.judge(&self.reading(pipeline, sql));
         }
     }
 
@@ -225,7 +238,7 @@ impl Checker<'_> {
 }
 
 /// `$today`, `$run_at` and the pipeline's parameters, with values of their types.
-fn params_of(pipeline: &Pipeline) -> Params {
+fn params_of(pipeline: &Pipeline, now: DateTime<Tz>) -> Params {
     let declared = pipeline.params.iter().map(|(name, value)| {
         let value = match value {
             ParamValue::Text(text) => Param::Text(text.clone()),
@@ -235,8 +248,8 @@ fn params_of(pipeline: &Pipeline) -> Params {
         };
         (name.clone(), value)
     });
-    let epoch = crate::clock::Timestamp::UNIX_EPOCH;
-    let own = [("today".to_owned(), Param::Date(epoch.date_naive())), ("run_at".to_owned(), Param::Timestamp(epoch))];
+    let own =
+        [("today".to_owned(), Param::Date(now.date_naive())), ("run_at".to_owned(), Param::Timestamp(now.to_utc()))];
     declared.chain(own).collect()
 }
 

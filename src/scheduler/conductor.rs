@@ -141,9 +141,12 @@ impl Conductor {
     }
 
     async fn run_under(&self, lease: &Lease, request: &RunRequest, watch: &Watch<'_>) -> Result<RunView, RunError> {
-        let pipeline = self.hands.settings.pipelines.get(&request.pipeline).ok_or_else(|| {
-            RunError::Usage(format!("there is no pipeline `{}`", request.pipeline))
-        })?;
+        let pipeline = self
+            .hands
+            .settings
+            .pipelines
+            .get(&request.pipeline)
+            .ok_or_else(|| RunError::Usage(format!("there is no pipeline `{}`", request.pipeline)))?;
         let Some(run) = self.open(lease, request, pipeline).await? else {
             return self.view_of_latest(request).await;
         };
@@ -157,16 +160,21 @@ impl Conductor {
             let change = match carried {
                 Ok(carried) => carried.change(),
                 Err(StageError::LeaseLost) => return self.view_of_latest(request).await,
-                Err(error) => RunChange {
-                    status: RunStatus::Failed,
-                    reason: Some(stages::chain(&error)),
-                    waiting_until: None,
-                },
+                Err(error) => {
+                    RunChange { status: RunStatus::Failed, reason: Some(stages::chain(&error)), waiting_until: None }
+                }
             };
             let is_only = request.only.is_some();
             let view = self.settle(lease, &run, change, is_only).await?;
             let seconds = (self.hands.clock.monotonic() - began).as_secs_f64();
-            tracing::info!(status = view.status.as_str(), seconds, "run {} of `{}`: {}", run.run_id, run.pipeline, view.status.as_str());
+            tracing::info!(
+                status = view.status.as_str(),
+                seconds,
+                "run {} of `{}`: {}",
+                run.run_id,
+                run.pipeline,
+                view.status.as_str()
+            );
             Ok(view)
         }
         .instrument(span)
@@ -303,13 +311,14 @@ impl Conductor {
         let now = self.hands.clock.now();
         let key = format!("run:{}", run.pipeline);
         let approval = change.reason.as_deref().is_some_and(|reason| reason.starts_with("waits for approval"));
-        let waits_long =
-            change.waiting_until.is_some_and(|until| until - now > chrono::TimeDelta::hours(1));
+        let waits_long = change.waiting_until.is_some_and(|until| until - now > chrono::TimeDelta::hours(1));
         let (kind, command) = match change.status {
             RunStatus::Failed => (Some(AlertKind::Failed), format!("lianbo run {}", run.pipeline)),
             RunStatus::Partial => (Some(AlertKind::Partial), format!("lianbo runs {}", run.run_id)),
             RunStatus::Halted => (Some(AlertKind::Halted), format!("lianbo push resume {}", run.run_id)),
-            RunStatus::Waiting if approval => (Some(AlertKind::WaitsForApproval), format!("lianbo push show {}", run.run_id)),
+            RunStatus::Waiting if approval => {
+                (Some(AlertKind::WaitsForApproval), format!("lianbo push show {}", run.run_id))
+            }
             RunStatus::Waiting if waits_long => (Some(AlertKind::WaitsLong), format!("lianbo run {}", run.pipeline)),
             _ => (None, String::new()),
         };
@@ -367,7 +376,9 @@ fn sql_params(run: &Run, pipeline: &Pipeline) -> Params {
     for (name, value) in stored {
         let param = match (&value, pipeline.params.get(&name)) {
             (Value::Bool(value), _) => Param::Boolean(*value),
-            (Value::Number(number), Some(ParamValue::Integer(_))) => Param::Integer(number.as_i64().unwrap_or_default()),
+            (Value::Number(number), Some(ParamValue::Integer(_))) => {
+                Param::Integer(number.as_i64().unwrap_or_default())
+            }
             (Value::Number(number), _) => Param::Float(number.as_f64().unwrap_or_default()),
             (Value::String(text), _) => Param::Text(text.clone()),
             _ => continue,

@@ -19,11 +19,7 @@ pub struct Broken {
 /// # Errors
 ///
 /// [`StageError`] when a check cannot be run at all.
-pub async fn run(
-    cx: &StageContext<'_>,
-    checks: &Checks,
-    made: &[SnapshotRecord],
-) -> Result<Vec<Broken>, StageError> {
+pub async fn run(cx: &StageContext<'_>, checks: &Checks, made: &[SnapshotRecord]) -> Result<Vec<Broken>, StageError> {
     let Some(table) = cx.stage.table.as_ref() else { return Ok(Vec::new()) };
     let before = cx.visible.clone();
     let mut after = before.clone();
@@ -109,7 +105,9 @@ impl Job {
         if let Some(sql) = &self.checks.sql {
             let rows = session.query(&sql.text, &self.params)?;
             if !rows.is_empty() {
-                broken.push(self.broken("sql".to_owned(), format!("it returned {} rows, first: {}", rows.len(), first(&rows))));
+                broken.push(
+                    self.broken("sql".to_owned(), format!("it returned {} rows, first: {}", rows.len(), first(&rows))),
+                );
             }
         }
         Ok(broken)

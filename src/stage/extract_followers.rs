@@ -60,7 +60,12 @@ pub async fn run(cx: &StageContext<'_>, plan: &ExtractFollowers) -> Result<Stage
 enum Extracted {
     /// A younger snapshot was taken as it is.
     Reused,
-    Made { walk: i64, snapshots: Vec<SnapshotRecord>, rows: u64, active: u64 },
+    Made {
+        walk: i64,
+        snapshots: Vec<SnapshotRecord>,
+        rows: u64,
+        active: u64,
+    },
 }
 
 async fn one_account(

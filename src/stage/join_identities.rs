@@ -21,20 +21,14 @@ pub async fn run(cx: &StageContext<'_>, plan: &JoinIdentities) -> Result<StageOu
         .map(|name| name.to_string())
         .collect();
     if users.is_empty() {
-        return Err(StageError::Rule(
-            "no users table has been loaded yet; run the load_users stage first".to_owned(),
-        ));
+        return Err(StageError::Rule("no users table has been loaded yet; run the load_users stage first".to_owned()));
     }
     let people = People::of(&cx.hands.settings, &users);
     let made = write_table(cx, &table, &people.identities(), &[]).await?;
     let conflicts_table = TableName::new("identity_conflicts");
-    let conflicts =
-        write_table(cx, &conflicts_table, &people.conflicts(), &["date".to_owned()]).await?;
+    let conflicts = write_table(cx, &conflicts_table, &people.conflicts(), &["date".to_owned()]).await?;
     let (rows_in, rows_out, conflict_rows) = (made.rows_in, made.rows, conflicts.rows);
-    let snapshots = vec![
-        made.into_snapshot(&table).record(cx),
-        conflicts.into_snapshot(&conflicts_table).record(cx),
-    ];
+    let snapshots = vec![made.into_snapshot(&table).record(cx), conflicts.into_snapshot(&conflicts_table).record(cx)];
     let detail = json!({ "users_tables": users, "conflicts": conflict_rows });
     Ok(StageOutcome::Done(StageReport { rows_in, rows_out, snapshots, detail, failed_slices: Vec::new() }))
 }
@@ -66,10 +60,8 @@ impl People {
         let first = |tables: Vec<TableName>, standard: &str| {
             tables.into_iter().next().map_or_else(|| standard.to_owned(), |table| table.to_string())
         };
-        let users: Vec<String> = users
-            .iter()
-            .map(|table| format!("select miniprogram, openid, unionid from {table}"))
-            .collect();
+        let users: Vec<String> =
+            users.iter().map(|table| format!("select miniprogram, openid, unionid from {table}")).collect();
         Self {
             followers: first(tables_of(settings, |kind| matches!(kind, StageKind::ExtractFollowers(_))), "followers"),
             profiles: first(tables_of(settings, |kind| matches!(kind, StageKind::EnrichUnionids(_))), "profiles"),

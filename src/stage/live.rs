@@ -71,11 +71,7 @@ pub async fn export(hands: &Hands, visible: &Visible, name: &str) -> Result<Tabl
 /// # Errors
 ///
 /// As [`export`].
-pub async fn export_marks(
-    hands: &Hands,
-    account: &AccountName,
-    since: Timestamp,
-) -> Result<TableSource, StageError> {
+pub async fn export_marks(hands: &Hands, account: &AccountName, since: Timestamp) -> Result<TableSource, StageError> {
     let columns = [("openid", ColumnType::Text), ("active", ColumnType::Boolean), ("at", ColumnType::Timestamp)];
     let mut source = TableSource {
         name: "_marks".to_owned(),

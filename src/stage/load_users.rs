@@ -89,12 +89,7 @@ struct Loaded {
     quarantine_path: String,
 }
 
-async fn load(
-    cx: &StageContext<'_>,
-    plan: &LoadUsers,
-    files: &[PathBuf],
-    work: &str,
-) -> Result<Loaded, StageError> {
+async fn load(cx: &StageContext<'_>, plan: &LoadUsers, files: &[PathBuf], work: &str) -> Result<Loaded, StageError> {
     let mut staged = Vec::new();
     for (number, file) in files.iter().enumerate() {
         if cx.stop.is_cancelled() {
@@ -143,7 +138,8 @@ fn check_bad_rows(plan: &LoadUsers, file: &Staged) -> Result<(), StageError> {
     if all == 0 || share(file.bad, all) <= plan.max_bad {
         return Ok(());
     }
-    let first = file.first_bad.as_ref().map_or_else(String::new, |(line, reason)| format!(", first line {line}: {reason}"));
+    let first =
+        file.first_bad.as_ref().map_or_else(String::new, |(line, reason)| format!(", first line {line}: {reason}"));
     Err(StageError::Rule(format!(
         "{}: {} of {all} rows are bad ({:.1} %{first}); at most {:.1} % are accepted: mend the export, or raise max_bad",
         file.shown,

@@ -32,9 +32,8 @@ pub async fn run(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Result<
     let table = cx.stage.table.clone().expect("a materialize stage has a table");
     let set_path = Lake::part_path(&TableName::new("recipients"), &slice(cx), &id, 1);
     let left_path = Lake::part_path(&TableName::new("left_out"), &slice(cx), &id, 1);
-    let followers = super::join_identities::tables_of(&cx.hands.settings, |kind| {
-        matches!(kind, StageKind::ExtractFollowers(_))
-    });
+    let followers =
+        super::join_identities::tables_of(&cx.hands.settings, |kind| matches!(kind, StageKind::ExtractFollowers(_)));
     let followers = followers.first().map_or("followers", TableName::as_str);
     // What events said before the last walk is in the walk.
     let marks_since = cx

@@ -126,11 +126,7 @@ fn required(cx: &StageContext<'_>, table: &TableName) -> Result<TableSource, Sta
         .ok_or_else(|| StageError::Rule(format!("table `{table}` has no rows yet")))
 }
 
-fn segment_column(
-    segment: &str,
-    users: &[TableSource],
-    profiles: &TableSource,
-) -> Result<SegmentColumn, StageError> {
+fn segment_column(segment: &str, users: &[TableSource], profiles: &TableSource) -> Result<SegmentColumn, StageError> {
     let has = |table: &TableSource| table.columns.iter().any(|(name, _)| name == segment);
     let in_users: Vec<String> = users.iter().filter(|table| has(table)).map(|table| table.name.clone()).collect();
     if in_users.is_empty() && !has(profiles) {

@@ -80,9 +80,8 @@ fn write_xlsx(session: &Session, source: &TableSource, select: &str, target: &Pa
             source.name
         )));
     }
-    let failed = |error: rust_xlsxwriter::XlsxError| {
-        StageError::Rule(format!("cannot write {}: {error}", target.display()))
-    };
+    let failed =
+        |error: rust_xlsxwriter::XlsxError| StageError::Rule(format!("cannot write {}: {error}", target.display()));
     let mut book = rust_xlsxwriter::Workbook::new();
     let sheet = book.add_worksheet_with_constant_memory().map_err(failed)?;
     for (at, (name, _)) in session.bind(select, &Params::new())?.iter().enumerate() {

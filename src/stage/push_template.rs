@@ -55,12 +55,23 @@ pub(super) enum End {
     /// Nobody is left to claim now.
     Exhausted,
     /// 45009, or nothing left of our own ceiling.
-    QuotaSpent { why: String },
+    QuotaSpent {
+        why: String,
+    },
     /// 40036 or 40037: look at the list of templates once before believing it.
-    TemplateGone { errcode: i64 },
-    Halted { errcode: Option<i64>, why: String },
-    WindowClosed { opens: Timestamp },
-    DailyLimit { until: Timestamp },
+    TemplateGone {
+        errcode: i64,
+    },
+    Halted {
+        errcode: Option<i64>,
+        why: String,
+    },
+    WindowClosed {
+        opens: Timestamp,
+    },
+    DailyLimit {
+        until: Timestamp,
+    },
     Paused,
     Expired,
     Interrupted,
@@ -215,7 +226,11 @@ impl Patience {
         let allowance = quota::Allowance::look(pushing).await?;
         if allowance.left() > 0 && self.quota_doubts < 3 {
             self.quota_doubts += 1;
-            tracing::warn!(left = allowance.left(), "{why}, but WeChat's own figure leaves {}: trying again in a minute", allowance.left());
+            tracing::warn!(
+                left = allowance.left(),
+                "{why}, but WeChat's own figure leaves {}: trying again in a minute",
+                allowance.left()
+            );
             return tokio::select! {
                 () = cx.hands.clock.sleep(Duration::from_secs(60)) => Ok(Next::Again),
                 () = cx.stop.cancelled() => Err(StageError::Interrupted),
@@ -227,12 +242,7 @@ impl Patience {
         Ok(Next::Stop(wait(cx, push, Some(until), why).await?))
     }
 
-    async fn template_gone(
-        &mut self,
-        pushing: &Pushing<'_>,
-        push: &Push,
-        errcode: i64,
-    ) -> Result<Next, StageError> {
+    async fn template_gone(&mut self, pushing: &Pushing<'_>, push: &Push, errcode: i64) -> Result<Next, StageError> {
         let cx = pushing.cx;
         self.template_reads += 1;
         let listed = match cx.wechat(&pushing.plan.account).templates().await {
@@ -255,9 +265,10 @@ impl Patience {
 
 async fn begin(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<Push, StageError> {
     let stages = cx.hands.ledger.stages(&cx.run.run_id).await?;
-    let set = stages.iter().find(|stage| stage.stage == plan.recipients).ok_or_else(|| {
-        StageError::Rule(format!("stage `{}` has not made its set in this run", plan.recipients))
-    })?;
+    let set = stages
+        .iter()
+        .find(|stage| stage.stage == plan.recipients)
+        .ok_or_else(|| StageError::Rule(format!("stage `{}` has not made its set in this run", plan.recipients)))?;
     let detail = |key: &str| set.detail.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let new = NewPush {
         run_id: cx.run.run_id.clone(),
@@ -354,8 +365,7 @@ async fn settle_left_in_doubt(cx: &StageContext<'_>, plan: &PushTemplate, push: 
     if outcomes.is_empty() {
         return Ok(());
     }
-    let batch =
-        OutcomeBatch { outcomes: &outcomes, suppressions: &[], gone: &[], give_back: None, errors: 0, now };
+    let batch = OutcomeBatch { outcomes: &outcomes, suppressions: &[], gone: &[], give_back: None, errors: 0, now };
     match cx.hands.ledger.record_outcomes(cx.lease, push.key, batch).await? {
         Recorded::Yes { .. } => Ok(()),
         Recorded::LeaseLost => Err(StageError::LeaseLost),

@@ -112,9 +112,7 @@ impl Job {
         };
         session.add_table(&TableSource { name: BEFORE.to_owned(), ..before.clone() })?;
         let select = self.sql.trim_end().trim_end_matches(';');
-        session
-            .execute(&format!("create temp table {FRESH} as\n{select}"), &self.params)
-            .map_err(in_stage)?;
+        session.execute(&format!("create temp table {FRESH} as\n{select}"), &self.params).map_err(in_stage)?;
         let keys: Vec<String> = self
             .upsert_by
             .iter()
@@ -147,8 +145,7 @@ pub async fn sources(cx: &StageContext<'_>, sql: &str) -> Result<Vec<TableSource
         } else if let Some(source) = cx.visible.source(&cx.hands.lake, &table.name) {
             sources.push(source);
         } else {
-            let message =
-                format!("table `{}` does not exist yet: the stage that makes it has not run", table.name);
+            let message = format!("table `{}` does not exist yet: the stage that makes it has not run", table.name);
             let source = EngineError::Sql { message, offset: Some(table.offset) };
             return Err(StageError::Sql { stage: cx.stage.name.to_string(), source });
         }

@@ -61,7 +61,13 @@ impl Visible {
     }
 
     /// One slice as the engine reads it under `name`; empty with `columns` when there is none.
-    pub fn slice_source(&self, lake: &Lake, of: (&str, &str), name: &str, columns: Vec<(String, String)>) -> TableSource {
+    pub fn slice_source(
+        &self,
+        lake: &Lake,
+        of: (&str, &str),
+        name: &str,
+        columns: Vec<(String, String)>,
+    ) -> TableSource {
         match self.slice(of.0, of.1) {
             Some(snapshot) => source_of(lake, name, std::iter::once(snapshot)),
             None => empty_source(name, columns),

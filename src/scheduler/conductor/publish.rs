@@ -10,12 +10,7 @@ use crate::stage::StageError;
 impl Conductor {
     /// Moves every pointer of the run in one transaction, rewrites the catalog, and drops pages and details that are
     /// merged now. A crash in between is repaired by the next run.
-    pub(super) async fn publish(
-        &self,
-        lease: &Lease,
-        run: &Run,
-        records: &[StageRecord],
-    ) -> Result<(), StageError> {
+    pub(super) async fn publish(&self, lease: &Lease, run: &Run, records: &[StageRecord]) -> Result<(), StageError> {
         let hands = &self.hands;
         let moved = hands.ledger.publish(lease, &run.run_id, hands.clock.now()).await?;
         if moved.is_empty() {

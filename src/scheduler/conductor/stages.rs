@@ -168,9 +168,7 @@ impl<'a> Stages<'a> {
         self.pipeline.stages.iter().find_map(|stage| {
             let record = self.records.get(&stage.name)?;
             let counts = record.status == StageStatus::Failed && stage.on_failure == OnFailure::Stop;
-            counts.then(|| {
-                format!("stage `{}`: {}", stage.name, record.error.as_deref().unwrap_or("failed"))
-            })
+            counts.then(|| format!("stage `{}`: {}", stage.name, record.error.as_deref().unwrap_or("failed")))
         })
     }
 
@@ -404,7 +402,8 @@ fn goes_out(stage: &Stage) -> bool {
 
 /// Stages that make tables first: nothing goes out before all of them passed. A push makes no table, so no table waits.
 fn tables_first(pipeline: &Pipeline, order: Vec<usize>) -> Vec<usize> {
-    let (out, tables): (Vec<usize>, Vec<usize>) = order.into_iter().partition(|index| goes_out(&pipeline.stages[*index]));
+    let (out, tables): (Vec<usize>, Vec<usize>) =
+        order.into_iter().partition(|index| goes_out(&pipeline.stages[*index]));
     tables.into_iter().chain(out).collect()
 }
 

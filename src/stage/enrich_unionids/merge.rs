@@ -144,8 +144,7 @@ impl Pass {
         })?;
         let count = |what: &str| session.count(&format!("select count(*) from {what}"), params);
         let has_changes = !self.confirmed.parts.is_empty();
-        let changes =
-            if has_changes { Some(session.copy(CHANGES, params, &self.changes_target)?) } else { None };
+        let changes = if has_changes { Some(session.copy(CHANGES, params, &self.changes_target)?) } else { None };
         Ok(PassDone {
             profiles,
             changes,

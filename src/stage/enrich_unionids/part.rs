@@ -132,7 +132,8 @@ impl ProfilePart {
             ("fetched_at", Values::Timestamp(self.fetched_at)),
             ("errcode", Values::Integer(self.errcode)),
         ];
-        writer.write(Rows { columns: columns.into_iter().map(|(name, values)| (name.to_owned(), values)).collect() })?;
+        writer
+            .write(Rows { columns: columns.into_iter().map(|(name, values)| (name.to_owned(), values)).collect() })?;
         writer.finish()
     }
 }

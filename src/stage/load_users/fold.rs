@@ -34,10 +34,7 @@ impl Job {
     pub fn fold(&self, session: &Session) -> Result<Folded, StageError> {
         let columns = self.columns();
         session.run(&format!("create temp view staged_rows as {}", self.all_rows(&columns)))?;
-        let params = Params::from([(
-            "miniprogram".to_owned(),
-            Param::Text(self.plan.miniprogram.to_string()),
-        )]);
+        let params = Params::from([("miniprogram".to_owned(), Param::Text(self.plan.miniprogram.to_string()))]);
         let in_stage = |source: EngineError| StageError::Sql { stage: self.stage.clone(), source };
         let users_sql = self.users_sql(&columns);
         let users = session.copy(&users_sql, &params, &self.users_target).map_err(in_stage)?;
@@ -192,7 +189,8 @@ impl Job {
             _ => None,
         };
         let (Some(file), Some(bad), Some(line)) = (number(0), number(1), number(2)) else { return Ok(()) };
-        let shown = self.staged.iter().find(|staged| i64::from(staged.number) == file).map_or("", |staged| &staged.shown);
+        let shown =
+            self.staged.iter().find(|staged| i64::from(staged.number) == file).map_or("", |staged| &staged.shown);
         Err(StageError::Rule(format!(
             "{shown}: {bad} rows have a value that is not of its declared type, first on line {line}; \
              mend `types`, the export, or raise max_bad"

@@ -53,7 +53,8 @@ impl Filter {
         let set = session.copy(&set_sql(&columns), &self.params, &self.set_target)?;
         let left = session.copy(LEFT, &self.params, &self.left_target)?;
         let none = Params::new();
-        let reasons = session.query("select reason, count(*) as people from numbered where reason is not null group by reason", &none)?;
+        let reasons = session
+            .query("select reason, count(*) as people from numbered where reason is not null group by reason", &none)?;
         Ok(FrozenSet {
             given: session.count("select count(*) from given", &none)?,
             send: session.count("select count(*) from numbered where arm = 'send'", &none)?,

@@ -40,7 +40,8 @@ pub struct Figures {
 impl Figures {
     /// Writes the three tables; gives what was written and the rows read.
     pub fn write(&self, session: &Session) -> Result<([Written; 3], u64), StageError> {
-        for table in self.users.iter().chain(&self.before).chain([&self.followers, &self.profiles, &self.suppressions]) {
+        for table in self.users.iter().chain(&self.before).chain([&self.followers, &self.profiles, &self.suppressions])
+        {
             session.add_table(table)?;
         }
         session.run(&self.gather())?;

@@ -27,7 +27,11 @@ const ORDERS_EVERY: Duration = Duration::from_secs(1);
 
 /// How many recipients may be in doubt at once: a second's sends, or one `concurrency`, whichever is more.
 pub fn most_in_doubt(plan: &PushTemplate) -> usize {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive and far below 2^32")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rate is positive and far below 2^32"
+    )]
     let second = plan.rate.ceil() as usize;
     second.max(plan.concurrency).max(1)
 }
@@ -70,7 +74,8 @@ impl<'a> Claimer<'a> {
     async fn claim_all(&mut self, claimed: &mpsc::Sender<Vec<Item>>) -> Result<(), StageError> {
         let push = &self.pushing.push;
         let mut again = self.owed().await?;
-        let mut reader = if push.rest_reason.is_none() { MessageReader::open(self.pushing)? } else { MessageReader::empty() };
+        let mut reader =
+            if push.rest_reason.is_none() { MessageReader::open(self.pushing)? } else { MessageReader::empty() };
         loop {
             let permits = tokio::select! {
                 permits = self.permits.acquire_many(u32::try_from(self.batch_rows).unwrap_or(u32::MAX)) => permits,
@@ -170,14 +175,8 @@ impl<'a> Claimer<'a> {
             // Only whole batches are claimed; the rest waits for the next day.
             return self.claim_some(messages, &blocked, allowed).await;
         }
-        let begin = Begin {
-            fresh: &fresh,
-            again: &[],
-            skipped: &skipped,
-            claimed_to: last,
-            quota: Some(self.charge()),
-            now,
-        };
+        let begin =
+            Begin { fresh: &fresh, again: &[], skipped: &skipped, claimed_to: last, quota: Some(self.charge()), now };
         match cx.hands.ledger.begin_sends(cx.lease, self.pushing.push.key, begin).await? {
             Begun::LeaseLost => Err(StageError::LeaseLost),
             Begun::QuotaShort { left } => {

@@ -35,7 +35,9 @@ pub fn judge(item: &Item, answer: &SendOutcome, now: Timestamp, constant_fields:
         SendOutcome::Accepted { msgid, .. } => {
             (Verdict::Settled(outcome(item, DeliveryState::Sent, None, None, *msgid, now)), Answer::Fine)
         }
-        SendOutcome::NoAnswer { may_have_left, reason } => (no_answer(item, *may_have_left, reason, now), Answer::Missing),
+        SendOutcome::NoAnswer { may_have_left, reason } => {
+            (no_answer(item, *may_have_left, reason, now), Answer::Missing)
+        }
         SendOutcome::Refused { errcode, errmsg, class, field } => {
             let pace = match (*class, *errcode) {
                 (CodeClass::Retry, _) => Answer::Busy,
@@ -57,9 +59,8 @@ struct Refusal<'a> {
 
 fn refused(item: &Item, class: CodeClass, refusal: &Refusal<'_>, now: Timestamp) -> Verdict {
     let errcode = refusal.errcode;
-    let settled = |state, reason: &str| {
-        Verdict::Settled(outcome(item, state, Some(reason.to_owned()), Some(errcode), None, now))
-    };
+    let settled =
+        |state, reason: &str| Verdict::Settled(outcome(item, state, Some(reason.to_owned()), Some(errcode), None, now));
     match class {
         // An earlier try of ours was taken: this person has it, or will.
         CodeClass::Done if errcode != DUPLICATE_IN_A_MINUTE || item.in_doubt => {
@@ -70,7 +71,9 @@ fn refused(item: &Item, class: CodeClass, refusal: &Refusal<'_>, now: Timestamp)
         CodeClass::Recipient => match refusal.field {
             Some(field) if refusal.constant_fields.iter().any(|name| name == field) => Verdict::Stop(End::Halted {
                 errcode: Some(errcode),
-                why: format!("WeChat says {errcode}: field `{field}` is refused, and it is the same for everybody; mend it"),
+                why: format!(
+                    "WeChat says {errcode}: field `{field}` is refused, and it is the same for everybody; mend it"
+                ),
             }),
             Some(field) => settled(DeliveryState::Failed, &format!("field `{field}` refused")),
             None => settled(DeliveryState::Failed, meaning(errcode)),

@@ -83,8 +83,7 @@ async fn check_template(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<()
         return Ok(());
     };
     let ours: Vec<&str> = plan.data.iter().map(|field| field.name.as_str()).collect();
-    let missing: Vec<&str> =
-        template.fields.iter().map(String::as_str).filter(|field| !ours.contains(field)).collect();
+    let missing: Vec<&str> = template.fields.iter().map(String::as_str).filter(|field| !ours.contains(field)).collect();
     let extra: Vec<&str> =
         ours.iter().copied().filter(|field| !template.fields.iter().any(|own| own == field)).collect();
     if missing.is_empty() && extra.is_empty() {
@@ -137,8 +136,16 @@ impl Spec {
 
     fn hash(&self) -> String {
         let shaped = serde_json::json!([
-            self.template_id, self.url, self.miniprogram, self.page_key, self.data, self.common,
-            crate::clock::to_micros(self.now), self.set_hash, self.run_id, self.stage,
+            self.template_id,
+            self.url,
+            self.miniprogram,
+            self.page_key,
+            self.data,
+            self.common,
+            crate::clock::to_micros(self.now),
+            self.set_hash,
+            self.run_id,
+            self.stage,
         ]);
         let hash = Sha256::digest(shaped.to_string().as_bytes());
         hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
@@ -221,8 +228,12 @@ impl Job {
         let mut batch = Frozen::default();
         let select = "select seq, openid, unionid, variables from \"set\" where arm = 'send'";
         session.stream::<StageError>(select, &Params::new(), |rows| {
-            let [(_, Values::Integer(seqs)), (_, Values::Text(openids)), (_, Values::Text(unionids)), (_, Values::Text(variables))] =
-                rows.columns.as_slice()
+            let [
+                (_, Values::Integer(seqs)),
+                (_, Values::Text(openids)),
+                (_, Values::Text(unionids)),
+                (_, Values::Text(variables)),
+            ] = rows.columns.as_slice()
             else {
                 return Ok(false);
             };
@@ -289,7 +300,8 @@ impl Job {
         let data: Vec<(&str, &str)> =
             self.spec.data.iter().zip(&values).map(|((name, _), value)| (name.as_str(), value.as_str())).collect();
         let mut rest = values[fields..].iter();
-        let page = self.spec.miniprogram.as_ref().map(|(app_id, _)| (app_id.as_str(), rest.next().map_or("", String::as_str)));
+        let page =
+            self.spec.miniprogram.as_ref().map(|(app_id, _)| (app_id.as_str(), rest.next().map_or("", String::as_str)));
         let id = client_msg_id(&self.spec.run_id, &self.spec.stage, one.seq);
         let body = Body {
             touser: one.openid,

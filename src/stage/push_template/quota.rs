@@ -67,8 +67,5 @@ impl Allowance {
 
 async fn used_today(pushing: &Pushing<'_>, day: QuotaDay) -> Result<u64, StageError> {
     let usage = pushing.cx.hands.ledger.usage(Some(&pushing.plan.account), Some(day)).await?;
-    Ok(usage
-        .iter()
-        .find(|usage| usage.endpoint == Endpoint::TemplateSend.as_str())
-        .map_or(0, |usage| usage.calls))
+    Ok(usage.iter().find(|usage| usage.endpoint == Endpoint::TemplateSend.as_str()).map_or(0, |usage| usage.calls))
 }

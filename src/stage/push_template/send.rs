@@ -245,7 +245,6 @@ impl<'a> Sender<'a> {
     }
 }
 
-
 fn put_back(settled: &mpsc::UnboundedSender<Settled>, item: Item, now: crate::clock::Timestamp, never_sent: bool) {
     let outcome = Outcome {
         seq: item.seq,

@@ -1,0 +1,144 @@
+//! What every command shares: the workspace, its settings, the house, and how results are printed.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::exit::{Exit, Failure};
+use crate::app::App;
+use crate::clock::Clock;
+use crate::config::settings::Settings;
+use crate::config::{self, Environment};
+use crate::scheduler::check;
+
+/// The arguments all commands take, and the clock.
+#[derive(Debug)]
+pub struct Context {
+    pub workspace: Option<PathBuf>,
+    pub is_json: bool,
+    pub is_quiet: bool,
+    pub clock: Clock,
+}
+
+impl Context {
+    /// The workspace's folder.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Usage`] saying where was looked.
+    pub fn root(&self) -> Result<PathBuf, Failure> {
+        config::find_workspace(self.workspace.as_deref()).map_err(|error| Failure::Usage(error.to_string()))
+    }
+
+    /// The settings, without binding SQL: for commands that run none of the pipelines.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Problems`].
+    pub fn settings(&self) -> Result<Settings, Failure> {
+        let root = self.root()?;
+        let loaded = config::load(&root, &Environment::of_process(&root));
+        match loaded.settings {
+            Some(settings) => Ok(settings),
+            None => Err(Failure::Problems(loaded.problems)),
+        }
+    }
+
+    /// The settings with every SQL bound against the declared tables: before anything runs.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Problems`] with all problems at once.
+    pub async fn checked_settings(&self) -> Result<Settings, Failure> {
+        let root = self.root()?;
+        let environment = Environment::of_process(&root);
+        check::load_and_check(&root, &environment, self.clock).await.map_err(Failure::Problems)
+    }
+
+    /// The house, its ledger created where it is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`].
+    pub async fn app(&self, settings: Settings) -> Result<App, Failure> {
+        let app = App::open(settings, self.clock).await?;
+        if let Err(error) = crate::scheduler::catalog::repair(app.hands()).await {
+            tracing::warn!("the catalog could not be written: {error}");
+        }
+        Ok(app)
+    }
+
+    /// The house of a workspace that ran before.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Usage`] when nothing ran yet.
+    pub async fn existing_app(&self) -> Result<App, Failure> {
+        let settings = self.settings()?;
+        let root = settings.root.clone();
+        match App::open_existing(settings, self.clock).await? {
+            Some(app) => Ok(app),
+            None => {
+                Err(Failure::Usage(format!("nothing ran in {} yet; begin with `lianbo run PIPELINE`", root.display())))
+            }
+        }
+    }
+
+    /// Prints `value` as JSON where that was asked for, else what `human` makes of it.
+    pub fn print<T: Serialize>(&self, value: &T, human: impl FnOnce(&T) -> String) {
+        if self.is_json {
+            let json = serde_json::to_string(value).expect("results are plain data");
+            print_line(&json);
+        } else {
+            print_line(human(value).trim_end());
+        }
+    }
+
+    /// Whether a person sits there who can be asked.
+    pub fn is_interactive(&self) -> bool {
+        !self.is_json && std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+    }
+}
+
+/// Prints a line on stdout; a closed pipe is not a failure.
+pub fn print_line(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}");
+}
+
+/// Cancelled by the first Ctrl-C or SIGTERM.
+pub fn stop_on_signals() -> CancellationToken {
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    tokio::spawn(async move {
+        let interrupted = tokio::signal::ctrl_c();
+        let mut terminated = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(signal) => signal,
+            Err(error) => {
+                tracing::warn!("SIGTERM cannot be heard: {error}");
+                let _ = interrupted.await;
+                return told.cancel();
+            }
+        };
+        tokio::select! {
+            _ = interrupted => {}
+            _ = terminated.recv() => {}
+        }
+        eprintln!("stopping: what is in flight is settled first");
+        told.cancel();
+    });
+    stop
+}
+
+/// Who orders something: the user of this machine, for `audit`.
+pub fn who() -> String {
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "unknown".to_owned());
+    format!("{user} (command line)")
+}
+
+/// The outcome of a run as an exit.
+pub fn exit_of(view: &crate::scheduler::view::RunView) -> Exit {
+    Exit::of(view.status)
+}

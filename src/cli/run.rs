@@ -1,0 +1,166 @@
+//! `lianbo run`: runs a pipeline, or continues its unfinished run, and reports it.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+
+use super::context::{Context, exit_of, stop_on_signals, who};
+use super::exit::{Exit, Failure};
+use super::progress::Bars;
+use super::runs::describe;
+use crate::config::nearest;
+use crate::config::settings::{ParamValue, Pipeline, Settings};
+use crate::domain::{PipelineName, RunStatus, StageName};
+use crate::scheduler::conductor::{Confirm, RunError, RunRequest, Trigger, Watch};
+
+/// How often `--wait` looks whether a waiting run may go on, when nobody knows until when it waits.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(30);
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The pipeline: a file of pipelines/ without .toml
+    pipeline: String,
+    /// A parameter in place of the pipeline's own (NAME=VALUE, repeatable)
+    #[arg(long = "param", value_name = "NAME=VALUE")]
+    params: Vec<String>,
+    /// Make this stage's table alone, from the tables as they stand
+    #[arg(long, value_name = "STAGE", conflicts_with = "fresh")]
+    only: Option<String>,
+    /// Cancel the unfinished run and begin anew
+    #[arg(long)]
+    fresh: bool,
+    /// Go on in spite of max_drop; the reason is recorded
+    #[arg(long, value_name = "REASON")]
+    accept_drop: Option<String>,
+    /// Send to the push's test_openids alone
+    #[arg(long)]
+    test: bool,
+    /// Wait for quota, window or approval instead of exiting with 75
+    #[arg(long)]
+    wait: bool,
+    /// Do not ask before the first send
+    #[arg(long, short = 'y')]
+    yes: bool,
+}
+
+pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    let settings = context.checked_settings().await?;
+    let pipeline = find_pipeline(&settings, &args.pipeline)?;
+    let request = request(pipeline, &args)?;
+    let app = context.app(settings).await?;
+    let stop = stop_on_signals();
+    let bars = Bars::new(context);
+    let confirm: Option<Box<Confirm>> = if context.is_interactive() && !args.yes { Some(Box::new(ask)) } else { None };
+    let view = loop {
+        let watch = Watch { progress: &bars, confirm: confirm.as_deref(), stop: &stop };
+        let view = app.conductor.run(&request, &watch).await.map_err(failure)?;
+        if view.status != RunStatus::Waiting || !args.wait || stop.is_cancelled() {
+            break view;
+        }
+        let now = context.clock.now();
+        let until = view.waiting_until.unwrap_or(now + LOOK_AGAIN);
+        tokio::select! {
+            () = context.clock.sleep_until(until) => {}
+            () = stop.cancelled() => break view,
+        }
+    };
+    bars.finish();
+    app.hands().ledger.close().await;
+    context.print(&view, describe);
+    Ok(exit_of(&view))
+}
+
+/// The pipeline of that name.
+///
+/// # Errors
+///
+/// [`Failure::Usage`] with the nearest name.
+pub fn find_pipeline<'a>(settings: &'a Settings, name: &str) -> Result<&'a Pipeline, Failure> {
+    settings.pipelines.get(name).ok_or_else(|| {
+        let known = settings.pipelines.keys().map(PipelineName::as_str);
+        let hint = match nearest(name, known.clone()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("there are: {}", known.collect::<Vec<_>>().join(", ")),
+        };
+        Failure::Usage(format!("there is no pipeline `{name}`; {hint}"))
+    })
+}
+
+fn request(pipeline: &Pipeline, args: &Args) -> Result<RunRequest, Failure> {
+    let only = args.only.as_deref().map(|name| find_stage(pipeline, name)).transpose()?;
+    Ok(RunRequest {
+        pipeline: pipeline.name.clone(),
+        params: params(pipeline, &args.params)?,
+        only,
+        fresh: args.fresh,
+        accept_drop: args.accept_drop.clone(),
+        is_test: args.test,
+        trigger: Trigger::Hand,
+        who: who(),
+    })
+}
+
+fn find_stage(pipeline: &Pipeline, name: &str) -> Result<StageName, Failure> {
+    let mut known = pipeline.stages.iter().map(|stage| stage.name.as_str());
+    if known.clone().any(|own| own == name) {
+        return Ok(StageName::new(name));
+    }
+    let hint = match nearest(name, known.clone()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("it has: {}", known.by_ref().collect::<Vec<_>>().join(", ")),
+    };
+    Err(Failure::Usage(format!("pipeline `{}` has no stage `{name}`; {hint}", pipeline.name)))
+}
+
+/// `NAME=VALUE` texts as values of the declared types.
+///
+/// # Errors
+///
+/// [`Failure::Usage`] for a name that is not declared and for a value that is not of its type.
+pub fn params(pipeline: &Pipeline, given: &[String]) -> Result<BTreeMap<String, ParamValue>, Failure> {
+    let mut params = BTreeMap::new();
+    for text in given {
+        let (name, value) =
+            text.split_once('=').ok_or_else(|| Failure::Usage(format!("--param `{text}` is not NAME=VALUE")))?;
+        let declared = pipeline.params.get(name).ok_or_else(|| {
+            let hint = nearest(name, pipeline.params.keys().map(String::as_str))
+                .map_or_else(|| "declare it under [params]".to_owned(), |near| format!("did you mean `{near}`?"));
+            Failure::Usage(format!("pipeline `{}` has no parameter `{name}`; {hint}", pipeline.name))
+        })?;
+        let wrong = |what: &str| Failure::Usage(format!("--param {name}: `{value}` is not {what}"));
+        let value = match declared {
+            ParamValue::Text(_) => ParamValue::Text(value.to_owned()),
+            ParamValue::Integer(_) => ParamValue::Integer(value.parse().map_err(|_| wrong("a whole number"))?),
+            ParamValue::Float(_) => ParamValue::Float(value.parse().map_err(|_| wrong("a number"))?),
+            ParamValue::Boolean(_) => ParamValue::Boolean(value.parse().map_err(|_| wrong("true or false"))?),
+        };
+        params.insert(name.to_owned(), value);
+    }
+    Ok(params)
+}
+
+fn failure(error: RunError) -> Failure {
+    match error {
+        RunError::Usage(text) => Failure::Usage(text),
+        other => Failure::Other(other.into()),
+    }
+}
+
+/// Asks on the terminal; anything but yes is no.
+fn ask(question: String) -> BoxFuture<'static, bool> {
+    Box::pin(async move {
+        let asked = Arc::new(question);
+        let answer = tokio::task::spawn_blocking(move || {
+            let mut err = std::io::stderr().lock();
+            // Without a terminal nobody would be asked; a closed one answers no below.
+            let _ = write!(err, "{asked} [y/N] ");
+            let _ = err.flush();
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).map(|_| line)
+        })
+        .await;
+        matches!(answer, Ok(Ok(line)) if ["y", "yes"].contains(&line.trim().to_lowercase().as_str()))
+    })
+}
