@@ -71,6 +71,17 @@ impl App {
         }
     }
 
+    /// The same house under other settings: its ledger and its numbers stay.
+    ///
+    /// # Errors
+    ///
+    /// [`AppError::WeChat`] when no client can be made.
+    pub fn with_settings(&self, settings: Settings) -> Result<Self, AppError> {
+        let hands = self.hands();
+        let app = Self::build(settings, hands.ledger.clone(), hands.clock)?;
+        Ok(Self { metrics: self.metrics.clone(), ..app })
+    }
+
     /// The hands every room works with.
     pub fn hands(&self) -> &Hands {
         &self.conductor.hands

@@ -24,6 +24,11 @@ impl Clock {
         Self { offset: seconds.and_then(TimeDelta::try_seconds).unwrap_or_default() }
     }
 
+    /// The machine's clock, moved by `offset`.
+    pub fn with_offset(offset: TimeDelta) -> Self {
+        Self { offset }
+    }
+
     /// How far this clock runs ahead of the machine's.
     pub fn offset(&self) -> TimeDelta {
         self.offset

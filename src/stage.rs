@@ -14,6 +14,7 @@ pub mod materialize_recipients;
 pub mod measure_coverage;
 pub mod publish;
 pub mod push_template;
+pub mod query;
 pub mod sql;
 pub mod tables;
 
@@ -146,8 +147,24 @@ pub struct StageReport {
     pub rows_out: u64,
     pub snapshots: Vec<SnapshotRecord>,
     pub detail: Value,
-    /// Accounts or mini programs that failed and keep their old rows, with the reason.
-    pub failed_slices: Vec<(String, String)>,
+    /// Accounts or mini programs that failed and keep their old rows.
+    pub failed_slices: Vec<FailedSlice>,
+}
+
+/// An account or mini program that failed.
+#[derive(Debug)]
+pub struct FailedSlice {
+    pub slice: String,
+    pub why: String,
+    /// Whether the same may succeed later without anyone changing anything.
+    pub is_transient: bool,
+}
+
+impl FailedSlice {
+    /// An account whose calls failed.
+    pub fn of_account(account: &AccountName, error: &WeChatError, why: String) -> Self {
+        Self { slice: account.to_string(), why, is_transient: error.is_transient() }
+    }
 }
 
 /// Why a stage failed.

@@ -119,6 +119,14 @@ pub const RUN_DURATION_SECONDS: Metric =
 /// Label `pipeline`. Seconds since 1970.
 pub const LAST_SUCCESS_TIMESTAMP_SECONDS: Metric =
     gauge("lianbo_last_success_timestamp_seconds", "When the last run that succeeded ended, by pipeline.");
+/// Labels `pipeline`, `status`.
+pub const RUNS: Metric = gauge("lianbo_runs", "Runs the ledger knows, by pipeline and status.");
+/// Label `pipeline`. Seconds since 1970.
+pub const NEXT_FIRE_TIMESTAMP_SECONDS: Metric =
+    gauge("lianbo_next_fire_timestamp_seconds", "When a pipeline's schedule fires next, by pipeline.");
+/// Labels `pipeline`, `outcome`.
+pub const FIRES_TOTAL: Metric =
+    counter("lianbo_fires_total", "Scheduled times that were settled, by pipeline and outcome (run, skipped).");
 pub const WAITING_RUNS: Metric =
     gauge("lianbo_waiting_runs", "Runs that wait for quota, window, approval or a switch.");
 /// Labels `account`, `endpoint`.
@@ -131,6 +139,13 @@ pub const API_ERRORS_TOTAL: Metric =
 pub const SENDS_TOTAL: Metric = counter("lianbo_sends_total", "Sends that were tried, by account and outcome.");
 /// Label `account`. Sends a second.
 pub const SEND_RATE: Metric = gauge("lianbo_send_rate", "Sends a second the pace allows now, by account.");
+/// Labels `pipeline`, `stage`, `state`.
+pub const PUSH_RECIPIENTS: Metric =
+    gauge("lianbo_push_recipients", "Recipients of the last push of a stage, by pipeline, stage and state.");
+/// Labels `account`, `endpoint`.
+pub const QUOTA_USED: Metric = gauge("lianbo_quota_used", "Calls counted today, by account and endpoint.");
+/// Labels `account`, `endpoint`.
+pub const QUOTA_LIMIT: Metric = gauge("lianbo_quota_limit", "Calls allowed today, by account and endpoint.");
 /// Labels `account`, `endpoint`.
 pub const QUOTA_REMAINING: Metric = gauge("lianbo_quota_remaining", "Calls left today, by account and endpoint.");
 /// Label `account`.

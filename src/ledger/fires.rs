@@ -18,6 +18,7 @@ pub struct Fire {
     /// `run` or `skipped`; nothing while it is not settled.
     pub outcome: Option<String>,
     pub run_id: Option<RunId>,
+    /// Why it was skipped; while it is not settled, what it waits for.
     pub reason: Option<String>,
 }
 
@@ -90,6 +91,23 @@ impl Ledger {
         .execute(&self.writer)
         .await
         .doing("settle a scheduled time")?;
+        Ok(())
+    }
+
+    /// Says what a scheduled time that is not settled waits for.
+    pub async fn note_fire(
+        &self,
+        pipeline: &PipelineName,
+        scheduled_for: Timestamp,
+        waits_for: &str,
+    ) -> Result<(), LedgerError> {
+        sqlx::query("update fires set reason = $1 where pipeline = $2 and scheduled_for = $3 and outcome is null")
+            .bind(waits_for)
+            .bind(pipeline.as_str())
+            .bind(to_micros(scheduled_for))
+            .execute(&self.writer)
+            .await
+            .doing("note what a scheduled time waits for")?;
         Ok(())
     }
 
@@ -187,8 +205,11 @@ mod tests {
         let left = other.unsettled_fires().await.unwrap();
         assert!(house.ledger.reclaim_fire(&left[0], at(100)).await.unwrap());
         assert!(!other.reclaim_fire(&left[0], at(101)).await.unwrap());
+        other.note_fire(&nightly, at(0), "waits for `feeds`").await.unwrap();
+        assert_eq!(other.unsettled_fires().await.unwrap()[0].reason.as_deref(), Some("waits for `feeds`"));
         other.settle_fire(&nightly, at(0), &FireOutcome::Skipped("a run is halted".into())).await.unwrap();
         assert!(other.unsettled_fires().await.unwrap().is_empty());
+        other.note_fire(&nightly, at(0), "too late").await.unwrap();
         assert_eq!(other.recent_fires(5).await.unwrap()[0].reason.as_deref(), Some("a run is halted"));
     }
 

@@ -18,7 +18,7 @@ pub struct Run {
     pub status: RunStatus,
     pub reason: Option<String>,
     pub waiting_until: Option<Timestamp>,
-    /// `hand`, `schedule`, `catch_up` or `retry`.
+    /// `hand`, `schedule`, or `only`: one stage alone, which nobody continues.
     pub trigger: String,
     pub scheduled_for: Option<Timestamp>,
     /// The date in the workspace's zone that SQL sees as `$today`.
@@ -245,6 +245,35 @@ impl Ledger {
         Ok(read_all(rows, read_run)?.pop())
     }
 
+    /// The run that a scheduled time of a pipeline made.
+    pub async fn run_scheduled_for(
+        &self,
+        pipeline: &PipelineName,
+        scheduled_for: Timestamp,
+    ) -> Result<Option<Run>, LedgerError> {
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "{SELECT} where pipeline = $1 and scheduled_for = $2 order by id limit 1"
+        )))
+        .bind(pipeline.as_str())
+        .bind(to_micros(scheduled_for))
+        .fetch_all(&self.readers)
+        .await
+        .doing("look up the run of a scheduled time")?;
+        Ok(read_all(rows, read_run)?.pop())
+    }
+
+    /// How many runs of each pipeline are in each state.
+    pub async fn count_runs(&self) -> Result<Vec<(PipelineName, RunStatus, u64)>, LedgerError> {
+        let rows = sqlx::query("select pipeline, status, count(*) as runs from runs group by pipeline, status")
+            .fetch_all(&self.readers)
+            .await
+            .doing("count runs")?;
+        read_all(rows, |row| {
+            let pipeline = PipelineName::new(row.text("pipeline")?);
+            Ok((pipeline, row.word("status", RunStatus::parse)?, row.count("runs")?))
+        })
+    }
+
     /// `tail` is one of the constants above; what comes from outside is bound.
     async fn select_runs(&self, tail: &'static str, values: &[&str]) -> Result<Vec<Run>, LedgerError> {
         let mut query = sqlx::query(AssertSqlSafe(format!("{SELECT} {tail}")));
@@ -309,6 +338,28 @@ mod tests {
         assert!(ledger.last_success_since(&run.pipeline, at(0)).await.unwrap().is_some());
         assert!(ledger.last_success_since(&run.pipeline, at(1)).await.unwrap().is_none());
         assert!(!ledger.request_cancel(&run.run_id).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn the_run_of_a_scheduled_time_is_found_by_it() {
+        let house = House::new().await;
+        let by_hand = house.run("nightly-1").await;
+        let new = NewRun {
+            run_id: RunId::new("nightly-2"),
+            pipeline: by_hand.pipeline.clone(),
+            trigger: "schedule".into(),
+            scheduled_for: Some(at(30)),
+            today: by_hand.today,
+            run_at: at(31),
+            params: "{}".into(),
+            is_test: false,
+            started_at: at(31),
+        };
+        house.ledger.begin_run(&house.lease, new).await.unwrap();
+        let found = house.ledger.run_scheduled_for(&by_hand.pipeline, at(30)).await.unwrap();
+        assert_eq!(found.map(|run| run.run_id), Some(RunId::new("nightly-2")));
+        assert_eq!(house.ledger.run_scheduled_for(&by_hand.pipeline, at(31)).await.unwrap(), None);
+        assert_eq!(house.ledger.count_runs().await.unwrap(), [(by_hand.pipeline, RunStatus::Running, 2)]);
     }
 
     #[tokio::test]

@@ -35,6 +35,8 @@ pub enum AlertKind {
     FireSkipped,
     /// A pipeline that had failed, was partial or halted succeeded again.
     Recovered,
+    /// Files that changed under `serve` and have problems.
+    ReloadRefused,
 }
 
 impl AlertKind {
@@ -49,6 +51,7 @@ impl AlertKind {
             Self::WillExpire => "will_expire",
             Self::FireSkipped => "fire_skipped",
             Self::Recovered => "recovered",
+            Self::ReloadRefused => "reload_refused",
         }
     }
 
@@ -63,6 +66,7 @@ impl AlertKind {
             Self::WillExpire => "will expire before everybody is sent to",
             Self::FireSkipped => "skipped a scheduled fire",
             Self::Recovered => "succeeds again",
+            Self::ReloadRefused => "goes on with its former settings: the changed files have problems",
         }
     }
 }
@@ -71,13 +75,20 @@ impl AlertKind {
 #[derive(Debug, Clone)]
 pub struct Alert {
     pub kind: AlertKind,
-    pub pipeline: PipelineName,
+    /// `None`: the scheduler itself.
+    pub pipeline: Option<PipelineName>,
     /// A fire that was skipped has no run.
     pub run_id: Option<RunId>,
     /// In a sentence, without openids or secrets.
     pub why: String,
     /// What to type next; empty when there is nothing to do.
     pub command: String,
+}
+
+impl Alert {
+    fn subject(&self) -> String {
+        self.pipeline.as_ref().map_or_else(|| "`lianbo serve`".to_owned(), |name| format!("pipeline `{name}`"))
+    }
 }
 
 /// Sends alerts and heartbeats to where the settings say; to nowhere when they say nothing. Cheap to clone.
@@ -109,11 +120,10 @@ impl Alerts {
         let body = payload(self.settings.style, alert, self.clock).to_string();
         let request = || client.post(url).header("content-type", "application/json; charset=utf-8").body(body.clone());
         let sent = self.persist(request).await;
+        let subject = alert.subject();
         match &sent {
-            Ok(()) => debug!(pipeline = %alert.pipeline, status = alert.kind.as_str(), "alert delivered"),
-            Err(reason) => {
-                error!(pipeline = %alert.pipeline, status = alert.kind.as_str(), reason, "alert could not be delivered")
-            }
+            Ok(()) => debug!(subject, status = alert.kind.as_str(), "alert delivered"),
+            Err(reason) => error!(subject, status = alert.kind.as_str(), reason, "alert could not be delivered"),
         }
         sent.is_ok()
     }
@@ -194,13 +204,13 @@ fn refused(answer: &str) -> Option<i64> {
 
 /// The body, in the shape the receiver knows.
 fn payload(style: AlertStyle, alert: &Alert, clock: Clock) -> Value {
-    let what = format!("pipeline `{}` {}", alert.pipeline, alert.kind.said());
+    let what = format!("{} {}", alert.subject(), alert.kind.said());
     match style {
         AlertStyle::Plain => json!({
             "what": what,
             "why": alert.why,
             "command": alert.command,
-            "pipeline": alert.pipeline.to_string(),
+            "pipeline": alert.pipeline.as_ref().map(ToString::to_string),
             "run_id": alert.run_id.as_ref().map(ToString::to_string),
             "status": alert.kind.as_str(),
             "at": clock.now().to_rfc3339_opts(SecondsFormat::Secs, true),
@@ -235,7 +245,7 @@ mod tests {
     fn alert() -> Alert {
         Alert {
             kind: AlertKind::Halted,
-            pipeline: PipelineName::new("campaign"),
+            pipeline: Some(PipelineName::new("campaign")),
             run_id: Some(RunId::new("20261123-ab12")),
             why: "40037: the template \"abc\" is gone".into(),
             command: "lianbo push show 20261123-ab12".into(),

@@ -25,11 +25,13 @@ use crate::clock::Timestamp;
 use crate::config::settings::{ParamValue, Pipeline};
 use crate::domain::{PipelineName, RunId, RunStatus, StageName};
 use crate::engine::{Param, Params};
-use crate::ledger::{Acquired, AuditEntry, Holder, Lease, LedgerError, NewRun, Run, RunChange};
+use crate::ledger::{Acquired, AuditEntry, FireOutcome, Holder, Lease, LedgerError, NewRun, Run, RunChange};
 use crate::stage::{Hands, ProgressSink, StageError};
 
 /// How long a lease lasts without renewal: what another machine waits before it takes over.
 pub(super) const LEASE: Duration = Duration::from_secs(30);
+/// The trigger of a run of one stage alone. Killed, it is not continued: what goes on would be the whole pipeline.
+pub(super) const ONLY: &str = "only";
 /// How often a follower looks.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -96,7 +98,7 @@ impl Conductor {
     ///
     /// [`RunError::Usage`] for parameters that an unfinished run does not have; [`RunError::Ledger`].
     pub async fn run(&self, request: &RunRequest, watch: &Watch<'_>) -> Result<RunView, RunError> {
-        let name = format!("run:{}", request.pipeline);
+        let name = lease_name(&request.pipeline);
         let mut followed: Option<RunId> = None;
         loop {
             match self.hands.ledger.acquire_lease(&name, &self.holder, LEASE).await? {
@@ -185,9 +187,19 @@ impl Conductor {
     async fn open(&self, lease: &Lease, request: &RunRequest, pipeline: &Pipeline) -> Result<Option<Run>, RunError> {
         let ledger = &self.hands.ledger;
         let now = self.hands.clock.now();
+        let scheduled_for = match request.trigger {
+            Trigger::Schedule(at) => Some(at),
+            Trigger::Hand | Trigger::Resume => None,
+        };
+        // Asked under the lease: whoever thinks that it took this time, one run is made of it.
+        if let Some(at) = scheduled_for
+            && ledger.run_scheduled_for(&request.pipeline, at).await?.is_some()
+        {
+            return Ok(None);
+        }
         if let Some(run) = ledger.unfinished_run(&request.pipeline).await? {
-            let must_close = matches!(request.trigger, Trigger::Schedule(_)) && run.status == RunStatus::Failed;
-            if request.fresh || must_close {
+            let must_close = scheduled_for.is_some() && run.status == RunStatus::Failed;
+            if request.fresh || must_close || run.trigger == ONLY {
                 self.cancel(lease, &run, &request.who).await?;
             } else if run.status == RunStatus::Halted {
                 return Ok(None);
@@ -206,14 +218,15 @@ impl Conductor {
         if request.trigger == Trigger::Resume {
             return Ok(None);
         }
-        let scheduled_for = match request.trigger {
-            Trigger::Schedule(at) => Some(at),
-            Trigger::Hand | Trigger::Resume => None,
+        let trigger = match (scheduled_for, &request.only) {
+            (Some(_), _) => "schedule",
+            (None, Some(_)) => ONLY,
+            (None, None) => "hand",
         };
         let new = NewRun {
             run_id: self.new_run_id(now),
             pipeline: request.pipeline.clone(),
-            trigger: if scheduled_for.is_some() { "schedule" } else { "hand" }.to_owned(),
+            trigger: trigger.to_owned(),
             scheduled_for,
             today: self.local_date(scheduled_for.unwrap_or(now)),
             run_at: now,
@@ -221,7 +234,11 @@ impl Conductor {
             is_test: request.is_test,
             started_at: now,
         };
-        Ok(Some(ledger.begin_run(lease, new).await?))
+        let run = ledger.begin_run(lease, new).await?;
+        if let Some(at) = scheduled_for {
+            ledger.settle_fire(&run.pipeline, at, &FireOutcome::Run(run.run_id.clone())).await?;
+        }
+        Ok(Some(run))
     }
 
     /// Cancels a run: whoever is still owed a message is skipped, and counted.
@@ -334,7 +351,7 @@ impl Conductor {
         };
         let alert = Alert {
             kind,
-            pipeline: run.pipeline.clone(),
+            pipeline: Some(run.pipeline.clone()),
             run_id: Some(run.run_id.clone()),
             why: change.reason.clone().unwrap_or_default(),
             command,
@@ -351,6 +368,11 @@ impl Conductor {
     fn local_date(&self, at: Timestamp) -> NaiveDate {
         at.with_timezone(&self.hands.settings.timezone).date_naive()
     }
+}
+
+/// The lease that whoever carries a run of the pipeline holds.
+pub fn lease_name(pipeline: &PipelineName) -> String {
+    format!("run:{pipeline}")
 }
 
 /// Declared parameters with the given ones in their place, as they are stored with the run.

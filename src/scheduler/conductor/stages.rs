@@ -12,7 +12,7 @@ use crate::config::settings::{OnFailure, Pipeline, Severity, Stage, StageKind};
 use crate::domain::{RunStatus, StageName, StageStatus};
 use crate::engine::Params;
 use crate::ledger::{AuditEntry, Lease, Run, RunChange, StageRecord};
-use crate::scheduler::order;
+use crate::scheduler::{order, standing};
 use crate::stage::{self, StageContext, StageError, StageOutcome, StageReport, tables::Visible};
 use crate::wechat::CallCounts;
 
@@ -119,7 +119,7 @@ impl<'a> Stages<'a> {
                     self.skip(stage, &reason).await?;
                     continue;
                 }
-                self.publish().await?;
+                self.publish(true).await?;
                 if let Some(waiting) = self.confirm(stage, watch).await? {
                     return Ok(waiting);
                 }
@@ -133,7 +133,7 @@ impl<'a> Stages<'a> {
         if let Some(reason) = self.failure() {
             return Ok(Carried::Failed { reason });
         }
-        self.publish().await?;
+        self.publish(false).await?;
         let is_partial =
             self.records.values().any(|record| matches!(record.status, StageStatus::Partial | StageStatus::Failed));
         Ok(Carried::ToTheEnd { is_partial })
@@ -172,9 +172,9 @@ impl<'a> Stages<'a> {
         })
     }
 
-    async fn publish(&self) -> Result<(), StageError> {
+    async fn publish(&self, goes_out: bool) -> Result<(), StageError> {
         let records: Vec<StageRecord> = self.records.values().cloned().collect();
-        self.conductor.publish(self.lease, self.run, &records).await
+        self.conductor.publish(self.lease, self.run, &records, goes_out).await
     }
 
     /// Asks before the first send of a push, where there is somebody to ask.
@@ -254,9 +254,13 @@ impl<'a> Stages<'a> {
                 }
                 self.visible.add(report.snapshots.iter().cloned());
                 let failures: Vec<String> =
-                    report.failed_slices.iter().map(|(slice, why)| format!("{slice}: {why}")).collect();
+                    report.failed_slices.iter().map(|failed| format!("{}: {}", failed.slice, failed.why)).collect();
                 ended.error = (!failures.is_empty()).then(|| failures.join("; "));
+                let is_transient = report.failed_slices.iter().any(|failed| failed.is_transient);
                 ended.report = report;
+                if all_failed {
+                    ended.mark(is_transient);
+                }
                 self.record(stage, ended).await?;
                 Ok(After::GoOn)
             }
@@ -285,6 +289,7 @@ impl<'a> Stages<'a> {
                 tracing::error!(stage = %stage.name, "stage `{}` failed: {}", stage.name, chain(&error));
                 ended.status = StageStatus::Failed;
                 ended.error = Some(chain(&error));
+                ended.mark(error.is_transient());
                 self.record(stage, ended).await?;
                 Ok(After::GoOn)
             }
@@ -376,6 +381,16 @@ impl Ended {
             api_calls: BTreeMap::new(),
             report: StageReport { detail: Value::Null, ..StageReport::default() },
             error: None,
+        }
+    }
+
+    /// Notes whether the failure may pass by itself: what a retry asks.
+    fn mark(&mut self, is_transient: bool) {
+        if self.report.detail.is_null() {
+            self.report.detail = json!({});
+        }
+        if let Value::Object(detail) = &mut self.report.detail {
+            detail.insert(standing::TRANSIENT.to_owned(), Value::Bool(is_transient));
         }
     }
 }
