@@ -2,6 +2,7 @@
 
 mod meter;
 mod tokens;
+mod workspace;
 
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,7 @@ use self::tokens::LedgerTokens;
 use crate::clock::Clock;
 use crate::config::settings::{Account, Settings, TokenSource};
 use crate::domain::AccountName;
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineError};
 use crate::lake::Lake;
 use crate::ledger::{Holder, Ledger, LedgerError};
 use crate::scheduler::alert::Alerts;
@@ -24,6 +25,8 @@ use crate::scheduler::conductor::Conductor;
 use crate::stage::{Hands, SettleCalls};
 use crate::telemetry::Metrics;
 use crate::wechat::{TokenKind, WeChat, WeChatError, WeChatSettings};
+
+pub use self::workspace::{Checked, load_and_check};
 
 /// The house, wired.
 #[derive(Clone)]
@@ -43,6 +46,10 @@ pub enum AppError {
     },
     #[error("the client of an account cannot be made")]
     WeChat(#[from] WeChatError),
+    #[error("the SQL cannot be checked")]
+    Engine(#[from] EngineError),
+    #[error("checking broke off")]
+    Checking(#[from] tokio::task::JoinError),
 }
 
 impl App {

@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 
 use super::meter::block;
 use super::*;
-use crate::config::{CONFIG_FILE, Environment};
+use crate::config::{CONFIG_FILE, Environment, workspace_files};
 use crate::domain::QuotaDay;
 use crate::simulator::{Options, Simulator};
 use crate::wechat::{CallEnd, CallMeter, Endpoint, Refused};
@@ -194,4 +194,34 @@ async fn looking_leaves_no_ledger_behind() {
     assert!(!settings.ledger.path.exists());
     open(&settings).await;
     assert!(App::open_existing(settings, Clock::default()).await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_workspace_passes_the_check_and_stays_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    for (path, text) in workspace_files() {
+        let path = folder.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let checked = load_and_check(folder.path(), &Environment::default()).await.unwrap();
+    assert!(checked.settings.is_some(), "{}", checked.problems);
+    assert!(!folder.path().join("data").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_keys_and_wrong_sql_are_told_together() {
+    let folder = tempfile::tempdir().unwrap();
+    settings(folder.path(), "http://127.0.0.1:1", "");
+    let pipeline = "retries = 3\n[stages.s]\nkind = \"sql\"\n";
+    std::fs::create_dir_all(folder.path().join("pipelines/p")).unwrap();
+    std::fs::write(folder.path().join("pipelines/p.toml"), pipeline).unwrap();
+    std::fs::write(folder.path().join("pipelines/p/s.sql"), "select openid\nfrom folowers").unwrap();
+    let checked = load_and_check(folder.path(), &Environment::default()).await.unwrap();
+    assert!(checked.settings.is_none());
+    let told = checked.problems.to_json();
+    assert_eq!(told.as_array().unwrap().len(), 2, "{told}");
+    assert_eq!((&told[1]["file"], &told[1]["line"]), (&"pipelines/p.toml".into(), &1.into()));
+    assert_eq!((&told[0]["file"], &told[0]["line"]), (&"pipelines/p/s.sql".into(), &2.into()));
+    assert_eq!(told[0]["hint"], "did you mean `followers`?");
 }

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Columns, Known, has_column};
+use super::{Columns, KnownTables, has_column};
 use crate::config::settings::{Encoding, LoadUsers, Settings, StageKind};
 use crate::domain::tables::{TABLES, table_spec};
 use crate::engine::{EngineError, Params, Session, TableSource, text};
@@ -32,7 +32,7 @@ struct Table {
 
 impl Shelf {
     /// Everything but the results of `sql` stages, which are there as they were last time, or unknown.
-    pub fn stock(settings: &Settings, session: &Session, known: &Known) -> Self {
+    pub fn stock(settings: &Settings, session: &Session, known: &KnownTables) -> Self {
         let mut shelf = Self { tables: BTreeMap::new() };
         for spec in TABLES {
             shelf.put(spec.name, spec.sql_columns(), true);
