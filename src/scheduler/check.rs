@@ -22,10 +22,10 @@ use self::place::within;
 use self::shelf::Shelf;
 use self::sql::Reading;
 use super::order;
-use crate::config::settings::{MeasureCoverage, ParamValue, Pipeline, Settings, SqlStage, Stage, StageKind};
+use crate::config::settings::{MeasureCoverage, ParamValue, Pipeline, Settings, SqlStage, SqlText, Stage, StageKind};
 use crate::config::{Problems, nearest};
 use crate::domain::{PipelineName, StageName, TableName};
-use crate::engine::{Engine, EngineError, Param, Params, Session};
+use crate::engine::{Engine, EngineError, Param, Params, Session, SqlFacts};
 use crate::ledger::SnapshotRecord;
 use crate::stage::measure_coverage;
 
@@ -70,14 +70,17 @@ pub fn check(
     problems: &mut Problems,
 ) -> Result<(), EngineError> {
     let session = engine.single_threaded().session()?;
+    let texts = all_stages(settings).flat_map(|(_, stage)| order::sql_of(stage));
+    let facts: Facts<'_> = texts.map(|sql| (sql.text.as_str(), session.inspect(&sql.text))).collect();
     for pipeline in settings.pipelines.values() {
-        order::check(settings, pipeline, &session, problems);
+        order::check(settings, pipeline, &|sql| facts.get(sql)?.as_ref().ok().cloned(), problems);
     }
     let shelf = Shelf::stock(settings, &session, known);
     let mut checker = Checker {
         settings,
         session: &session,
         known,
+        facts: &facts,
         shelf,
         problems,
         begun: BTreeSet::new(),
@@ -95,6 +98,9 @@ pub fn check(
     Ok(())
 }
 
+/// What the engine's parser says of every SQL of the workspace.
+type Facts<'a> = BTreeMap<&'a str, Result<SqlFacts, EngineError>>;
+
 /// A stage with the pipeline it stands in.
 type InPipeline<'a> = (&'a Pipeline, &'a Stage);
 
@@ -106,6 +112,7 @@ struct Checker<'a> {
     settings: &'a Settings,
     session: &'a Session,
     known: &'a KnownTables,
+    facts: &'a Facts<'a>,
     shelf: Shelf,
     problems: &'a mut Problems,
     /// `sql` stages that were looked at, or are being.
@@ -114,16 +121,22 @@ struct Checker<'a> {
     set_columns: BTreeMap<(PipelineName, StageName), Columns>,
 }
 
-impl Checker<'_> {
+impl<'a> Checker<'a> {
+    fn reading<'s>(&self, pipeline: &Pipeline, sql: &'s SqlText) -> Reading<'s>
+    where
+        'a: 's,
+    {
+        Reading { sql, params: params_of(pipeline), facts: &self.facts[sql.text.as_str()] }
+    }
+
     /// Binds a `sql` stage after those whose tables it reads, wherever they stand.
     fn table_of_sql(&mut self, (pipeline, stage): InPipeline<'_>) {
         let StageKind::Sql(plan) = &stage.kind else { return };
         if !self.begun.insert((pipeline.name.clone(), stage.name.clone())) {
             return;
         }
-        let facts = self.session.inspect(&plan.sql.text);
         let settings = self.settings;
-        for table in facts.iter().flat_map(|facts| &facts.tables) {
+        for table in self.facts[plan.sql.text.as_str()].iter().flat_map(|facts| &facts.tables) {
             let maker = all_stages(settings).find(|(_, other)| {
                 matches!(other.kind, StageKind::Sql(_))
                     && other.table.as_ref().is_some_and(|own| own.as_str() == table.name)
@@ -132,14 +145,13 @@ impl Checker<'_> {
                 self.table_of_sql(maker);
             }
         }
-        let params = params_of(pipeline);
-        let given = self.judge(&Reading { sql: &plan.sql, params: &params, facts });
+        let given = self.judge(&self.reading(pipeline, &plan.sql));
         let Some(table) = &stage.table else { return };
         match given.columns {
             Some(columns) => {
                 self.upsert_keys(stage, plan, &columns);
                 let columns = self.with_columns_before(plan, table, columns);
-                self.shelf.put(self.session, table.as_str(), columns, given.types_are_known);
+                self.shelf.put(table.as_str(), columns, given.types_are_known);
             }
             None => self.shelf.put_unknown(table.as_str()),
         }
@@ -164,9 +176,7 @@ impl Checker<'_> {
     /// Binds the SELECT of a recipient set.
     fn set(&mut self, (pipeline, stage): InPipeline<'_>) {
         let StageKind::MaterializeRecipients(plan) = &stage.kind else { return };
-        let params = params_of(pipeline);
-        let facts = self.session.inspect(&plan.sql.text);
-        let given = self.judge(&Reading { sql: &plan.sql, params: &params, facts });
+        let given = self.judge(&self.reading(pipeline, &plan.sql));
         let Some(columns) = given.columns else { return };
         if !columns.iter().any(|(name, _)| name == "openid") {
             let start = within(&self.settings.root, &plan.sql.text, &plan.sql.place, 0..1);
@@ -199,9 +209,7 @@ impl Checker<'_> {
             }
         }
         if let Some(sql) = &checks.sql {
-            let params = params_of(pipeline);
-            let facts = self.session.inspect(&sql.text);
-            self.judge(&Reading { sql, params: &params, facts });
+            self.judge(&self.reading(pipeline, sql));
         }
     }
 

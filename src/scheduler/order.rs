@@ -6,9 +6,12 @@ use std::collections::BTreeMap;
 use crate::config::Problems;
 use crate::config::settings::{Checks, Pipeline, Settings, SqlText, Stage, StageKind};
 use crate::domain::StageName;
-use crate::engine::Session;
+use crate::engine::{Session, SqlFacts};
 use crate::stage::join_identities::users_tables;
 use crate::stage::{StageError, measure_coverage};
+
+/// What is read off a SQL text; `None` for SQL that is wrong.
+pub type Inspect<'a> = dyn Fn(&str) -> Option<SqlFacts> + 'a;
 
 /// The stages of a pipeline in an order in which they can run.
 #[derive(Debug, Default)]
@@ -28,7 +31,7 @@ pub struct Ordered {
 ///
 /// [`StageError::Rule`] naming the stages that wait for each other.
 pub fn ordered(settings: &Settings, pipeline: &Pipeline, session: &Session) -> Result<Ordered, StageError> {
-    let ordered = order(settings, pipeline, session);
+    let ordered = order(settings, pipeline, &|sql| session.inspect(sql).ok());
     if ordered.circle.is_empty() {
         return Ok(ordered);
     }
@@ -36,8 +39,8 @@ pub fn ordered(settings: &Settings, pipeline: &Pipeline, session: &Session) -> R
 }
 
 /// Orders a pipeline and reports a circle at its first stage. A circle of `needs` alone is seen by who reads the files.
-pub fn check(settings: &Settings, pipeline: &Pipeline, session: &Session, problems: &mut Problems) -> Ordered {
-    let ordered = order(settings, pipeline, session);
+pub fn check(settings: &Settings, pipeline: &Pipeline, inspect: &Inspect<'_>, problems: &mut Problems) {
+    let ordered = order(settings, pipeline, inspect);
     let stage = |name: &StageName| pipeline.stages.iter().find(|stage| stage.name == *name);
     let followed = ordered.circle.iter().cycle().skip(1);
     let is_told =
@@ -47,7 +50,6 @@ pub fn check(settings: &Settings, pipeline: &Pipeline, session: &Session, proble
             .at(&first.place, circle_text(&ordered.circle))
             .hint("a stage runs after those whose tables it reads; take one of these reads or `needs` away");
     }
-    ordered
 }
 
 fn circle_text(circle: &[StageName]) -> String {
@@ -55,12 +57,12 @@ fn circle_text(circle: &[StageName]) -> String {
     format!("the stages {} wait for each other", names.join(", "))
 }
 
-fn order(settings: &Settings, pipeline: &Pipeline, session: &Session) -> Ordered {
+fn order(settings: &Settings, pipeline: &Pipeline, inspect: &Inspect<'_>) -> Ordered {
     let makers = makers(pipeline);
     let mut before: BTreeMap<StageName, Vec<StageName>> = BTreeMap::new();
     for stage in &pipeline.stages {
         let mut own: Vec<StageName> = stage.needs.clone();
-        for table in reads(settings, stage, session) {
+        for table in reads(settings, stage, inspect) {
             let maker = makers.get(&table).into_iter().flatten().filter(|maker| **maker != stage.name);
             own.extend(maker.cloned());
         }
@@ -132,7 +134,7 @@ pub fn makes(stage: &Stage) -> Vec<String> {
 }
 
 /// Every table a stage reads, as its keys and its SQL tell. SQL that cannot be read tells nothing here: checking says so.
-pub fn reads(settings: &Settings, stage: &Stage, session: &Session) -> Vec<String> {
+pub fn reads(settings: &Settings, stage: &Stage, inspect: &Inspect<'_>) -> Vec<String> {
     let mut tables: Vec<String> = match &stage.kind {
         StageKind::EnrichUnionids(plan) => vec![plan.from.to_string()],
         StageKind::JoinIdentities(plan) => {
@@ -159,7 +161,7 @@ pub fn reads(settings: &Settings, stage: &Stage, session: &Session) -> Vec<Strin
         tables.extend(set.and_then(|set| set.table.as_ref()).map(ToString::to_string));
     }
     for sql in sql_of(stage) {
-        if let Ok(facts) = session.inspect(&sql.text) {
+        if let Some(facts) = inspect(&sql.text) {
             tables.extend(facts.tables.into_iter().map(|table| table.name));
         }
     }

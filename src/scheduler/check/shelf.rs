@@ -1,4 +1,5 @@
-//! What every table of a workspace holds, as far as it can be known without running anything, as views without rows.
+//! What every table of a workspace holds, as far as it can be known without running anything, and as views without rows for
+//! those that some SQL reads.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::{Columns, KnownTables, has_column};
 use crate::config::settings::{Encoding, LoadUsers, Settings, StageKind};
 use crate::domain::tables::{TABLES, table_spec};
-use crate::engine::{Params, Session, TableSource, text};
+use crate::engine::{EngineError, Params, Session, TableSource, text};
 use crate::exports::{self, Format, ReadOptions};
 use crate::scheduler::order::makes;
 use crate::stage::load_users::files_of;
@@ -25,6 +26,8 @@ struct Table {
     /// `None`: it exists, and its columns are not known.
     columns: Option<Columns>,
     types_are_known: bool,
+    /// Whether the session has a view of it.
+    is_shown: bool,
 }
 
 impl Shelf {
@@ -32,11 +35,11 @@ impl Shelf {
     pub fn stock(settings: &Settings, session: &Session, known: &KnownTables) -> Self {
         let mut shelf = Self { tables: BTreeMap::new() };
         for spec in TABLES {
-            shelf.put(session, spec.name, spec.sql_columns(), true);
+            shelf.put(spec.name, spec.sql_columns(), true);
         }
         for (table, columns) in &known.snapshots {
             if table_spec(table).is_none() {
-                shelf.put(session, table, columns.clone(), true);
+                shelf.put(table, columns.clone(), true);
             }
         }
         for table in &known.unread {
@@ -46,12 +49,12 @@ impl Shelf {
             let Some(table) = stage.table.as_ref().map(|table| table.as_str()) else { continue };
             let standard = |name: &str| table_spec(name).map(|spec| spec.sql_columns());
             match &stage.kind {
-                StageKind::ExtractFollowers(_) => shelf.put_if_some(session, table, standard("followers")),
-                StageKind::EnrichUnionids(_) => shelf.put_if_some(session, table, standard("profiles")),
-                StageKind::JoinIdentities(_) => shelf.put_if_some(session, table, standard("identities")),
-                StageKind::MaterializeRecipients(_) => shelf.put_if_some(session, table, standard("recipients")),
+                StageKind::ExtractFollowers(_) => shelf.put_if_some(table, standard("followers")),
+                StageKind::EnrichUnionids(_) => shelf.put_if_some(table, standard("profiles")),
+                StageKind::JoinIdentities(_) => shelf.put_if_some(table, standard("identities")),
+                StageKind::MaterializeRecipients(_) => shelf.put_if_some(table, standard("recipients")),
                 StageKind::LoadUsers(plan) => match users_columns(settings, session, plan) {
-                    Some((columns, types_are_known)) => shelf.put(session, table, columns, types_are_known),
+                    Some((columns, types_are_known)) => shelf.put(table, columns, types_are_known),
                     None if shelf.tables.contains_key(table) => {}
                     None => shelf.put_unknown(table),
                 },
@@ -66,17 +69,29 @@ impl Shelf {
         shelf
     }
 
-    fn put_if_some(&mut self, session: &Session, table: &str, columns: Option<Columns>) {
+    fn put_if_some(&mut self, table: &str, columns: Option<Columns>) {
         if let Some(columns) = columns {
-            self.put(session, table, columns, true);
+            self.put(table, columns, true);
         }
     }
 
-    /// Sets what a table holds. Columns that the engine cannot make a view of are as good as unknown.
-    pub fn put(&mut self, session: &Session, table: &str, columns: Columns, types_are_known: bool) {
-        let source = TableSource { name: table.to_owned(), columns: columns.clone(), parts: Vec::new() };
-        let columns = session.add_table(&source).is_ok().then_some(columns);
-        self.tables.insert(table.to_owned(), Table { columns, types_are_known });
+    /// Sets what a table holds.
+    pub fn put(&mut self, table: &str, columns: Columns, types_are_known: bool) {
+        let entry = Table { columns: Some(columns), types_are_known, is_shown: false };
+        self.tables.insert(table.to_owned(), entry);
+    }
+
+    /// Makes a view of a table whose columns are known, for SQL to be bound against.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Sql`] when the engine knows no such type.
+    pub fn show(&mut self, session: &Session, table: &str) -> Result<(), EngineError> {
+        let Some(entry) = self.tables.get_mut(table).filter(|entry| !entry.is_shown) else { return Ok(()) };
+        let Some(columns) = &entry.columns else { return Ok(()) };
+        session.add_table(&TableSource { name: table.to_owned(), columns: columns.clone(), parts: Vec::new() })?;
+        entry.is_shown = true;
+        Ok(())
     }
 
     /// Says that a table exists, and no more.

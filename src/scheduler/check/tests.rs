@@ -6,6 +6,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::*;
+use crate::clock::Clock;
 use crate::config::{CONFIG_FILE, Environment, load};
 
 const CONFIG: &str = r#"[accounts.main]
@@ -338,7 +339,7 @@ fn fifty_pipelines_are_checked_in_a_moment() {
     let files: Vec<(&str, &str)> =
         files.iter().map(|(path, text)| (path.as_str(), text.as_str())).chain([EXPORT]).collect();
     let workspace = Workspace::new(&files);
-    let clock = crate::clock::Clock::default();
+    let clock = Clock::default();
     let began = clock.monotonic();
     assert_eq!(workspace.check(&KnownTables::default()), Vec::<Value>::new());
     let took = clock.monotonic() - began;
