@@ -112,7 +112,7 @@ async fn tell(context: &Context, house: &House) -> Result<Story, Failure> {
 
     say(told::heading(1, "The nightly: who follows, under which unionid, and who of the users can be reached"));
     let nightly = succeeded(house.run("nightly", &[]).await?)?;
-    say(told::stages(&nightly));
+    say(format!("{}\n", told::stages(&nightly)));
     let coverage = if context.is_json {
         house.json(&["coverage"]).await?
     } else {
