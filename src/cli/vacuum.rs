@@ -45,6 +45,8 @@ fn describe(vacuumed: &Vacuumed, older_than: &str) -> String {
         });
         text = format!("{}\n", plain(&["table", "of", "snapshots dropped", "rows", "size"], rows));
     }
-    let files = grouped(vacuumed.files);
-    format!("{text}Dropped {} snapshots; {files} files, {}.", vacuumed.snapshots.len(), size(vacuumed.bytes))
+    let counted = |count: u64, word: &str| format!("{} {word}{}", grouped(count), if count == 1 { "" } else { "s" });
+    let snapshots = u64::try_from(vacuumed.snapshots.len()).unwrap_or(u64::MAX);
+    let (snapshots, files) = (counted(snapshots, "snapshot"), counted(vacuumed.files, "file"));
+    format!("{text}Dropped {snapshots}; {files}, {}.", size(vacuumed.bytes))
 }

@@ -313,7 +313,7 @@ fn bind(session: &Session, sql: &str, params: &Params, doubts: Vec<Doubt>) -> Re
 
 /// What some clients answer by themselves is a SELECT to DuckDB's parser, over tables that are not there yet.
 fn refuse_other_statements(sql: &str) -> Result<(), QueryError> {
-    let word = sql.trim_start().split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
+    let word = sql.trim_start().split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default();
     if ["describe", "desc", "show", "summarize"].iter().any(|other| word.eq_ignore_ascii_case(other)) {
         let hint = "`lianbo tables` lists the tables, `lianbo tables --describe TABLE` the columns of one".to_owned();
         return Err(QueryError::Sql { message: format!("`{word}` is no SELECT"), offset: None, hint: Some(hint) });
