@@ -407,7 +407,7 @@ mod tests {
         let house = House::new().await;
         let push = house.push("r1", 10).await;
         assert_eq!(house.push_again("r1", 99).await, push);
-        assert_eq!(house.ledger.latest_pushes(5).await.unwrap(), [push.clone()]);
+        assert_eq!(house.ledger.latest_pushes(5).await.unwrap(), std::slice::from_ref(&push));
         assert_eq!(push.counts, Counts { recipients: 10, pending: 10, ..Counts::default() });
     }
 

@@ -370,7 +370,7 @@ mod tests {
         let found = async |text: &str| {
             house.ledger.find_runs(text).await.unwrap().into_iter().map(|run| run.run_id).collect::<Vec<_>>()
         };
-        assert_eq!(found("nightly").await, [second.clone()]);
+        assert_eq!(found("nightly").await, std::slice::from_ref(&second));
         assert_eq!(found("20261123").await, [second, first.clone()]);
         assert_eq!(found("20261123-a").await, [first]);
         assert!(found("%").await.is_empty());

@@ -50,7 +50,7 @@ pub async fn refresh(hands: &Hands) -> Result<(), StageError> {
     let target = path(hands);
     let macros = local_time_macros(hands.settings.timezone);
     let root = hands.settings.root.to_string_lossy().into_owned();
-    let notes = vec![
+    let notes = [
         ("generation".to_owned(), generation.to_string()),
         ("written_at".to_owned(), hands.clock.now().to_rfc3339()),
         ("workspace".to_owned(), root.clone()),
@@ -74,7 +74,7 @@ pub async fn refresh(hands: &Hands) -> Result<(), StageError> {
 pub async fn repair(hands: &Hands) -> Result<(), StageError> {
     let is_behind = hands.ledger.catalog_generation().await? != hands.ledger.snapshots_generation().await?;
     let root = hands.ledger.get_meta(ROOT_KEY).await?;
-    let was_moved = root.is_some_and(|root| PathBuf::from(root) != hands.settings.root);
+    let was_moved = root.is_some_and(|root| hands.settings.root != std::path::Path::new(&root));
     let is_missing = !path(hands).exists() && hands.ledger.snapshots_generation().await? > 0;
     if is_behind || was_moved || is_missing { refresh(hands).await } else { Ok(()) }
 }

@@ -198,6 +198,14 @@ impl Conductor {
             return Ok(None);
         }
         if let Some(run) = ledger.unfinished_run(&request.pipeline).await? {
+            let is_other_kind = request.trigger == Trigger::Hand && run.is_test != request.is_test;
+            if is_other_kind && !request.fresh && run.trigger != ONLY {
+                let kind = if run.is_test { "a test run" } else { "no test run" };
+                return Err(RunError::Usage(format!(
+                    "run {} of `{}` is not finished and is {kind}; finish it first, or cancel it with --fresh",
+                    run.run_id, request.pipeline
+                )));
+            }
             let must_close = scheduled_for.is_some() && run.status == RunStatus::Failed;
             if request.fresh || must_close || run.trigger == ONLY {
                 self.cancel(lease, &run, &request.who).await?;

@@ -162,7 +162,7 @@ impl People {
 
     /// Whether this person is the one in `every` (none when zero).
     pub fn one_in(&self, index: u64, what: Trait, every: u64) -> bool {
-        every > 0 && self.draw(index, what) % every == 0
+        every > 0 && self.draw(index, what).is_multiple_of(every)
     }
 
     /// The person's number for a property; evenly spread over 64 bits.

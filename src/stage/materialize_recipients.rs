@@ -58,6 +58,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Result<
             None
         },
         templates: templates_sent(cx),
+        only: test_openids(cx)?,
         is_ordered: sql::is_ordered(cx, &plan.sql.text).await?,
         set_target: cx.hands.lake.absolute(&set_path),
         left_target: cx.hands.lake.absolute(&left_path),
@@ -115,6 +116,30 @@ fn profiles(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> crate::engin
     let table = tables.first().map_or("profiles", TableName::as_str);
     let columns = table_spec("profiles").expect("profiles is declared").sql_columns();
     cx.visible.slice_source(&cx.hands.lake, (table, plan.account.as_str()), "_profiles", columns)
+}
+
+/// In a test run, the only people who may be in the set.
+fn test_openids(cx: &StageContext<'_>) -> Result<Option<Vec<String>>, StageError> {
+    if !cx.run.is_test {
+        return Ok(None);
+    }
+    let pipeline = &cx.hands.settings.pipelines[&cx.run.pipeline];
+    let openids: Vec<String> = pipeline
+        .stages
+        .iter()
+        .filter_map(|stage| match &stage.kind {
+            StageKind::PushTemplate(push) if push.recipients == cx.stage.name => Some(&push.test_openids),
+            _ => None,
+        })
+        .flatten()
+        .map(|openid| openid.as_str().to_owned())
+        .collect();
+    if openids.is_empty() {
+        return Err(StageError::Rule(
+            "`--test` sends to the push's test_openids alone, and there are none; name some, the SELECT must give them".to_owned(),
+        ));
+    }
+    Ok(Some(openids))
 }
 
 /// The templates that pushes of this pipeline send to this set: who refuses one of them is left out.

@@ -274,7 +274,7 @@ async fn without_a_forced_renewal_left_an_operator_is_asked_for() {
 async fn passing_refusals_of_a_good_token_do_not_become_a_storm_of_renewals() {
     let sends = AtomicUsize::new(0);
     let (base, log) = server(move |asked| {
-        let every_fifth = || sends.fetch_add(1, Ordering::SeqCst) % 5 == 0;
+        let every_fifth = || sends.fetch_add(1, Ordering::SeqCst).is_multiple_of(5);
         stable(asked, "T1", "F1").unwrap_or_else(|| json(if every_fifth() { NOT_LATEST } else { SENT }))
     })
     .await;

@@ -35,6 +35,11 @@ impl Checker<'_> {
         let fields = plan.data.iter().map(|field| Text { text: &field.text, place: &field.place });
         let page = plan.miniprogram.iter().map(|page| Text { text: &page.pagepath, place: &page.place });
         let url = plan.url.iter().map(|url| Text { text: url, place: &stage.place });
+        if plan.canary.is_some() {
+            self.problems
+                .at(&stage.place, "a canary is not supported yet: it judges by finish events, which are not received yet")
+                .hint("leave `canary` out; to try a message on a few people first, use test_openids and `lianbo run --test`");
+        }
         for text in fields.chain(page).chain(url) {
             // One by one, so that a text that cannot be read hides nothing in the others.
             match (Renderer::compile(&[("", text.text)], self.settings.timezone), &known) {

@@ -207,10 +207,9 @@ impl<'a> Told<'a> {
             missing: Some(missing),
             candidates: candidates.clone(),
         };
-        if head.contains("Referenced column") || head.contains("does not exist on") {
-            if let Some(name) = names.first() {
-                return told(format!("there is no column `{name}` here"), name, Missing::Column);
-            }
+        let is_column = head.contains("Referenced column") || head.contains("does not exist on");
+        if let (true, Some(name)) = (is_column, names.first()) {
+            return told(format!("there is no column `{name}` here"), name, Missing::Column);
         }
         if let (true, [table, name, ..]) = (head.contains("does not have a column named"), names.as_slice()) {
             return told(format!("`{table}` has no column `{name}`"), name, Missing::Column);

@@ -22,6 +22,8 @@ pub struct Filter {
     /// `_deliveries`, where a cap or `not_again` looks back.
     pub deliveries: Option<TableSource>,
     pub templates: Vec<String>,
+    /// In a test run, the only people who may be in the set.
+    pub only: Option<Vec<String>>,
     /// Whether the SELECT ends in ORDER BY: then the set keeps its order.
     pub is_ordered: bool,
     pub set_target: PathBuf,
@@ -109,6 +111,10 @@ impl Filter {
             "_profiles.unionid"
         };
         reasons.push("when given._openid is null then 'no_openid' when given._nth > 1 then 'duplicate'".to_owned());
+        if let Some(only) = &self.only {
+            let list: Vec<String> = only.iter().map(|openid| text(openid)).collect();
+            reasons.push(format!("when given._openid not in ({}) then 'not_a_test_openid'", list.join(", ")));
+        }
         let has_marks = !self.marks.parts.is_empty();
         if has_marks {
             joins.push("left join _marks on _marks.openid = given._openid".to_owned());

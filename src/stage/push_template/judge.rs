@@ -33,7 +33,7 @@ pub enum Verdict {
 pub fn judge(item: &Item, answer: &SendOutcome, now: Timestamp, constant_fields: &[String]) -> (Verdict, Answer) {
     match answer {
         SendOutcome::Accepted { msgid, .. } => {
-            (Verdict::Settled(outcome(item, DeliveryState::Sent, None, None, *msgid, now)), Answer::Fine)
+            (Verdict::Settled(Outcome { msgid: *msgid, ..ended(item, DeliveryState::Sent, now) }), Answer::Fine)
         }
         SendOutcome::NoAnswer { may_have_left, reason } => {
             (no_answer(item, *may_have_left, reason, now), Answer::Missing)
@@ -60,11 +60,15 @@ struct Refusal<'a> {
 fn refused(item: &Item, class: CodeClass, refusal: &Refusal<'_>, now: Timestamp) -> Verdict {
     let errcode = refusal.errcode;
     let settled =
-        |state, reason: &str| Verdict::Settled(outcome(item, state, Some(reason.to_owned()), Some(errcode), None, now));
+        |state, reason: &str| Verdict::Settled(Outcome {
+            reason: Some(reason.to_owned()),
+            errcode: Some(errcode),
+            ..ended(item, state, now)
+        });
     match class {
         // An earlier try of ours was taken: this person has it, or will.
         CodeClass::Done if errcode != DUPLICATE_IN_A_MINUTE || item.in_doubt => {
-            Verdict::Settled(outcome(item, DeliveryState::Sent, None, None, None, now))
+            Verdict::Settled(ended(item, DeliveryState::Sent, now))
         }
         CodeClass::Done => settled(DeliveryState::Failed, "the same content went to this person within a minute"),
         CodeClass::Held => settled(DeliveryState::Held, "under WeChat's review"),
@@ -106,14 +110,11 @@ fn busy(item: &Item, errcode: i64, now: Timestamp) -> Verdict {
     if item.tries < MOST_TRIES && may_repeat(item, now) {
         return again(item, Duration::from_secs(1), true);
     }
-    Verdict::Settled(outcome(
-        item,
-        DeliveryState::Unconfirmed,
-        Some("WeChat stayed busy".to_owned()),
-        Some(errcode),
-        None,
-        now,
-    ))
+    Verdict::Settled(Outcome {
+        reason: Some("WeChat stayed busy".to_owned()),
+        errcode: Some(errcode),
+        ..ended(item, DeliveryState::Unconfirmed, now)
+    })
 }
 
 fn no_answer(item: &Item, may_have_left: bool, reason: &str, now: Timestamp) -> Verdict {
@@ -124,14 +125,11 @@ fn no_answer(item: &Item, may_have_left: bool, reason: &str, now: Timestamp) -> 
     if item.tries < MOST_TRIES && may_repeat(item, now) {
         return again(item, Duration::from_millis(250), true);
     }
-    Verdict::Settled(outcome(
-        item,
-        DeliveryState::Unconfirmed,
-        Some(format!("no answer: {reason}")),
-        item.last_errcode,
-        None,
-        now,
-    ))
+    Verdict::Settled(Outcome {
+        reason: Some(format!("no answer: {reason}")),
+        errcode: item.last_errcode,
+        ..ended(item, DeliveryState::Unconfirmed, now)
+    })
 }
 
 fn may_repeat(item: &Item, now: Timestamp) -> bool {
@@ -157,13 +155,16 @@ fn advice(errcode: i64) -> &'static str {
     lookup_code(errcode).map_or("look it up", |code| code.advice)
 }
 
-fn outcome(
-    item: &Item,
-    state: DeliveryState,
-    reason: Option<String>,
-    errcode: Option<i64>,
-    msgid: Option<i64>,
-    now: Timestamp,
-) -> Outcome {
-    Outcome { seq: item.seq, attempt: item.attempt, state, reason, errcode, msgid, at: now, retry_at: None }
+/// The end of this attempt, without more to say.
+fn ended(item: &Item, state: DeliveryState, now: Timestamp) -> Outcome {
+    Outcome {
+        seq: item.seq,
+        attempt: item.attempt,
+        state,
+        reason: None,
+        errcode: None,
+        msgid: None,
+        at: now,
+        retry_at: None,
+    }
 }
