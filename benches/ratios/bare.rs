@@ -117,7 +117,8 @@ impl Bare {
                     let bytes = bare.client.post(url).body(body).send().await.expect("an answer").bytes().await;
                     drop(slot);
                     let details: Details = serde_json::from_slice(&bytes.expect("a body")).expect("details");
-                    let bound = details.user_info_list.iter().filter(|one| one.unionid.is_some() && !one.openid.is_empty());
+                    let bound =
+                        details.user_info_list.iter().filter(|one| one.unionid.is_some() && !one.openid.is_empty());
                     u64::try_from(bound.count()).unwrap_or(0)
                 });
             }
@@ -139,8 +140,7 @@ impl Bare {
     pub async fn send_all(self: Arc<Self>, openids: &[String], width: usize) -> f64 {
         let began = Instant::now();
         let slots = Arc::new(Semaphore::new(width));
-        let url: Arc<str> =
-            format!("{}/cgi-bin/message/template/send?access_token={}", self.base, self.token).into();
+        let url: Arc<str> = format!("{}/cgi-bin/message/template/send?access_token={}", self.base, self.token).into();
         let mut sends = JoinSet::new();
         for (number, openid) in openids.iter().enumerate() {
             let body = format!(

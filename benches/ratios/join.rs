@@ -13,7 +13,8 @@ use lianbo::ledger::{Acquired, Holder, Ledger, NewRun, SnapshotRecord};
 use crate::Figure;
 use crate::space::{Space, simulator};
 
-const AUDIENCE: &str = "select oa_openid as openid, unionid, mp_openid, '巧克力' as product, 39.8 as price from identities";
+const AUDIENCE: &str =
+    "select oa_openid as openid, unionid, mp_openid, '巧克力' as product, 39.8 as price from identities";
 
 pub async fn measure(followers: u64, users: u64) -> Vec<Figure> {
     let world = simulator(1_000).await;
@@ -98,11 +99,8 @@ async fn make_tables(space: &Space, followers: u64, users: u64) -> Vec<(String, 
         files.push((table.to_owned(), target));
     }
     ledger.publish(&lease, &run_id, now).await.expect("published");
-    let change = lianbo::ledger::RunChange {
-        status: lianbo::domain::RunStatus::Succeeded,
-        reason: None,
-        waiting_until: None,
-    };
+    let change =
+        lianbo::ledger::RunChange { status: lianbo::domain::RunStatus::Succeeded, reason: None, waiting_until: None };
     ledger.set_run_status(&lease, &run_id, change, now).await.expect("ended");
     ledger.release_lease(&lease).await.expect("released");
     ledger.close().await;

@@ -1,6 +1,8 @@
 //! The figures of `benches/README.md`: each a ratio against a bare client or bare DuckDB taken in the same run, or a peak
 //! of memory. `cargo bench` takes all; `cargo bench -- push join` takes some; `--small` takes a tenth of the sizes.
 
+#![expect(clippy::disallowed_methods, reason = "a benchmark measures the machine's own time")]
+
 mod bare;
 mod join;
 mod memory;

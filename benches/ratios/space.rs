@@ -106,7 +106,11 @@ fn cost(workspace: &Path, arguments: &[&str]) -> Cost {
         serde_json::from_slice(&output).unwrap_or_else(|error| panic!("no JSON came out of {arguments:?}: {error}"));
     assert_eq!(document["status"], "succeeded", "{document}");
     for stage in document["stages"].as_array().into_iter().flatten() {
-        eprintln!("  {}: {:.3} s", stage["name"].as_str().unwrap_or_default(), stage["seconds"].as_f64().unwrap_or(0.0));
+        eprintln!(
+            "  {}: {:.3} s",
+            stage["name"].as_str().unwrap_or_default(),
+            stage["seconds"].as_f64().unwrap_or(0.0)
+        );
     }
     eprintln!("  whole process: {seconds:.3} s, processor {:.3} s, peak {} MB", usage.1, usage.0 / 1_000_000);
     Cost { seconds, peak_bytes: usage.0, cpu_seconds: usage.1, document }

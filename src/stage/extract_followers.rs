@@ -356,8 +356,11 @@ fn merge_in_engine(
     session.add_table(inputs.old_changes.as_ref().unwrap_or(&old))?;
     let changes_sql = if inputs.is_first { "select * from old_changes" } else { CHANGES };
     let changes = session.copy(changes_sql, params, &inputs.changes_target)?;
-    let active =
-        if is_plain { followers.rows } else { session.count("select count(*) from after where active", &Params::new())? };
+    let active = if is_plain {
+        followers.rows
+    } else {
+        session.count("select count(*) from after where active", &Params::new())?
+    };
     Ok(Merged { followers, changes, active })
 }
 

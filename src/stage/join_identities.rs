@@ -4,9 +4,10 @@
 use serde_json::json;
 
 use super::sql::write_table;
-use super::{StageContext, StageError, StageOutcome, StageReport};
+use super::{StageContext, StageError, StageOutcome, StageReport, blocking};
 use crate::config::settings::{IDENTITIES, JoinIdentities, Settings, StageKind};
 use crate::domain::TableName;
+use crate::engine::Params;
 
 /// Joins and writes `identities` and today's `identity_conflicts`.
 ///
@@ -31,7 +32,11 @@ pub async fn run(cx: &StageContext<'_>, plan: &JoinIdentities) -> Result<StageOu
     let mut visible = cx.visible.clone();
     visible.add([joined.clone()]);
     let after = StageContext { visible: &visible, calls: cx.calls.clone(), ..*cx };
-    let conflicts = write_table(&after, &conflicts_table, &conflicts(table.as_str()), &["date".to_owned()]).await?;
+    let conflicts = if any_doubled(&after, &table).await? {
+        write_table(&after, &conflicts_table, &conflicts(table.as_str()), &["date".to_owned()]).await?
+    } else {
+        write_table(&after, &conflicts_table, NO_CONFLICTS, &["date".to_owned()]).await?
+    };
     let conflict_rows = conflicts.rows;
     let snapshots = vec![joined, conflicts.into_snapshot(&conflicts_table).record(cx)];
     let detail = json!({ "users_tables": users, "conflicts": conflict_rows });
@@ -89,6 +94,23 @@ join ({users}) as users on users.unionid = profiles.unionid",
         )
     }
 }
+
+/// Whether any unionid ties several openids of one side together: one look, since in a sound night none does.
+async fn any_doubled(cx: &StageContext<'_>, table: &TableName) -> Result<bool, StageError> {
+    let Some(source) = cx.visible.source(&cx.hands.lake, table.as_str()) else { return Ok(false) };
+    blocking(&cx.hands.engine, cx.stop, move |session| {
+        session.add_table(&source)?;
+        let doubled = format!(
+            "select count(*) from (select 1 from {} group by unionid, account, miniprogram having count(*) > 1)",
+            crate::engine::quoted(&source.name)
+        );
+        Ok(session.count(&doubled, &Params::new())? > 0)
+    })
+    .await
+}
+
+/// Today without a conflict: yesterday's rows stay.
+const NO_CONFLICTS: &str = "select * from identity_conflicts where date = $today and false";
 
 /// Unionids that tie several openids of one side together, among the joined.
 fn conflicts(identities: &str) -> String {

@@ -136,7 +136,8 @@ fn test_openids(cx: &StageContext<'_>) -> Result<Option<Vec<String>>, StageError
         .collect();
     if openids.is_empty() {
         return Err(StageError::Rule(
-            "`--test` sends to the push's test_openids alone, and there are none; name some, the SELECT must give them".to_owned(),
+            "`--test` sends to the push's test_openids alone, and there are none; name some, the SELECT must give them"
+                .to_owned(),
         ));
     }
     Ok(Some(openids))

@@ -11,7 +11,13 @@ impl Conductor {
     /// Moves every pointer of the run in one transaction, and drops pages and details that are merged now. The catalog is
     /// rewritten when something goes out next (`goes_out`); at a run's end it is anyway. A crash in between is repaired by
     /// the next command.
-    pub(super) async fn publish(&self, lease: &Lease, run: &Run, records: &[StageRecord], goes_out: bool) -> Result<(), StageError> {
+    pub(super) async fn publish(
+        &self,
+        lease: &Lease,
+        run: &Run,
+        records: &[StageRecord],
+        goes_out: bool,
+    ) -> Result<(), StageError> {
         let hands = &self.hands;
         let moved = hands.ledger.publish(lease, &run.run_id, hands.clock.now()).await?;
         if moved.is_empty() {

@@ -308,7 +308,13 @@ fn merge_sql(has_before: bool, has_doubts: bool) -> String {
     };
     let columns: Vec<String> = CARRIED
         .iter()
-        .map(|name| if has_before { format!("coalesce(believed.{name}, before.{name}) as {name}") } else { format!("believed.{name}") })
+        .map(|name| {
+            if has_before {
+                format!("coalesce(believed.{name}, before.{name}) as {name}")
+            } else {
+                format!("believed.{name}")
+            }
+        })
         .collect();
     let (known_unionid, known_missing) = if has_before {
         (

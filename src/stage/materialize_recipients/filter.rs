@@ -60,7 +60,8 @@ impl Filter {
             session.execute(OVER_THE_MOST, &self.params)?;
         }
         let none = Params::new();
-        let arms = session.query("select coalesce(reason, arm) as ended, count(*) as people from judged group by all", &none)?;
+        let arms = session
+            .query("select coalesce(reason, arm) as ended, count(*) as people from judged group by all", &none)?;
         let mut reasons = pairs(&arms);
         let mut take = |arm: &str| {
             let at = reasons.iter().position(|(name, _)| name == arm);
@@ -136,16 +137,21 @@ impl Filter {
             );
         }
         let looks_back = self.deliveries.as_ref().is_some_and(|deliveries| !deliveries.parts.is_empty());
-        for (is_asked, people, name) in
-            [(self.plan.frequency_cap.is_some(), CAPPED, "frequency_cap"), (self.plan.not_again.is_some(), AGAIN, "not_again")]
-        {
+        for (is_asked, people, name) in [
+            (self.plan.frequency_cap.is_some(), CAPPED, "frequency_cap"),
+            (self.plan.not_again.is_some(), AGAIN, "not_again"),
+        ] {
             if is_asked && looks_back {
-                joins.push(format!("left join ({people}) as {name} on {name}.person = coalesce({unionid}, given._openid)"));
+                joins.push(format!(
+                    "left join ({people}) as {name} on {name}.person = coalesce({unionid}, given._openid)"
+                ));
                 reasons.push(format!("when {name}.person is not null then '{name}'"));
             }
         }
         let arm = if self.plan.holdout > 0.0 {
-            format!("case when substr(md5(coalesce({unionid}, given._openid)), 1, 8) < $_holdout then 'holdout' else 'send' end")
+            format!(
+                "case when substr(md5(coalesce({unionid}, given._openid)), 1, 8) < $_holdout then 'holdout' else 'send' end"
+            )
         } else {
             "'send'".to_owned()
         };
@@ -182,7 +188,9 @@ impl Filter {
             .map(|(name, ty)| {
                 let column = quoted(name);
                 match ty.as_str() {
-                    "TINYINT" | "SMALLINT" | "INTEGER" | "BIGINT" | "DOUBLE" | "BOOLEAN" => format!("{column} := {column}"),
+                    "TINYINT" | "SMALLINT" | "INTEGER" | "BIGINT" | "DOUBLE" | "BOOLEAN" => {
+                        format!("{column} := {column}")
+                    }
                     _ => format!("{column} := cast({column} as varchar)"),
                 }
             })

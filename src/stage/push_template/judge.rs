@@ -59,12 +59,9 @@ struct Refusal<'a> {
 
 fn refused(item: &Item, class: CodeClass, refusal: &Refusal<'_>, now: Timestamp) -> Verdict {
     let errcode = refusal.errcode;
-    let settled =
-        |state, reason: &str| Verdict::Settled(Outcome {
-            reason: Some(reason.to_owned()),
-            errcode: Some(errcode),
-            ..ended(item, state, now)
-        });
+    let settled = |state, reason: &str| {
+        Verdict::Settled(Outcome { reason: Some(reason.to_owned()), errcode: Some(errcode), ..ended(item, state, now) })
+    };
     match class {
         // An earlier try of ours was taken: this person has it, or will.
         CodeClass::Done if errcode != DUPLICATE_IN_A_MINUTE || item.in_doubt => {
