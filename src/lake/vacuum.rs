@@ -28,14 +28,36 @@ impl Lake {
         now: Timestamp,
     ) -> Result<Dropped, LakeError> {
         let mut dropped = Dropped::default();
-        let oldest_kept = SystemTime::from(now).checked_sub(grace).unwrap_or(SystemTime::UNIX_EPOCH);
         for folder in ["tables", "work"] {
-            let folder = self.root.join(folder);
-            if folder.exists() {
-                self.sweep(&folder, kept, oldest_kept, &mut dropped)?;
-            }
+            self.drop_old(folder, kept, (grace, now), &mut dropped)?;
         }
         Ok(dropped)
+    }
+
+    /// The same for what the ledger's tables were written out to for readers (`work/live/`): each look leaves some.
+    ///
+    /// # Errors
+    ///
+    /// As [`drop_unreferenced`](Self::drop_unreferenced).
+    pub fn drop_old_live(&self, kept: &HashSet<String>, grace: Duration, now: Timestamp) -> Result<Dropped, LakeError> {
+        let mut dropped = Dropped::default();
+        self.drop_old("work/live", kept, (grace, now), &mut dropped)?;
+        Ok(dropped)
+    }
+
+    fn drop_old(
+        &self,
+        folder: &str,
+        kept: &HashSet<String>,
+        (grace, now): (Duration, Timestamp),
+        dropped: &mut Dropped,
+    ) -> Result<(), LakeError> {
+        let oldest_kept = SystemTime::from(now).checked_sub(grace).unwrap_or(SystemTime::UNIX_EPOCH);
+        let folder = self.root.join(folder);
+        if folder.exists() {
+            self.sweep(&folder, kept, oldest_kept, dropped)?;
+        }
+        Ok(())
     }
 
     fn sweep(

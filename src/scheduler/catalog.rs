@@ -1,6 +1,8 @@
 //! `data/catalog.duckdb` from what is current: derived, written aside, renamed into place.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::domain::tables::TABLES;
 use crate::engine::local_time_macros;
@@ -11,6 +13,9 @@ use crate::stage::{Hands, StageError, live, tables::Visible};
 pub const PARTS_KEY: &str = "catalog_parts";
 /// The ledger's note of the folder the catalog was written for: a moved workspace gets a new one.
 pub const ROOT_KEY: &str = "catalog_root";
+
+/// A reader of the catalog before this one still has its files for so long.
+const READER_GRACE: Duration = Duration::from_secs(3600);
 
 /// Where a workspace's catalog is.
 pub fn path(hands: &Hands) -> PathBuf {
@@ -60,6 +65,8 @@ pub async fn refresh(hands: &Hands) -> Result<(), StageError> {
         catalog::write(&target, &tables, &macros, &notes)
     })
     .await??;
+    let kept: HashSet<String> = live_parts.iter().cloned().collect();
+    hands.lake.drop_old_live(&kept, READER_GRACE, hands.clock.now())?;
     let parts = serde_json::to_string(&live_parts).unwrap_or_default();
     hands.ledger.set_meta(PARTS_KEY, &parts).await?;
     hands.ledger.set_meta(ROOT_KEY, &root).await?;
