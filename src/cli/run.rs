@@ -67,8 +67,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         }
     };
     bars.finish();
-    app.hands().ledger.close().await;
     context.print(&view, describe);
+    app.hands().ledger.close().await;
     Ok(exit_of(&view))
 }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use crate::domain::tables::TABLES;
 use crate::engine::local_time_macros;
 use crate::lake::catalog::{self, CatalogTable};
-use crate::stage::{Hands, StageError, live, tables::Visible};
+use crate::stage::live::{self, Ending};
+use crate::stage::{Hands, StageError, tables::Visible};
 
 /// The ledger's note of the parts that the catalog names, so that `vacuum` keeps them.
 pub const PARTS_KEY: &str = "catalog_parts";
@@ -28,6 +29,15 @@ pub fn path(hands: &Hands) -> PathBuf {
 ///
 /// [`StageError`] when the ledger, the lake or DuckDB refuse; the catalog before stays.
 pub async fn refresh(hands: &Hands) -> Result<(), StageError> {
+    refresh_ending(hands, None).await
+}
+
+/// As [`refresh`], with a run's end that is recorded right after: nothing slow is left to do then.
+///
+/// # Errors
+///
+/// As [`refresh`].
+pub async fn refresh_ending(hands: &Hands, ending: Option<&Ending<'_>>) -> Result<(), StageError> {
     let generation = hands.ledger.snapshots_generation().await?;
     let mut visible = Visible::default();
     visible.add(hands.ledger.current_snapshots().await?);
@@ -35,7 +45,7 @@ pub async fn refresh(hands: &Hands) -> Result<(), StageError> {
     let mut live_parts = Vec::new();
     for spec in TABLES {
         let source = if live::is_live(spec.name) {
-            let source = live::export(hands, &visible, spec.name).await?;
+            let source = live::export_ending(hands, spec.name, ending).await?;
             live_parts.extend(source.parts.iter().filter_map(|part| {
                 part.strip_prefix(hands.lake.root()).ok().map(|path| path.to_string_lossy().into_owned())
             }));

@@ -26,6 +26,7 @@ use crate::config::settings::{ParamValue, Pipeline};
 use crate::domain::{PipelineName, RunId, RunStatus, StageName};
 use crate::engine::{Param, Params};
 use crate::ledger::{Acquired, AuditEntry, FireOutcome, Holder, Lease, LedgerError, NewRun, Run, RunChange};
+use crate::stage::live::Ending;
 use crate::stage::{Hands, ProgressSink, StageError};
 
 /// How long a lease lasts without renewal: what another machine waits before it takes over.
@@ -320,11 +321,15 @@ impl Conductor {
             // A single stage is not continued by the next run of the whole pipeline.
             change.status = RunStatus::Cancelled;
         }
-        ledger.set_run_status(lease, &run.run_id, change.clone(), now).await?;
-        if let Err(error) = super::catalog::refresh(&self.hands).await {
+        // The catalog first: once the end is recorded, a process that is killed must have nothing left to do, or the next
+        // `run` would begin anew where its user thinks that this one never ended.
+        let ending =
+            Ending { run_id: &run.run_id, status: change.status, reason: change.reason.as_deref(), at: now };
+        if let Err(error) = super::catalog::refresh_ending(&self.hands, Some(&ending)).await {
             tracing::warn!("the catalog stays as it was: {}", stages::chain(&error));
         }
         self.tell(run, &change).await?;
+        ledger.set_run_status(lease, &run.run_id, change, now).await?;
         let run = ledger.run(&run.run_id).await?.ok_or_else(|| RunError::Usage("the run is gone".to_owned()))?;
         let mut view = RunView::of(ledger, &run, now).await?;
         view.status = shown;

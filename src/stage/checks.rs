@@ -54,7 +54,7 @@ async fn sql_sources(
     let mut sources = Vec::new();
     for table in facts.tables {
         if live::is_live(&table.name) {
-            sources.push(live::export(cx.hands, after, &table.name).await?);
+            sources.push(live::export(cx.hands, &table.name).await?);
         } else if let Some(source) = after.source(&cx.hands.lake, &table.name) {
             sources.push(source);
         }

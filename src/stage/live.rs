@@ -5,12 +5,12 @@
 
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::tables::table_spec;
-use crate::domain::{AccountName, ColumnType, Rows, RunId, StageName, Values, client_msg_id};
-use crate::engine::TableSource;
-use crate::ledger::{LiveCursor, LiveTable};
+use crate::domain::{AccountName, ColumnType, Rows, RunId, RunStatus, StageName, Values, client_msg_id};
+use crate::engine::{Params, TableSource, text};
+use crate::lake::PartWriter;
+use crate::ledger::{LiveCursor, LiveTable, Push};
 use crate::wechat::all_codes;
 
-use super::tables::Visible;
 use super::{Hands, StageError};
 
 /// Rows in memory at a time.
@@ -30,7 +30,48 @@ fn live_table(name: &str) -> Option<LiveTable> {
 /// # Errors
 ///
 /// [`StageError`] when the ledger cannot be read or the lake not be written.
-pub async fn export(hands: &Hands, visible: &Visible, name: &str) -> Result<TableSource, StageError> {
+pub async fn export(hands: &Hands, name: &str) -> Result<TableSource, StageError> {
+    export_ending(hands, name, None).await
+}
+
+/// A run that is about to end, as `runs` will show it.
+#[derive(Debug, Clone, Copy)]
+pub struct Ending<'a> {
+    pub run_id: &'a RunId,
+    pub status: RunStatus,
+    pub reason: Option<&'a str>,
+    pub at: Timestamp,
+}
+
+impl Ending<'_> {
+    fn apply(&self, rows: &mut Rows) {
+        let is_it = |id: &Option<String>| id.as_deref() == Some(self.run_id.as_str());
+        let at = rows.columns.iter().find_map(|(name, values)| match values {
+            Values::Text(ids) if name == "run_id" => ids.iter().position(is_it),
+            _ => None,
+        });
+        let Some(at) = at else { return };
+        for (name, values) in &mut rows.columns {
+            match (name.as_str(), values) {
+                ("status", Values::Text(values)) => values[at] = Some(self.status.as_str().to_owned()),
+                ("reason", Values::Text(values)) => values[at] = self.reason.map(str::to_owned),
+                ("ended_at", Values::Timestamp(values)) => values[at] = Some(to_micros(self.at)),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// As [`export`], with `ending` in its row of `runs`: what is written out before a run's end is recorded.
+///
+/// # Errors
+///
+/// As [`export`].
+pub async fn export_ending(
+    hands: &Hands,
+    name: &str,
+    ending: Option<&Ending<'_>>,
+) -> Result<TableSource, StageError> {
     let spec = table_spec(name).expect("live tables are declared");
     let mut source = TableSource { name: name.to_owned(), columns: spec.sql_columns(), parts: Vec::new() };
     let path = |part: &str| format!("work/live/{name}-{}-{part}.parquet", hands.clock.random_id(12));
@@ -44,6 +85,9 @@ pub async fn export(hands: &Hands, visible: &Visible, name: &str) -> Result<Tabl
                 if table == LiveTable::Deliveries {
                     add_message_ids(&mut rows);
                 }
+                if let (LiveTable::Runs, Some(ending)) = (table, ending) {
+                    ending.apply(&mut rows);
+                }
                 writer.write(rows)?;
                 match next {
                     Some(next) => cursor = next,
@@ -51,9 +95,7 @@ pub async fn export(hands: &Hands, visible: &Visible, name: &str) -> Result<Tabl
                 }
             }
             if table == LiveTable::Deliveries {
-                for unclaimed in unclaimed(hands, visible).await? {
-                    writer.write(unclaimed)?;
-                }
+                writer = write_unclaimed(hands, writer).await?;
             }
         }
     }
@@ -151,38 +193,37 @@ fn add_message_ids(rows: &mut Rows) {
 }
 
 /// Recipients of live pushes that nobody claimed yet: pending, or skipped for the reason the rest was.
-async fn unclaimed(hands: &Hands, _visible: &Visible) -> Result<Vec<Rows>, StageError> {
-    let mut all = Vec::new();
+async fn write_unclaimed(hands: &Hands, mut writer: PartWriter) -> Result<PartWriter, StageError> {
     for push in hands.ledger.live_pushes().await? {
         if push.claimed_to >= push.recipients || push.set_path.is_empty() {
             continue;
         }
         let engine = hands.engine.single_threaded();
         let set = hands.lake.absolute(&push.set_path);
-        let rows = tokio::task::spawn_blocking(move || {
+        writer = tokio::task::spawn_blocking(move || {
             let session = engine.session()?;
             session.add_table(&TableSource { name: "set".to_owned(), columns: Vec::new(), parts: vec![set] })?;
-            let text = crate::engine::text;
-            let state = if push.rest_reason.is_some() { "skipped" } else { "pending" };
-            let reason = push.rest_reason.as_deref().map_or("cast(null as varchar)".to_owned(), text);
-            let sql = format!(
-                "select run_id, pipeline, {stage} as stage, account, seq, openid, unionid, {template} as template_id,
-                        '{state}' as state, {reason} as reason,
-                        substr(sha256(concat_ws('/', run_id, {stage}, seq)), 1, 32) as client_msg_id, 0 as attempts
-                 from \"set\" where arm = 'send' and seq > {claimed}",
-                stage = text(push.stage.as_str()),
-                template = text(push.template_id.as_str()),
-                claimed = push.claimed_to,
-            );
-            let mut batches = Vec::new();
-            session.stream::<StageError>(&sql, &crate::engine::Params::new(), |rows| {
-                batches.push(rows);
+            session.stream::<StageError>(&unclaimed_sql(&push), &Params::new(), |rows| {
+                writer.write(rows)?;
                 Ok(true)
             })?;
-            Ok::<_, StageError>(batches)
+            Ok::<_, StageError>(writer)
         })
         .await??;
-        all.extend(rows);
     }
-    Ok(all)
+    Ok(writer)
+}
+
+fn unclaimed_sql(push: &Push) -> String {
+    let state = if push.rest_reason.is_some() { "skipped" } else { "pending" };
+    let reason = push.rest_reason.as_deref().map_or("cast(null as varchar)".to_owned(), text);
+    format!(
+        "select run_id, pipeline, {stage} as stage, account, seq, openid, unionid, {template} as template_id,
+                '{state}' as state, {reason} as reason,
+                substr(sha256(concat_ws('/', run_id, {stage}, seq)), 1, 32) as client_msg_id, 0 as attempts
+         from \"set\" where arm = 'send' and seq > {claimed}",
+        stage = text(push.stage.as_str()),
+        template = text(push.template_id.as_str()),
+        claimed = push.claimed_to,
+    )
 }

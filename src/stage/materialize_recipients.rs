@@ -51,9 +51,9 @@ pub async fn run(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Result<
         }),
         profiles: profiles(cx, plan),
         marks: live::export_marks(cx.hands, &plan.account, marks_since).await?,
-        suppressions: renamed(live::export(cx.hands, cx.visible, "suppressions").await?, "_suppressions"),
+        suppressions: renamed(live::export(cx.hands, "suppressions").await?, "_suppressions"),
         deliveries: if has_history {
-            Some(renamed(live::export(cx.hands, cx.visible, "deliveries").await?, "_deliveries"))
+            Some(renamed(live::export(cx.hands, "deliveries").await?, "_deliveries"))
         } else {
             None
         },

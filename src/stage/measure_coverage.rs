@@ -41,7 +41,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &MeasureCoverage) -> Result<StageO
         .iter()
         .map(|segment| segment_column(segment, &users, &profiles))
         .collect::<Result<Vec<_>, _>>()?;
-    let suppressions = live::export(cx.hands, cx.visible, "suppressions").await?;
+    let suppressions = live::export(cx.hands, "suppressions").await?;
     let read = inputs.users.iter().chain([&inputs.followers, &inputs.profiles]);
     let as_of = cx.visible.as_of(read.map(TableName::as_str)).unwrap_or(cx.run.run_at);
     let id = cx.new_snapshot_id();

@@ -21,7 +21,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &Publish) -> Result<StageOutcome, 
     let mut sources = Vec::new();
     for table in &plan.tables {
         if live::is_live(table.as_str()) {
-            sources.push(live::export(cx.hands, cx.visible, table.as_str()).await?);
+            sources.push(live::export(cx.hands, table.as_str()).await?);
             continue;
         }
         let source = cx

@@ -258,7 +258,7 @@ async fn gather(
         // SQL names tables in any case; views are made under the name as it was written.
         let lower = name.to_lowercase();
         let source = if live::is_live(&lower) && table_spec(&lower).is_some() {
-            Some(live::export(hands, visible, &lower).await?)
+            Some(live::export(hands, &lower).await?)
         } else {
             let own = visible.names().find(|own| own.as_str().eq_ignore_ascii_case(name));
             visible.source(&hands.lake, own.map_or(lower.as_str(), |own| own.as_str()))

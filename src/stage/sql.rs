@@ -141,7 +141,7 @@ pub async fn sources(cx: &StageContext<'_>, sql: &str) -> Result<Vec<TableSource
     let mut sources = Vec::new();
     for table in &facts.tables {
         if live::is_live(&table.name) {
-            sources.push(live::export(cx.hands, cx.visible, &table.name).await?);
+            sources.push(live::export(cx.hands, &table.name).await?);
         } else if let Some(source) = cx.visible.source(&cx.hands.lake, &table.name) {
             sources.push(source);
         } else {
