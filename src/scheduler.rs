@@ -9,5 +9,6 @@ pub mod calendar;
 pub mod catalog;
 pub mod check;
 pub mod conductor;
+pub mod next_step;
 pub mod order;
 pub mod view;

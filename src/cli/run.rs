@@ -68,7 +68,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     };
     bars.finish();
     app.hands().ledger.close().await;
-    context.print(&view, describe);
+    let zone = app.hands().settings.timezone;
+    context.print(&view, |view| describe(view, zone));
     Ok(exit_of(&view))
 }
 
