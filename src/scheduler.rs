@@ -11,4 +11,5 @@ pub mod check;
 pub mod conductor;
 pub mod next_step;
 pub mod order;
+pub mod push_view;
 pub mod view;

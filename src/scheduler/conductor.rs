@@ -4,6 +4,7 @@
 //! its stages in order, each with its checks ([`stages`]) → publish all tables at once, before the first push or at the
 //! end ([`publish`]) → record how it ended. A run that is killed leaves nothing that the next one cannot go on from.
 
+mod cancel;
 mod keeper;
 mod publish;
 mod stages;
@@ -17,6 +18,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+pub use self::cancel::CancelOutcome;
 use self::keeper::Keeper;
 use self::stages::{Carried, Stages};
 use super::alert::{Alert, AlertKind, Alerts};
@@ -224,8 +226,8 @@ impl Conductor {
         Ok(Some(ledger.begin_run(lease, new).await?))
     }
 
-    /// Cancels a run: whoever is still owed a message is skipped, and counted.
-    async fn cancel(&self, lease: &Lease, run: &Run, who: &str) -> Result<(), RunError> {
+    /// Cancels a run: whoever is still owed a message is skipped; gives how many.
+    async fn cancel(&self, lease: &Lease, run: &Run, who: &str) -> Result<u64, RunError> {
         let (ledger, now) = (&self.hands.ledger, self.hands.clock.now());
         let mut unsent = 0;
         for push in ledger.pushes_of(&run.run_id).await? {
@@ -247,7 +249,7 @@ impl Conductor {
                 detail: format!("{unsent} recipients stay unsent"),
             })
             .await?;
-        Ok(())
+        Ok(unsent)
     }
 
     fn refuse_other_params(&self, run: &Run, request: &RunRequest, pipeline: &Pipeline) -> Result<(), RunError> {
