@@ -5,11 +5,14 @@
 //! does inside is not known here.
 
 pub mod alert;
+pub mod allowance;
 pub mod calendar;
 pub mod catalog;
 pub mod check;
 pub mod conductor;
 pub mod next_step;
 pub mod order;
+pub mod plan;
 pub mod push_view;
+pub mod status;
 pub mod view;

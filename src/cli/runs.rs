@@ -15,7 +15,6 @@ use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::{PipelineName, RunStatus};
 use crate::ledger::Run;
-use crate::scheduler::next_step::next_step;
 use crate::scheduler::view::{RunView, StageView};
 
 #[derive(Debug, clap::Args)]
@@ -147,8 +146,7 @@ pub fn describe(view: &RunView, zone: Tz) -> String {
             let _ = write!(text, "\n{}: {set}", stage.name);
         }
     }
-    // Whoever shows a run that is `running` shows another process's; the one that carries it out prints its end.
-    if let Some(step) = next_step(view, true) {
+    if let Some(step) = &view.next {
         let _ = write!(text, "\n\nit goes on with: {}", step.commands.join(", then "));
         if !step.needs_person {
             text.push_str(" (or by itself, under `lianbo serve`)");
@@ -219,6 +217,7 @@ mod tests {
 
     use super::*;
     use crate::clock::from_micros;
+    use crate::scheduler::next_step::NextStep;
 
     fn stage(name: &str, kind: &str, detail: Value) -> StageView {
         StageView {
@@ -247,6 +246,7 @@ mod tests {
             started_at: from_micros(0),
             ended_at: None,
             seconds: 20.0,
+            next: Some(NextStep { commands: vec!["lianbo run campaign".to_owned()], needs_person: false }),
             stages: vec![
                 stage(
                     "audience",

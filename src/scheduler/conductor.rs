@@ -7,7 +7,7 @@
 mod cancel;
 mod keeper;
 mod publish;
-mod stages;
+pub(super) mod stages;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -356,7 +356,7 @@ impl Conductor {
 }
 
 /// Declared parameters with the given ones in their place, as they are stored with the run.
-fn params_json(pipeline: &Pipeline, given: &BTreeMap<String, ParamValue>) -> Value {
+pub(super) fn params_json(pipeline: &Pipeline, given: &BTreeMap<String, ParamValue>) -> Value {
     let mut all: BTreeMap<&String, &ParamValue> = pipeline.params.iter().collect();
     all.extend(given);
     let json = all.into_iter().map(|(name, value)| {
@@ -372,7 +372,7 @@ fn params_json(pipeline: &Pipeline, given: &BTreeMap<String, ParamValue>) -> Val
 }
 
 /// `$today`, `$run_at` and the run's parameters, typed.
-fn sql_params(run: &Run, pipeline: &Pipeline) -> Params {
+pub(super) fn sql_params(run: &Run, pipeline: &Pipeline) -> Params {
     let stored: serde_json::Map<String, Value> = serde_json::from_str(&run.params).unwrap_or_default();
     let mut params = Params::new();
     for (name, value) in stored {

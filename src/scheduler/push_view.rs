@@ -159,10 +159,8 @@ async fn rate(
     plan: Option<&PushTemplate>,
     (is_carried_out, now): (bool, Timestamp),
 ) -> Result<RateView, LedgerError> {
-    let until = push.ended_at.unwrap_or(now);
-    let seconds = push.first_send_at.map_or(0, |from| (until - from).num_seconds().max(0));
-    let bucket_seconds = u32::try_from((seconds / MOST_BUCKETS).max(1)).unwrap_or(u32::MAX);
-    let found = ledger.sent_rate(push.key, bucket_seconds).await?;
+    let seconds = ledger.sent_rate(push.key, 1).await?;
+    let bucket_seconds = bucket_seconds(&seconds);
     let is_sending = is_carried_out && push.state == "sending";
     let recent = match push.first_send_at {
         Some(first) if is_sending => Some(recent(ledger, push.key, (first, now)).await?),
@@ -173,7 +171,7 @@ async fn rate(
         is_ordered: push.rate_override.is_some(),
         now: recent,
         bucket_seconds,
-        sent: filled(&found, bucket_seconds),
+        sent: filled(&seconds, bucket_seconds),
     })
 }
 
@@ -183,6 +181,12 @@ async fn recent(ledger: &Ledger, push_key: i64, (first, now): (Timestamp, Timest
     let sent = ledger.sent_since(push_key, from).await?;
     #[expect(clippy::cast_precision_loss, reason = "messages and milliseconds of ten seconds")]
     Ok(sent as f64 * 1000.0 / (now - from).num_milliseconds().max(1000) as f64)
+}
+
+/// Seconds of a bucket, so that all of them fit into a line.
+fn bucket_seconds(found: &[(Timestamp, u64)]) -> u32 {
+    let (Some((first, _)), Some((last, _))) = (found.first(), found.last()) else { return 1 };
+    u32::try_from(((*last - *first).num_seconds() / MOST_BUCKETS).max(0) + 1).unwrap_or(u32::MAX)
 }
 
 /// The buckets from the first to the last, with zeroes between.

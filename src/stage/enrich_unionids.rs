@@ -5,6 +5,7 @@
 //! one pass merges them with the profiles before. A unionid that moved or that two openids share is asked for once more,
 //! singly, before it is believed.
 
+mod forecast;
 mod merge;
 mod part;
 
@@ -14,6 +15,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+pub use self::forecast::needed;
 use self::part::ProfilePart;
 use super::extract_followers::describe;
 use super::{StageContext, StageError, StageOutcome, StageReport};
@@ -26,7 +28,7 @@ use crate::ledger::SnapshotRecord;
 use crate::wechat::{ProfileBatch, WeChat, WeChatError};
 
 /// Openids in one call (WeChat's own limit).
-const BATCH: usize = 100;
+pub const BATCH: usize = 100;
 /// Calls gathered into one part: what a crash repeats at most, with those in flight.
 const CALLS_A_PART: usize = 50;
 

@@ -12,7 +12,7 @@ use crate::cli::run_name::find_pushes;
 use crate::cli::table::{grouped, plain};
 use crate::cli::words::{bars, local, plural, rate, span};
 use crate::domain::RunStatus;
-use crate::scheduler::next_step::{NextStep, next_step};
+use crate::scheduler::next_step::NextStep;
 use crate::scheduler::push_view::{PushView, RateView};
 use crate::scheduler::view::RunView;
 
@@ -34,12 +34,11 @@ pub async fn run(context: &Context, which: Which) -> Result<Exit, Failure> {
         views.push(PushView::of(hands, &run, push, now).await?);
     }
     let view = RunView::of(&hands.ledger, &run, now).await?;
-    let is_carried_out = views.iter().any(|push| push.is_carried_out);
     let shown = Shown {
         run_id: view.run_id.clone(),
         pipeline: view.pipeline.clone(),
         status: view.status,
-        next: next_step(&view, is_carried_out),
+        next: view.next,
         pushes: views,
     };
     let zone = hands.settings.timezone;

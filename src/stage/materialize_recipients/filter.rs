@@ -30,13 +30,18 @@ pub struct Filter {
     pub user_params: Params,
 }
 
-pub struct FrozenSet {
+/// How many of the SELECT's rows are in the set, and why the others are not.
+pub struct Judged {
     pub given: u64,
     pub send: u64,
     pub holdout: u64,
+    pub reasons: Vec<(String, u64)>,
+}
+
+pub struct FrozenSet {
+    pub judged: Judged,
     pub set: Written,
     pub left: Written,
-    pub reasons: Vec<(String, u64)>,
 }
 
 /// Share of strangers from which the SELECT surely gives the wrong kind of openid.
@@ -45,24 +50,26 @@ const MOST_STRANGERS: f64 = 0.5;
 impl Filter {
     /// Writes the set and those left out. Blocking.
     pub fn write(&self, session: &Session) -> Result<FrozenSet, StageError> {
+        let columns = self.number(session)?;
+        let set = session.copy(&set_sql(&columns), &self.params, &self.set_target)?;
+        let left = session.copy(LEFT, &self.params, &self.left_target)?;
+        Ok(FrozenSet { judged: counted(session)?, set, left })
+    }
+
+    /// Judges everybody and writes nothing. Blocking.
+    pub fn count(&self, session: &Session) -> Result<Judged, StageError> {
+        self.number(session)?;
+        counted(session)
+    }
+
+    /// Makes `given` and `numbered` in the session; gives the SELECT's columns.
+    fn number(&self, session: &Session) -> Result<Vec<(String, String)>, StageError> {
         let columns = self.take_given(session)?;
         self.add_tables(session)?;
         session.execute(&self.judged(&columns), &self.params)?;
         self.check_strangers(session)?;
         session.execute(NUMBERED, &self.params)?;
-        let set = session.copy(&set_sql(&columns), &self.params, &self.set_target)?;
-        let left = session.copy(LEFT, &self.params, &self.left_target)?;
-        let none = Params::new();
-        let reasons = session
-            .query("select reason, count(*) as people from numbered where reason is not null group by reason", &none)?;
-        Ok(FrozenSet {
-            given: session.count("select count(*) from given", &none)?,
-            send: session.count("select count(*) from numbered where arm = 'send'", &none)?,
-            holdout: session.count("select count(*) from numbered where arm = 'holdout'", &none)?,
-            set,
-            left,
-            reasons: pairs(&reasons),
-        })
+        Ok(columns)
     }
 
     /// Runs the SELECT once into `given`, each row with its number.
@@ -131,6 +138,18 @@ impl Filter {
         }
         Ok(())
     }
+}
+
+fn counted(session: &Session) -> Result<Judged, StageError> {
+    let none = Params::new();
+    let reasons = session
+        .query("select reason, count(*) as people from numbered where reason is not null group by reason", &none)?;
+    Ok(Judged {
+        given: session.count("select count(*) from given", &none)?,
+        send: session.count("select count(*) from numbered where arm = 'send'", &none)?,
+        holdout: session.count("select count(*) from numbered where arm = 'holdout'", &none)?,
+        reasons: pairs(&reasons),
+    })
 }
 
 /// The hexadecimal prefix below which a person's hash is held out; stable per person.
