@@ -4,9 +4,10 @@
 //! its stages in order, each with its checks ([`stages`]) → publish all tables at once, before the first push or at the
 //! end ([`publish`]) → record how it ended. A run that is killed leaves nothing that the next one cannot go on from.
 
+mod cancel;
 mod keeper;
 mod publish;
-mod stages;
+pub(super) mod stages;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+pub use self::cancel::CancelOutcome;
 use self::keeper::Keeper;
 use self::stages::{Carried, Stages};
 use super::alert::{Alert, AlertKind, Alerts};
@@ -250,8 +252,8 @@ impl Conductor {
         Ok(Some(run))
     }
 
-    /// Cancels a run: whoever is still owed a message is skipped, and counted.
-    async fn cancel(&self, lease: &Lease, run: &Run, who: &str) -> Result<(), RunError> {
+    /// Cancels a run: whoever is still owed a message is skipped; gives how many.
+    async fn cancel(&self, lease: &Lease, run: &Run, who: &str) -> Result<u64, RunError> {
         let (ledger, now) = (&self.hands.ledger, self.hands.clock.now());
         let mut unsent = 0;
         for push in ledger.pushes_of(&run.run_id).await? {
@@ -273,7 +275,7 @@ impl Conductor {
                 detail: format!("{unsent} recipients stay unsent"),
             })
             .await?;
-        Ok(())
+        Ok(unsent)
     }
 
     fn refuse_other_params(&self, run: &Run, request: &RunRequest, pipeline: &Pipeline) -> Result<(), RunError> {
@@ -323,8 +325,7 @@ impl Conductor {
         }
         // The catalog first: once the end is recorded, a process that is killed must have nothing left to do, or the next
         // `run` would begin anew where its user thinks that this one never ended.
-        let ending =
-            Ending { run_id: &run.run_id, status: change.status, reason: change.reason.as_deref(), at: now };
+        let ending = Ending { run_id: &run.run_id, status: change.status, reason: change.reason.as_deref(), at: now };
         if let Err(error) = super::catalog::refresh_ending(&self.hands, Some(&ending)).await {
             tracing::warn!("the catalog stays as it was: {}", stages::chain(&error));
         }
@@ -389,7 +390,7 @@ pub fn lease_name(pipeline: &PipelineName) -> String {
 }
 
 /// Declared parameters with the given ones in their place, as they are stored with the run.
-fn params_json(pipeline: &Pipeline, given: &BTreeMap<String, ParamValue>) -> Value {
+pub(super) fn params_json(pipeline: &Pipeline, given: &BTreeMap<String, ParamValue>) -> Value {
     let mut all: BTreeMap<&String, &ParamValue> = pipeline.params.iter().collect();
     all.extend(given);
     let json = all.into_iter().map(|(name, value)| {
@@ -405,7 +406,7 @@ fn params_json(pipeline: &Pipeline, given: &BTreeMap<String, ParamValue>) -> Val
 }
 
 /// `$today`, `$run_at` and the run's parameters, typed.
-fn sql_params(run: &Run, pipeline: &Pipeline) -> Params {
+pub(super) fn sql_params(run: &Run, pipeline: &Pipeline) -> Params {
     let stored: serde_json::Map<String, Value> = serde_json::from_str(&run.params).unwrap_or_default();
     let mut params = Params::new();
     for (name, value) in stored {
