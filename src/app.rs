@@ -2,6 +2,10 @@
 
 mod meter;
 mod tokens;
+mod workspace;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +17,7 @@ use self::tokens::LedgerTokens;
 use crate::clock::Clock;
 use crate::config::settings::{Account, Settings, TokenSource};
 use crate::domain::AccountName;
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineError};
 use crate::lake::Lake;
 use crate::ledger::{Holder, Ledger, LedgerError};
 use crate::scheduler::alert::Alerts;
@@ -21,6 +25,8 @@ use crate::scheduler::conductor::Conductor;
 use crate::stage::{Hands, SettleCalls};
 use crate::telemetry::Metrics;
 use crate::wechat::{TokenKind, WeChat, WeChatError, WeChatSettings};
+
+pub use self::workspace::{Checked, load_and_check};
 
 /// The house, wired.
 #[derive(Clone)]
@@ -38,8 +44,12 @@ pub enum AppError {
         #[source]
         source: LedgerError,
     },
-    #[error(transparent)]
+    #[error("the client of an account cannot be made")]
     WeChat(#[from] WeChatError),
+    #[error("the SQL cannot be checked")]
+    Engine(#[from] EngineError),
+    #[error("checking broke off")]
+    Checking(#[from] tokio::task::JoinError),
 }
 
 impl App {

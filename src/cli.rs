@@ -10,6 +10,7 @@ mod coverage;
 mod demo;
 mod exit;
 mod init;
+mod measures;
 mod plan;
 mod progress;
 mod push;
@@ -28,7 +29,7 @@ mod vacuum;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use context::Context;
 use exit::{Exit, Failure};
@@ -101,6 +102,11 @@ enum Command {
     Vacuum(vacuum::Args),
     /// Shell completions
     Completions(completions::Args),
+}
+
+/// The whole command line, for completions.
+fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Parses, runs the command, and gives its exit code.

@@ -113,6 +113,23 @@ impl Lake {
         std::fs::metadata(&path).map(|meta| meta.len()).map_err(|source| LakeError::Read { path, source })
     }
 
+    /// Gives a file of `work/` a second name as a part: no byte is copied where the file system can link.
+    ///
+    /// # Errors
+    ///
+    /// [`LakeError::CreateFolder`], [`LakeError::Write`].
+    pub fn adopt(&self, from: &str, part: &str) -> Result<(), LakeError> {
+        let (from, path) = (self.absolute(from), self.absolute(part));
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)
+                .map_err(|source| LakeError::CreateFolder { path: folder.to_owned(), source })?;
+        }
+        if std::fs::hard_link(&from, &path).is_ok() {
+            return Ok(());
+        }
+        std::fs::copy(&from, &path).map(|_| ()).map_err(|source| LakeError::Write { path, source })
+    }
+
     /// Removes one file that nothing refers to any more; one that is not there is fine.
     ///
     /// # Errors

@@ -31,6 +31,7 @@ mod stages;
 mod suppressions;
 mod tables;
 mod tokens;
+mod vacuum;
 mod walks;
 
 #[cfg(test)]

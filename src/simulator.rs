@@ -130,6 +130,16 @@ impl Simulator {
         (people.openid(index), people.unionid(index), people.mp_openid(index))
     }
 
+    /// The openids of everybody who can be matched: they follow, the account sees their unionid, and the export of
+    /// [`write_users_csv`] with this world's options holds it.
+    pub fn matchable(&self) -> Vec<String> {
+        let (people, crowd) = (&self.world.people, self.world.crowd());
+        let users = self.world.options.users_options();
+        let matches =
+            |index: &u64| crowd.follows(*index) && people.is_bound(*index) && users.holds_unionid(people, *index);
+        users.indices().filter(matches).map(|index| people.openid(index)).collect()
+    }
+
     /// Moves the platform's clock.
     pub fn advance(&self, seconds: i64) {
         self.world.clock.advance(seconds);

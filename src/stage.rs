@@ -14,6 +14,7 @@ pub mod materialize_recipients;
 pub mod measure_coverage;
 pub mod publish;
 pub mod push_template;
+pub mod query;
 pub mod sql;
 pub mod tables;
 

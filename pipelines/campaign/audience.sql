@@ -11,4 +11,4 @@ join mall_users as u
     on u.openid = i.mp_openid
 where i.account = 'main'
     and i.miniprogram = 'mall'
-    and u.city = $city
+    and ($city = '*' or u.city = $city)

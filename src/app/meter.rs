@@ -1,39 +1,59 @@
 //! Counting read calls against the day's quota before they are made, for all processes together.
 //!
-//! Calls are reserved in the ledger in small blocks, so that a page of details costs no transaction; what is left of a
-//! block goes back when a stage ends. A crash therefore counts at most a block too many, never one too few.
+//! Calls are reserved in the ledger: details in small blocks, so that a page of them costs no transaction, everything
+//! else one by one. What is left of a block goes back when a stage ends; a crash therefore counts at most a block too
+//! many, never one too few. What WeChat answered is noted in memory (it must not hold up a call) and goes into the ledger
+//! with the next reservation or when the stage ends. Sends are not counted here: a push reserves its own.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use futures::future::BoxFuture;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::config::settings::Account;
 use crate::domain::{AccountName, QuotaDay};
 use crate::ledger::{Ledger, LedgerError, QuotaCharge};
 use crate::wechat::{CallEnd, CallMeter, Endpoint, Refused, StoreError};
 
+/// Calls for details reserved at once.
 const BLOCK: u64 = 32;
 /// The day's calls are used up.
 const QUOTA_SPENT: i64 = 45009;
+/// 45009 is said of a day and at times of a minute, and the client asks again where the figures say that calls remain.
+/// Refusals this long apart, with no answer between them, are not about a minute.
+const MINUTE_HAS_PASSED: TimeDelta = TimeDelta::seconds(90);
+/// An answer this shortly after midnight may belong to a call of the day before, and WeChat's midnight is not ours to
+/// the second: it must not close the new day.
+const MIDNIGHT: TimeDelta = TimeDelta::seconds(60);
 
+/// The meter of one account.
 pub struct LedgerMeter {
     ledger: Ledger,
     account: AccountName,
     ceilings: BTreeMap<String, u64>,
     clock: Clock,
-    held: Mutex<BTreeMap<Endpoint, Held>>,
+    notes: Mutex<Notes>,
     /// Reserving one block at a time: two tasks that both find none would reserve two.
     reserving: tokio::sync::Mutex<()>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Default)]
+struct Notes {
+    held: BTreeMap<(Endpoint, QuotaDay), Held>,
+    /// The first 45009 since a call of the endpoint was answered.
+    refused_since: BTreeMap<Endpoint, Timestamp>,
+}
+
+/// What this process knows of an endpoint's day and the ledger does not.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Held {
-    day: QuotaDay,
+    /// Reserved and not made.
     calls: u64,
     errors: u64,
+    /// WeChat refuses further calls.
     is_spent: bool,
 }
 
@@ -44,38 +64,47 @@ impl LedgerMeter {
             account: account.name.clone(),
             ceilings: account.quota.ceilings.clone(),
             clock,
-            held: Mutex::new(BTreeMap::new()),
+            notes: Mutex::new(Notes::default()),
             reserving: tokio::sync::Mutex::new(()),
         }
     }
 
-    /// Gives back what was reserved and not called, and records the errors seen.
+    /// Gives back what was reserved and not called, and records what was answered.
     ///
     /// # Errors
     ///
     /// [`LedgerError`]; what was not given back counts as called.
     pub async fn settle(&self) -> Result<(), LedgerError> {
-        let held = std::mem::take(&mut *self.held.lock().expect("nobody panics while counting"));
-        for (endpoint, held) in held {
+        let _one_at_a_time = self.reserving.lock().await;
+        self.flush().await
+    }
+
+    async fn flush(&self) -> Result<(), LedgerError> {
+        let held = std::mem::take(&mut self.notes().held);
+        for ((endpoint, day), held) in held {
             let name = endpoint.as_str();
+            // First what keeps others from calling, then the figures.
+            if held.is_spent {
+                self.ledger.mark_exhausted(&self.account, name, day, self.clock.now()).await?;
+            }
             if held.calls > 0 {
-                self.ledger.give_back_calls(&self.account, name, held.day, held.calls).await?;
+                self.ledger.give_back_calls(&self.account, name, day, held.calls).await?;
             }
             if held.errors > 0 {
-                self.ledger.add_errors(&self.account, name, held.day, held.errors).await?;
-            }
-            if held.is_spent {
-                self.ledger.mark_exhausted(&self.account, name, held.day, self.clock.now()).await?;
+                self.ledger.add_errors(&self.account, name, day, held.errors).await?;
             }
         }
         Ok(())
     }
 
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().expect("nobody panics while counting")
+    }
+
     fn take_one(&self, endpoint: Endpoint, day: QuotaDay) -> bool {
-        let mut held = self.held.lock().expect("nobody panics while counting");
-        match held.get_mut(&endpoint) {
-            Some(own) if own.day == day && own.calls > 0 => {
-                own.calls -= 1;
+        match self.notes().held.get_mut(&(endpoint, day)) {
+            Some(held) if held.calls > 0 && !held.is_spent => {
+                held.calls -= 1;
                 true
             }
             _ => false,
@@ -89,25 +118,25 @@ impl LedgerMeter {
         }
         let store = |error: LedgerError| Refused::Store(StoreError::new(error));
         let limit = self.limit(endpoint, day).await.map_err(store)?;
-        let block = if endpoint == Endpoint::UserGet { 1 } else { BLOCK };
         let charge = QuotaCharge { account: &self.account, endpoint: endpoint.as_str(), day, limit };
-        let mut granted = self.ledger.reserve_calls(&charge, block).await.map_err(store)?;
-        if granted == 0 {
-            let spread = self.clock.jitter(Duration::from_secs(240)) + Duration::from_secs(60);
-            let spread = chrono::TimeDelta::from_std(spread).unwrap_or_default();
-            return Err(Refused::QuotaSpent { until: day.next().starts_at() + spread });
+        // What WeChat refused, and what is left of another day, must be in the ledger before it is asked again.
+        if self.notes().held.iter().any(|((own, own_day), held)| *own == endpoint && (held.is_spent || *own_day != day))
+        {
+            self.flush().await.map_err(store)?;
         }
-        granted -= 1;
-        let mut held = self.held.lock().expect("nobody panics while counting");
-        let own = held.entry(endpoint).or_insert(Held { day, calls: 0, errors: 0, is_spent: false });
-        (own.day, own.calls) = (day, granted);
+        let granted = self.ledger.reserve_calls(&charge, block(endpoint)).await.map_err(store)?;
+        let Some(left) = granted.checked_sub(1) else {
+            let spread = self.clock.jitter(Duration::from_secs(240)) + Duration::from_secs(60);
+            let spread = TimeDelta::from_std(spread).unwrap_or_default();
+            return Err(Refused::QuotaSpent { until: day.next().starts_at() + spread });
+        };
+        self.notes().held.entry((endpoint, day)).or_default().calls += left;
         Ok(())
     }
 
-    /// Our ceiling, WeChat's own figure or its documented default: the lower of what is known. Token and quota calls
-    /// are counted, never refused.
+    /// Our ceiling, WeChat's own figure or its documented default: the lower of what is known.
     async fn limit(&self, endpoint: Endpoint, day: QuotaDay) -> Result<Option<u64>, LedgerError> {
-        if endpoint.is_token_call() || endpoint == Endpoint::QuotaGet {
+        if is_never_refused(endpoint) {
             return Ok(None);
         }
         let usage = self.ledger.usage(Some(&self.account), Some(day)).await?;
@@ -119,6 +148,37 @@ impl LedgerMeter {
             (one, other) => one.or(other),
         })
     }
+
+    pub(super) fn note_end(&self, endpoint: Endpoint, end: CallEnd, now: Timestamp) {
+        let notes = &mut *self.notes();
+        if end == CallEnd::Answered {
+            notes.refused_since.remove(&endpoint);
+            return;
+        }
+        notes.held.entry((endpoint, QuotaDay::of(now))).or_default().errors += 1;
+        if end != CallEnd::Refused(QUOTA_SPENT) || is_never_refused(endpoint) {
+            return;
+        }
+        let day = QuotaDay::of(now - MIDNIGHT);
+        let since = *notes.refused_since.entry(endpoint).or_insert(now);
+        if QuotaDay::of(since - MIDNIGHT) != day {
+            notes.refused_since.insert(endpoint, now);
+        } else if now - since >= MINUTE_HAS_PASSED {
+            notes.held.entry((endpoint, day)).or_default().is_spent = true;
+        }
+    }
+}
+
+/// Without a token nothing can be called, and `quota/get` is how one learns that there is quota again: both are counted
+/// and never refused, whatever was noted of them.
+fn is_never_refused(endpoint: Endpoint) -> bool {
+    endpoint.is_token_call() || endpoint == Endpoint::QuotaGet
+}
+
+/// How many calls are reserved at once. Only details come by the thousand; of the few others each would leave a block
+/// behind when its process is killed.
+pub(super) fn block(endpoint: Endpoint) -> u64 {
+    if matches!(endpoint, Endpoint::UserInfo | Endpoint::UserInfoBatchget) { BLOCK } else { 1 }
 }
 
 impl CallMeter for LedgerMeter {
@@ -130,15 +190,6 @@ impl CallMeter for LedgerMeter {
     }
 
     fn after(&self, endpoint: Endpoint, end: CallEnd) {
-        let errcode = match end {
-            CallEnd::Answered => return,
-            CallEnd::Refused(errcode) => Some(errcode),
-            CallEnd::NoAnswer => None,
-        };
-        let day = QuotaDay::of(self.clock.now());
-        let mut held = self.held.lock().expect("nobody panics while counting");
-        let own = held.entry(endpoint).or_insert(Held { day, calls: 0, errors: 0, is_spent: false });
-        own.errors += 1;
-        own.is_spent |= errcode == Some(QUOTA_SPENT);
+        self.note_end(endpoint, end, self.clock.now());
     }
 }

@@ -1,11 +1,21 @@
-//! `lianbo completions` (under construction)
+//! `lianbo completions SHELL`: a script for the shell to load, on stdout.
 
-use super::context::Context;
+use clap_complete::Shell;
+
+use super::context::{Context, print_line};
 use super::exit::{Exit, Failure};
 
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The shell that is to complete
+    #[arg(value_enum)]
+    shell: Shell,
+}
 
-pub async fn run(_context: &Context, _args: Args) -> Result<Exit, Failure> {
-    Err(Failure::Usage("not built yet".to_owned()))
+#[expect(clippy::unused_async, reason = "every command has one shape")]
+pub async fn run(_context: &Context, args: Args) -> Result<Exit, Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut super::command(), "lianbo", &mut script);
+    print_line(String::from_utf8_lossy(&script).trim_end());
+    Ok(Exit::Done)
 }

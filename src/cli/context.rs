@@ -7,11 +7,10 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Failure};
-use crate::app::App;
+use crate::app::{self, App};
 use crate::clock::Clock;
 use crate::config::settings::Settings;
 use crate::config::{self, Environment};
-use crate::scheduler::check;
 
 /// The arguments all commands take, and the clock.
 #[derive(Debug)]
@@ -54,7 +53,8 @@ impl Context {
     pub async fn checked_settings(&self) -> Result<Settings, Failure> {
         let root = self.root()?;
         let environment = Environment::of_process(&root);
-        check::load_and_check(&root, &environment, self.clock).await.map_err(Failure::Problems)
+        let checked = app::load_and_check(&root, &environment).await?;
+        checked.settings.ok_or(Failure::Problems(checked.problems))
     }
 
     /// The house, its ledger created where it is missing.

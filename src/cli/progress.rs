@@ -1,13 +1,15 @@
 //! Progress: bars with rate and time left on a terminal, a plain line now and then elsewhere.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
 use super::context::Context;
+use super::table::grouped;
 use crate::clock::Clock;
 use crate::stage::{Progress, ProgressSink};
 
@@ -56,10 +58,16 @@ impl Bars {
 
     fn begin(&self, progress: &Progress<'_>, now: Instant) -> Shown {
         let bar = matches!(self.mode, Mode::Bars).then(|| {
-            let style = ProgressStyle::with_template(
-                "{prefix:>16} {bar:30} {human_pos}/{human_len} {msg} {per_sec} {eta} left",
-            )
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style =
+                ProgressStyle::with_template("{prefix:>16} {bar:30} {done} of {all} {msg}, {rate}/s, {eta} left")
+                    .unwrap_or_else(|_| ProgressStyle::default_bar())
+                    .with_key("done", |state: &ProgressState, out: &mut dyn Write| put(out, &grouped(state.pos())))
+                    .with_key("all", |state: &ProgressState, out: &mut dyn Write| {
+                        put(out, &state.len().map_or_else(|| "?".to_owned(), grouped));
+                    })
+                    .with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
+                        put(out, &format!("{:.0}", state.per_sec()))
+                    });
             let bar = self.bars.add(ProgressBar::new(progress.total.unwrap_or(0)).with_style(style));
             bar.set_prefix(progress.stage.to_owned());
             bar.set_message(progress.unit);
@@ -92,6 +100,11 @@ impl ProgressSink for Bars {
             eprintln!("{}", line(progress, shown, now));
         }
     }
+}
+
+fn put(out: &mut dyn Write, text: &str) {
+    // A bar that cannot be drawn is not worth failing for.
+    let _ = out.write_str(text);
 }
 
 #[expect(clippy::cast_precision_loss, reason = "rates for people")]

@@ -1,11 +1,64 @@
-//! `lianbo quota` (under construction)
+//! `lianbo quota [ACCOUNT]`: calls used and left today, ours and WeChat's own figure.
 
 use super::context::Context;
 use super::exit::{Exit, Failure};
+use super::measures::local;
+use super::table::{grouped, plain};
+use super::token::find_account;
+use crate::scheduler::quotas::{AccountQuotas, EndpointQuota, quotas};
 
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The account, as the configuration names it; left out: every one
+    account: Option<String>,
+}
 
-pub async fn run(_context: &Context, _args: Args) -> Result<Exit, Failure> {
-    Err(Failure::Usage("not built yet".to_owned()))
+pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
+    let settings = context.settings()?;
+    let only = match &args.account {
+        Some(name) => Some(find_account(&settings, name)?.name.clone()),
+        None => None,
+    };
+    let app = context.existing_app().await?;
+    let hands = app.hands();
+    let views = quotas(hands, only.as_ref()).await?;
+    let zone = hands.settings.timezone;
+    context.print(&serde_json::json!({ "accounts": &views }), |_| {
+        let texts: Vec<String> = views.iter().map(|view| describe(view, zone)).collect();
+        texts.join("\n\n")
+    });
+    hands.ledger.close().await;
+    Ok(Exit::Done)
+}
+
+fn describe(view: &AccountQuotas, zone: chrono_tz::Tz) -> String {
+    let resets = local(view.resets_at, zone);
+    let header = ["call", "used", "errors", "limit", "reserve", "left", "WeChat: used", "of", "left"];
+    let table = plain(&header, view.endpoints.iter().map(row));
+    let mut text = format!("{}, quota day {} (begins anew {resets})\n{table}", view.account, view.day);
+    for endpoint in &view.endpoints {
+        if let Some(reason) = &endpoint.not_told {
+            text.push_str(&format!("\n{}: not told by WeChat: {reason}", endpoint.endpoint));
+        }
+        if let Some(at) = endpoint.exhausted_at {
+            let at = local(at, zone);
+            text.push_str(&format!("\n{}: WeChat refused further calls of the day at {at}", endpoint.endpoint));
+        }
+    }
+    text
+}
+
+fn row(quota: &EndpointQuota) -> Vec<String> {
+    let known = |number: Option<u64>| number.map(grouped).unwrap_or_default();
+    vec![
+        quota.endpoint.clone(),
+        grouped(quota.used),
+        grouped(quota.errors),
+        known(quota.limit),
+        if quota.reserve > 0 { grouped(quota.reserve) } else { String::new() },
+        known(quota.left),
+        known(quota.wechat.map(|says| says.used)),
+        known(quota.wechat.map(|says| says.limit)),
+        known(quota.wechat.map(|says| says.left)),
+    ]
 }

@@ -56,8 +56,10 @@ macro_rules! person_id {
 
         impl $name {
             /// Wraps an id as WeChat gave it, without surrounding white space (WeChat's own samples have some).
-            pub fn new(id: impl AsRef<str>) -> Self {
-                Self(id.as_ref().trim().to_owned())
+            pub fn new(id: impl Into<String>) -> Self {
+                let id = id.into();
+                let bare = id.trim();
+                if bare.len() == id.len() { Self(id) } else { Self(bare.to_owned()) }
             }
 
             pub fn as_str(&self) -> &str {

@@ -24,15 +24,18 @@ impl Session {
         mut sink: impl FnMut(Rows) -> Result<bool, E>,
     ) -> Result<(), E> {
         let columns = self.bind(sql, params)?;
+        // By place, not by name: two columns of a SELECT may have one name.
+        let inner: Vec<String> = (1..=columns.len()).map(|place| format!("_{place}")).collect();
         let casts: Vec<String> = columns
             .iter()
-            .map(|(name, ty)| match target_type(ty) {
-                Some(target) => format!("cast({0} as {target}) as {0}", quoted(name)),
-                None => quoted(name),
+            .zip(&inner)
+            .map(|((name, ty), inner)| match target_type(ty) {
+                Some(target) => format!("cast({inner} as {target}) as {}", quoted(name)),
+                None => format!("{inner} as {}", quoted(name)),
             })
             .collect();
         let select = sql.trim_end().trim_end_matches(';');
-        let wrapped = format!("select {} from (\n{select}\n)", casts.join(", "));
+        let wrapped = format!("select {} from (\n{select}\n) as _rows({})", casts.join(", "), inner.join(", "));
         let in_sql = |error: &duckdb::Error| EngineError::in_sql(error, sql, 1);
         let values = self.parameter_values(&wrapped, sql, params)?;
         let mut statement = self.connection.prepare(&wrapped).map_err(|error| in_sql(&error))?;
@@ -157,5 +160,19 @@ fn append(all: &mut Rows, more: Rows) {
             (Values::Date(values), Values::Date(extra)) => values.extend(extra),
             _ => unreachable!("every batch of a query has the same columns"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Engine;
+
+    #[test]
+    fn two_columns_of_one_name_keep_their_own_values() {
+        let session = Engine::new("100MB", 1, "spill", chrono_tz::UTC).session().unwrap();
+        let rows = session.query("select 1 as a, 2 as a, cast(3 as tinyint) as b order by 1", &Params::new()).unwrap();
+        let column = |name: &str, number| (name.to_owned(), Values::Integer(vec![Some(number)]));
+        assert_eq!(rows.columns, [column("a", 1), column("a", 2), column("b", 3)]);
     }
 }

@@ -55,7 +55,7 @@ impl Lake {
             .map(|(name, column_type)| Field::new(PlSmallStr::from_str(name.as_ref()), polars_type(*column_type)))
             .collect();
         let writer = ParquetWriter::new(BufWriter::new(second))
-            .with_compression(ParquetCompression::Zstd(None))
+            .with_compression(ParquetCompression::Snappy)
             .set_parallel(false)
             .batched(&fields)
             .map_err(|source| LakeError::WriteRows { path: unfinished.clone(), source })?;

@@ -1,16 +1,271 @@
-//! (room under construction)
+//! Everything that can be known to be wrong before anything runs: SQL that does not bind, tables nobody makes, messages
+//! that name what no recipient has, stages that wait for each other.
+//!
+//! The way: what each table holds is gathered on a [`shelf`] (declared columns, headers of exports, current snapshots) →
+//! `sql` stages are bound in the order of what they read, over all pipelines, each result going onto the shelf → recipient
+//! sets, checks and messages are judged against it ([`sql`], [`message`]). All in one session without any row, in
+//! milliseconds. What cannot be known yet (an export that is not there) is not guessed at: SQL that reads it is let pass.
+//!
+//! Not here: the keys of the files (`config`), running anything, asking WeChat.
 
-use std::path::Path;
+mod message;
+mod place;
+mod shelf;
+mod sql;
 
-use crate::clock::Clock;
-use crate::config::settings::Settings;
-use crate::config::{self, Environment, Problems};
+#[cfg(test)]
+mod tests;
 
-/// Loads and checks a workspace.
-pub async fn load_and_check(root: &Path, environment: &Environment, _clock: Clock) -> Result<Settings, Problems> {
-    let loaded = config::load(root, environment);
-    match loaded.settings {
-        Some(settings) => Ok(settings),
-        None => Err(loaded.problems),
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::place::within;
+use self::shelf::Shelf;
+use self::sql::Reading;
+use super::order;
+use crate::config::settings::{MeasureCoverage, ParamValue, Pipeline, Settings, SqlStage, Stage, StageKind};
+use crate::config::{Problems, nearest};
+use crate::domain::{PipelineName, StageName, TableName};
+use crate::engine::{Engine, EngineError, Param, Params, Session};
+use crate::ledger::SnapshotRecord;
+use crate::stage::measure_coverage;
+
+/// Name and DuckDB type of each column of a table.
+pub type Columns = Vec<(String, String)>;
+
+/// What is known of tables beside the settings.
+#[derive(Debug, Clone, Default)]
+pub struct KnownTables {
+    /// Columns of current snapshots, by table.
+    pub snapshots: BTreeMap<String, Columns>,
+    /// Tables of stages whose settings could not be read: they exist, and hold nobody knows what.
+    pub unread: BTreeSet<TableName>,
+}
+
+impl KnownTables {
+    /// The columns of the given snapshots, those of all slices of a table together.
+    pub fn of_snapshots(snapshots: &[SnapshotRecord]) -> Self {
+        let mut tables: BTreeMap<String, Columns> = BTreeMap::new();
+        for snapshot in snapshots {
+            let columns = tables.entry(snapshot.table.to_string()).or_default();
+            for column in &snapshot.columns {
+                if !has_column(columns, &column.0) {
+                    columns.push(column.clone());
+                }
+            }
+        }
+        Self { snapshots: tables, unread: BTreeSet::new() }
     }
+}
+
+/// Puts everything that is wrong with SQL, tables, messages and the order of stages into `problems`. Blocking; reads the
+/// first lines of exports, and writes nothing.
+///
+/// # Errors
+///
+/// [`EngineError::Open`] when DuckDB does not start.
+pub fn check(
+    settings: &Settings,
+    engine: &Engine,
+    known: &KnownTables,
+    problems: &mut Problems,
+) -> Result<(), EngineError> {
+    let session = engine.single_threaded().session()?;
+    for pipeline in settings.pipelines.values() {
+        order::check(settings, pipeline, &session, problems);
+    }
+    let shelf = Shelf::stock(settings, &session, known);
+    let mut checker = Checker {
+        settings,
+        session: &session,
+        known,
+        shelf,
+        problems,
+        begun: BTreeSet::new(),
+        set_columns: BTreeMap::new(),
+    };
+    for stage in all_stages(settings) {
+        checker.table_of_sql(stage);
+    }
+    for stage in all_stages(settings) {
+        checker.set(stage);
+    }
+    for stage in all_stages(settings) {
+        checker.rest(stage);
+    }
+    Ok(())
+}
+
+/// A stage with the pipeline it stands in.
+type InPipeline<'a> = (&'a Pipeline, &'a Stage);
+
+fn all_stages(settings: &Settings) -> impl Iterator<Item = InPipeline<'_>> {
+    settings.pipelines.values().flat_map(|pipeline| pipeline.stages.iter().map(move |stage| (pipeline, stage)))
+}
+
+struct Checker<'a> {
+    settings: &'a Settings,
+    session: &'a Session,
+    known: &'a KnownTables,
+    shelf: Shelf,
+    problems: &'a mut Problems,
+    /// `sql` stages that were looked at, or are being.
+    begun: BTreeSet<(PipelineName, StageName)>,
+    /// What the SELECT of a recipient set gives, where that is known.
+    set_columns: BTreeMap<(PipelineName, StageName), Columns>,
+}
+
+impl Checker<'_> {
+    /// Binds a `sql` stage after those whose tables it reads, wherever they stand.
+    fn table_of_sql(&mut self, (pipeline, stage): InPipeline<'_>) {
+        let StageKind::Sql(plan) = &stage.kind else { return };
+        if !self.begun.insert((pipeline.name.clone(), stage.name.clone())) {
+            return;
+        }
+        let facts = self.session.inspect(&plan.sql.text);
+        let settings = self.settings;
+        for table in facts.iter().flat_map(|facts| &facts.tables) {
+            let maker = all_stages(settings).find(|(_, other)| {
+                matches!(other.kind, StageKind::Sql(_))
+                    && other.table.as_ref().is_some_and(|own| own.as_str() == table.name)
+            });
+            if let Some(maker) = maker {
+                self.table_of_sql(maker);
+            }
+        }
+        let params = params_of(pipeline);
+        let given = self.judge(&Reading { sql: &plan.sql, params: &params, facts });
+        let Some(table) = &stage.table else { return };
+        match given.columns {
+            Some(columns) => {
+                self.upsert_keys(stage, plan, &columns);
+                let columns = self.with_columns_before(plan, table, columns);
+                self.shelf.put(self.session, table.as_str(), columns, given.types_are_known);
+            }
+            None => self.shelf.put_unknown(table.as_str()),
+        }
+    }
+
+    fn upsert_keys(&mut self, stage: &Stage, plan: &SqlStage, columns: &Columns) {
+        for key in plan.upsert_by.iter().filter(|key| !has_column(columns, key)) {
+            let message = format!("the SELECT of `{}` gives no column `{key}` to upsert by", stage.name);
+            self.problems.at(&stage.place, message).hint(column_hint(key, columns));
+        }
+    }
+
+    /// Rows that an upsert keeps bring their columns along.
+    fn with_columns_before(&self, plan: &SqlStage, table: &TableName, mut columns: Columns) -> Columns {
+        if let (false, Some(before)) = (plan.upsert_by.is_empty(), self.known.snapshots.get(table.as_str())) {
+            let missing: Vec<_> = before.iter().filter(|(name, _)| !has_column(&columns, name)).cloned().collect();
+            columns.extend(missing);
+        }
+        columns
+    }
+
+    /// Binds the SELECT of a recipient set.
+    fn set(&mut self, (pipeline, stage): InPipeline<'_>) {
+        let StageKind::MaterializeRecipients(plan) = &stage.kind else { return };
+        let params = params_of(pipeline);
+        let facts = self.session.inspect(&plan.sql.text);
+        let given = self.judge(&Reading { sql: &plan.sql, params: &params, facts });
+        let Some(columns) = given.columns else { return };
+        if !columns.iter().any(|(name, _)| name == "openid") {
+            let start = within(&self.settings.root, &plan.sql.text, &plan.sql.place, 0..1);
+            self.problems
+                .at(&start, "this SELECT gives no column `openid`")
+                .hint("give the account's openid of each recipient: identities.oa_openid as openid");
+        }
+        self.set_columns.insert((pipeline.name.clone(), stage.name.clone()), columns);
+    }
+
+    /// What is judged when every table is known.
+    fn rest(&mut self, (pipeline, stage): InPipeline<'_>) {
+        self.checks(pipeline, stage);
+        match &stage.kind {
+            StageKind::MeasureCoverage(plan) => self.segments(stage, plan),
+            StageKind::PushTemplate(plan) => self.messages(pipeline, stage, plan),
+            _ => {}
+        }
+    }
+
+    fn checks(&mut self, pipeline: &Pipeline, stage: &Stage) {
+        let Some(checks) = &stage.checks else { return };
+        if let Some(columns) = stage.table.as_ref().and_then(|table| self.shelf.columns(table.as_str())) {
+            let named = checks.not_null.iter().map(|column| ("not_null", column));
+            for (check, column) in named.chain(checks.unique.iter().map(|column| ("unique", column))) {
+                if !has_column(columns, column) {
+                    let message = format!("`{check}` names `{column}`, which `{}` has no column of", stage.name);
+                    self.problems.at(&stage.place, message).hint(column_hint(column, columns));
+                }
+            }
+        }
+        if let Some(sql) = &checks.sql {
+            let params = params_of(pipeline);
+            let facts = self.session.inspect(&sql.text);
+            self.judge(&Reading { sql, params: &params, facts });
+        }
+    }
+
+    /// A segment is a column of the profiles or of some users table.
+    fn segments(&mut self, stage: &Stage, plan: &MeasureCoverage) {
+        let tables = measure_coverage::read_tables(self.settings);
+        let read: Vec<&TableName> = tables.users.iter().chain([&tables.profiles]).collect();
+        let known: Vec<&Columns> = read.iter().filter_map(|table| self.shelf.columns(table.as_str())).collect();
+        if known.len() < read.len() {
+            return;
+        }
+        let place = plan.segments_place.as_ref().unwrap_or(&stage.place);
+        for segment in plan.segments.iter().filter(|segment| !known.iter().any(|columns| has_column(columns, segment)))
+        {
+            let columns: Columns = known.iter().flat_map(|columns| columns.iter().cloned()).collect();
+            let place = within(&self.settings.root, segment, place, 0..segment.len());
+            let message = format!("segment `{segment}` is a column of no users table and not of the profiles");
+            self.problems.at(&place, message).hint(column_hint(segment, &columns));
+        }
+    }
+}
+
+/// `$today`, `$run_at` and the pipeline's parameters, with values of their types.
+fn params_of(pipeline: &Pipeline) -> Params {
+    let declared = pipeline.params.iter().map(|(name, value)| {
+        let value = match value {
+            ParamValue::Text(text) => Param::Text(text.clone()),
+            ParamValue::Integer(number) => Param::Integer(*number),
+            ParamValue::Float(number) => Param::Float(*number),
+            ParamValue::Boolean(value) => Param::Boolean(*value),
+        };
+        (name.clone(), value)
+    });
+    let epoch = crate::clock::Timestamp::UNIX_EPOCH;
+    let own = [("today".to_owned(), Param::Date(epoch.date_naive())), ("run_at".to_owned(), Param::Timestamp(epoch))];
+    declared.chain(own).collect()
+}
+
+/// As SQL compares names.
+fn has_column(columns: &Columns, name: &str) -> bool {
+    columns.iter().any(|(own, _)| own.to_lowercase() == name.to_lowercase())
+}
+
+fn column_hint(name: &str, columns: &Columns) -> String {
+    hint(name, columns.iter().map(|(name, _)| name.as_str()), "columns")
+}
+
+/// The nearest of `known`, or where none is near the first of them.
+fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone, noun: &str) -> String {
+    const SHOWN: usize = 12;
+    if let Some(near) = nearest(name, known.clone()) {
+        return format!("did you mean `{near}`?");
+    }
+    let mut names: Vec<String> = Vec::new();
+    for name in known.map(|name| format!("`{name}`")) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if names.is_empty() {
+        return format!("there are no {noun} here");
+    }
+    let more = names.len().saturating_sub(SHOWN);
+    names.truncate(SHOWN);
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    format!("{noun} here: {}{more}", names.join(", "))
 }

@@ -17,7 +17,8 @@ pub struct Ordered {
     pub order: Vec<usize>,
     /// Stage → the stages it comes after.
     pub before: BTreeMap<StageName, Vec<StageName>>,
-    /// Stages that wait for each other; empty in a sound pipeline.
+    /// Stages that wait for each other, each for the next and the last for the first; empty in a sound pipeline. The
+    /// first is the one that stands first in the file.
     pub circle: Vec<StageName>,
 }
 
@@ -34,11 +35,14 @@ pub fn ordered(settings: &Settings, pipeline: &Pipeline, session: &Session) -> R
     Err(StageError::Rule(circle_text(&ordered.circle)))
 }
 
-/// Orders a pipeline and reports a circle at its first stage.
+/// Orders a pipeline and reports a circle at its first stage. A circle of `needs` alone is seen by who reads the files.
 pub fn check(settings: &Settings, pipeline: &Pipeline, session: &Session, problems: &mut Problems) -> Ordered {
     let ordered = order(settings, pipeline, session);
-    let first = ordered.circle.first().and_then(|name| pipeline.stages.iter().find(|stage| stage.name == *name));
-    if let Some(first) = first {
+    let stage = |name: &StageName| pipeline.stages.iter().find(|stage| stage.name == *name);
+    let followed = ordered.circle.iter().cycle().skip(1);
+    let is_told =
+        ordered.circle.iter().zip(followed).all(|(name, next)| stage(name).is_some_and(|own| own.needs.contains(next)));
+    if let (Some(first), false) = (ordered.circle.first().and_then(stage), is_told) {
         problems
             .at(&first.place, circle_text(&ordered.circle))
             .hint("a stage runs after those whose tables it reads; take one of these reads or `needs` away");
@@ -72,13 +76,32 @@ fn order(settings: &Settings, pipeline: &Pipeline, session: &Session) -> Ordered
             waits.iter().all(|name| !left.iter().any(|other| pipeline.stages[*other].name == *name))
         };
         let Some(next) = left.iter().copied().find(|index| is_ready(index)) else {
-            let circle = left.iter().map(|index| pipeline.stages[*index].name.clone()).collect();
+            let circle = circle(pipeline, &left, &before);
             return Ordered { order, before, circle };
         };
         order.push(next);
         left.retain(|index| *index != next);
     }
     Ordered { order, before, circle: Vec::new() }
+}
+
+/// One circle among stages of which each waits for another of them: what merely waits behind it is left out.
+fn circle(pipeline: &Pipeline, left: &[usize], before: &BTreeMap<StageName, Vec<StageName>>) -> Vec<StageName> {
+    let is_left = |name: &&StageName| left.iter().any(|index| pipeline.stages[*index].name == **name);
+    let mut way: Vec<&StageName> = Vec::new();
+    let mut next = left.first().map(|index| &pipeline.stages[*index].name);
+    while let Some(name) = next {
+        if let Some(at) = way.iter().position(|visited| *visited == name) {
+            way.drain(..at);
+            break;
+        }
+        way.push(name);
+        next = before[name].iter().find(is_left);
+    }
+    let place = |name: &StageName| pipeline.stages.iter().position(|stage| stage.name == *name);
+    let first = (0..way.len()).min_by_key(|at| place(way[*at])).unwrap_or(0);
+    way.rotate_left(first);
+    way.into_iter().cloned().collect()
 }
 
 /// Table → the stages that make it.
@@ -110,17 +133,16 @@ pub fn makes(stage: &Stage) -> Vec<String> {
 
 /// Every table a stage reads, as its keys and its SQL tell. SQL that cannot be read tells nothing here: checking says so.
 pub fn reads(settings: &Settings, stage: &Stage, session: &Session) -> Vec<String> {
-    let people = || {
-        let tables = measure_coverage::read_tables(settings);
-        tables.all().map(ToString::to_string).collect::<Vec<_>>()
-    };
     let mut tables: Vec<String> = match &stage.kind {
         StageKind::EnrichUnionids(plan) => vec![plan.from.to_string()],
         StageKind::JoinIdentities(plan) => {
+            let tables = measure_coverage::read_tables(settings);
             let users = users_tables(settings, plan);
-            people().into_iter().chain(users.iter().map(ToString::to_string)).collect()
+            users.iter().chain([&tables.followers, &tables.profiles]).map(ToString::to_string).collect()
         }
-        StageKind::MeasureCoverage(_) => people(),
+        StageKind::MeasureCoverage(_) => {
+            measure_coverage::read_tables(settings).all().map(ToString::to_string).collect()
+        }
         // Whoever is sent to must be a follower as of the newest walk.
         StageKind::MaterializeRecipients(_) => {
             let tables = measure_coverage::read_tables(settings);
@@ -152,4 +174,76 @@ pub fn sql_of(stage: &Stage) -> Vec<&SqlText> {
         _ => None,
     };
     own.into_iter().chain(stage.checks.as_ref().and_then(|Checks { sql, .. }| sql.as_ref())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{CONFIG_FILE, Environment, load};
+    use crate::engine::Engine;
+
+    /// The order of a pipeline's stages by name.
+    fn order_of(pipeline: &str, sql: &[(&str, &str)]) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let config = "[accounts.main]\napp_id = \"a\"\napp_secret = \"s\"\n[miniprograms.mall]\napp_id = \"m\"\n";
+        let stages = |path: &str| format!("pipelines/p/{path}.sql");
+        let files = sql.iter().map(|(name, text)| (stages(name), *text));
+        for (path, text) in files.chain([(CONFIG_FILE.to_owned(), config), ("pipelines/p.toml".to_owned(), pipeline)]) {
+            let path = folder.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let loaded = load(folder.path(), &Environment::default());
+        let settings = loaded.settings.unwrap_or_else(|| panic!("{}", loaded.problems));
+        let session = Engine::new("1GB", 1, folder.path().join("spill"), settings.timezone).session().unwrap();
+        let pipeline = &settings.pipelines["p"];
+        let ordered = ordered(&settings, pipeline, &session).unwrap();
+        ordered.order.into_iter().map(|index| pipeline.stages[index].name.to_string()).collect()
+    }
+
+    fn stage(name: &str, kind: &str, more: &str) -> String {
+        format!("[stages.{name}]\nkind = \"{kind}\"\n{more}\n")
+    }
+
+    #[test]
+    fn a_stage_runs_after_those_whose_tables_its_keys_name() {
+        let pipeline = stage("out", "publish", "tables = [\"coverage\"]")
+            + &stage("coverage", "measure_coverage", "")
+            + &stage("identities", "join_identities", "")
+            + &stage("users", "load_users", "source.files = \"data/*.csv\"")
+            + &stage("profiles", "enrich_unionids", "")
+            + &stage("followers", "extract_followers", "");
+        let order = order_of(&pipeline, &[]);
+        assert_eq!(order, ["users", "followers", "profiles", "coverage", "out", "identities"]);
+    }
+
+    #[test]
+    fn a_stage_runs_after_those_whose_tables_its_sql_reads() {
+        let pipeline =
+            stage("push", "push_template", "recipients = \"audience\"\ntemplate_id = \"t\"\ndata = { a = \"b\" }")
+                + &stage("audience", "materialize_recipients", "")
+                + &stage("late", "sql", "")
+                + &stage("early", "sql", "checks = { sql = \"select 1 from users, early\" }")
+                + &stage("changes", "sql", "")
+                + &stage("followers", "extract_followers", "")
+                + &stage("users", "load_users", "source.files = \"data/*.csv\"");
+        let sql = [
+            ("audience", "with late as (select 1) select openid from early"),
+            ("late", "select 1 as a from quarantine, early"),
+            ("early", "select 'o' as openid"),
+            ("changes", "select openid from follower_changes where openid not in (select openid from late)"),
+        ];
+        let order = order_of(&pipeline, &sql);
+        assert_eq!(order, ["followers", "users", "early", "audience", "push", "late", "changes"]);
+    }
+
+    #[test]
+    fn where_the_order_is_free_that_of_the_file_is_kept() {
+        let pipeline = stage("b", "sql", "needs = [\"c\"]")
+            + &stage("d", "sql", "")
+            + &stage("c", "sql", "")
+            + &stage("a", "sql", "");
+        let sql = ["a", "b", "c", "d"].map(|name| (name, "select 1 as one from deliveries, recipients"));
+        assert_eq!(order_of(&pipeline, &sql), ["d", "c", "b", "a"]);
+    }
 }

@@ -8,11 +8,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::app::App;
+use crate::app::{App, Checked, load_and_check};
 use crate::config::settings::Settings;
 use crate::config::{CONFIG_FILE, Environment};
 use crate::scheduler::alert::{Alert, AlertKind};
-use crate::scheduler::check;
 
 /// What is looked at: the settings, the variables beside them, the pipelines with their SQL.
 const ENVIRONMENT_FILE: &str = ".env";
@@ -49,15 +48,16 @@ impl Watcher {
         }
         self.known.clone_from(&self.last);
         let environment = Environment::of_process(&self.root);
-        let refused = match check::load_and_check(&self.root, &environment, app.hands().clock).await {
-            Ok(settings) => match rebuilt(app, settings) {
+        let refused = match load_and_check(&self.root, &environment).await {
+            Ok(Checked { settings: Some(settings), .. }) => match rebuilt(app, settings) {
                 Ok(changed) => {
                     tracing::info!("the files have changed: runs that begin from now on are under the new settings");
                     return Some(changed);
                 }
                 Err(why) => why,
             },
-            Err(problems) => problems.to_string().trim().to_owned(),
+            Ok(Checked { problems, .. }) => problems.to_string().trim().to_owned(),
+            Err(error) => error.to_string(),
         };
         tracing::error!("the files have changed and cannot be used; what held before goes on: {refused}");
         let alert = Alert {

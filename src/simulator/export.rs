@@ -52,6 +52,11 @@ impl UsersOptions {
         first..first + self.users
     }
 
+    /// Whether the export has this user's unionid.
+    pub(super) fn holds_unionid(&self, people: &People, index: u64) -> bool {
+        !people.happens(index, Trait::ExportedUnionid, self.blank_unionid_share)
+    }
+
     /// Followers and users together, everybody once.
     pub fn people(&self) -> u64 {
         self.indices().end.max(self.followers)
@@ -116,11 +121,10 @@ struct Row {
 impl Row {
     fn of(people: &People, index: u64, options: &UsersOptions) -> Self {
         let registered_at_seconds = people.before_the_beginning(index, Trait::Registered, TWO_YEARS_SECONDS);
-        let blank = people.happens(index, Trait::ExportedUnionid, options.blank_unionid_share);
         let since = people.before_the_beginning(index, Trait::LastLogin, TWO_YEARS_SECONDS);
         Self {
             openid: people.mp_openid(index),
-            unionid: if blank { String::new() } else { people.unionid(index) },
+            unionid: if options.holds_unionid(people, index) { people.unionid(index) } else { String::new() },
             nickname: people.nickname(index),
             city: people.city(index),
             registered_at_seconds,

@@ -1,7 +1,8 @@
 //! `enrich_unionids`: asks for the profile, and so the unionid, of followers whose profile is missing or stale.
 //!
 //! The way: the engine streams the openids that need asking → batches of 100 go out `concurrency` wide → answers gather in
-//! parts of at most 50 batches, each recorded as soon as it is whole, so that a crash repeats at most those on their way →
+//! parts of at most 32 batches, each written while the next gathers and recorded as soon as it is whole, so that a crash
+//! repeats at most 100 calls →
 //! one pass merges them with the profiles before. A unionid that moved or that two openids share is asked for once more,
 //! singly, before it is believed.
 
@@ -22,13 +23,15 @@ use crate::config::settings::EnrichUnionids;
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
 use crate::engine::{Engine, Param, Params, TableSource};
+use crate::lake::{LakeError, Part};
 use crate::ledger::SnapshotRecord;
 use crate::wechat::{ProfileBatch, WeChat, WeChatError};
 
 /// Openids in one call (WeChat's own limit).
 const BATCH: usize = 100;
-/// Calls gathered into one part: what a crash repeats at most, with those in flight.
-const CALLS_A_PART: usize = 50;
+/// Calls gathered into one part. A crash repeats at most the part being written, the one being gathered, and those in
+/// flight (`concurrency`, 32 by default): under 100 calls.
+const CALLS_A_PART: usize = 32;
 
 /// Asks for what is missing in every account of the stage; one that fails keeps its old rows, and its answers for the next run.
 ///
@@ -157,7 +160,6 @@ pub(super) async fn fetched_source(cx: &StageContext<'_>, account: &AccountName)
     })
 }
 
-/// Newest followers first: with a budget, they are asked for before the others.
 const NEEDED: &str = "
 select followers.openid
 from followers
@@ -186,6 +188,7 @@ async fn ask(
         calls: JoinSet::new(),
         asked: 0,
         total,
+        flushing: None,
     };
     let width = cx.hands.account(account).concurrency.max(1);
     let mut budget = plan.budget.unwrap_or(u64::MAX);
@@ -213,11 +216,12 @@ async fn stream_needed(
         for table in &tables {
             session.add_table(table)?;
         }
-        session.execute(&format!("create temp table needed as {NEEDED}"), &params)?;
+        let is_first = tables.iter().all(|table| table.name == "followers" || table.parts.is_empty());
+        let needed = if is_first { "select openid from followers where active" } else { NEEDED };
         // Nobody waits for the total any more when the caller was interrupted: the send below then ends this thread.
-        let _ = tell_total.send(session.count("select count(*) from needed", &Params::new())?);
+        let _ = tell_total.send(session.count(&format!("select count(*) from ({needed})"), &params)?);
         let mut batch = Vec::with_capacity(BATCH);
-        session.stream::<StageError>("select openid from needed", &Params::new(), |rows| {
+        session.stream::<StageError>(needed, &params, |rows| {
             let [(_, Values::Text(openids))] = rows.columns.as_slice() else { return Ok(false) };
             for openid in openids.iter().flatten() {
                 batch.push(OpenId::new(openid));
@@ -252,6 +256,7 @@ struct Asking<'a, 'b> {
     calls: JoinSet<CallResult>,
     asked: u64,
     total: u64,
+    flushing: Option<tokio::task::JoinHandle<Result<Part, LakeError>>>,
 }
 
 impl Asking<'_, '_> {
@@ -299,20 +304,33 @@ impl Asking<'_, '_> {
         self.asked += u64::try_from(batch.len()).unwrap_or(u64::MAX);
         self.part.add(answer, self.cx.hands.clock.now());
         self.cx.tell("details", self.asked, Some(self.total));
-        if self.part.calls() >= CALLS_A_PART { self.flush().await } else { Ok(()) }
+        if self.part.calls() >= CALLS_A_PART { self.begin_flush().await } else { Ok(()) }
     }
 
-    /// Writes the gathered answers as a part and records it.
-    async fn flush(&mut self) -> Result<(), StageError> {
+    /// Writes the gathered answers on a thread of its own while the next are asked for; one such at a time.
+    async fn begin_flush(&mut self) -> Result<(), StageError> {
+        self.end_flush().await?;
         if self.part.is_empty() {
             return Ok(());
         }
         let full = std::mem::replace(&mut self.part, ProfilePart::new(self.account.clone()));
         let lake = self.cx.hands.lake.clone();
         let path = format!("work/profiles/{}/{}.parquet", self.account, self.cx.new_snapshot_id());
-        let part = tokio::task::spawn_blocking(move || full.write(&lake, &path)).await??;
+        self.flushing = Some(tokio::task::spawn_blocking(move || full.write(&lake, &path)));
+        Ok(())
+    }
+
+    async fn end_flush(&mut self) -> Result<(), StageError> {
+        let Some(flushing) = self.flushing.take() else { return Ok(()) };
+        let part = flushing.await??;
         let now = self.cx.hands.clock.now();
         Ok(self.cx.hands.ledger.record_profile_part(self.account, &part.path, part.rows, now).await?)
+    }
+
+    /// Writes and records everything that is gathered.
+    async fn flush(&mut self) -> Result<(), StageError> {
+        self.begin_flush().await?;
+        self.end_flush().await
     }
 }
 

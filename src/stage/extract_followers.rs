@@ -341,7 +341,8 @@ fn merge_in_engine(
     for table in [&inputs.before, &inputs.walk, &inputs.marks] {
         session.add_table(table)?;
     }
-    let followers = session.copy(MERGE, params, &inputs.followers_target)?;
+    let is_plain = inputs.before.parts.is_empty() && inputs.marks.parts.is_empty();
+    let followers = session.copy(if is_plain { FIRST } else { MERGE }, params, &inputs.followers_target)?;
     session.add_table(&TableSource {
         name: "after".to_owned(),
         columns: inputs.before.columns.clone(),
@@ -355,9 +356,15 @@ fn merge_in_engine(
     session.add_table(inputs.old_changes.as_ref().unwrap_or(&old))?;
     let changes_sql = if inputs.is_first { "select * from old_changes" } else { CHANGES };
     let changes = session.copy(changes_sql, params, &inputs.changes_target)?;
-    let active = session.count("select count(*) from after where active", &Params::new())?;
+    let active =
+        if is_plain { followers.rows } else { session.count("select count(*) from after where active", &Params::new())? };
     Ok(Merged { followers, changes, active })
 }
+
+/// With nothing before it, a walk is the table.
+const FIRST: &str = "
+select $account as account, openid, $walked_at as first_seen_at, $walked_at as last_seen_at, true as active
+from walk group by openid";
 
 const MERGE: &str = "
 select

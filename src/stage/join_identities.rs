@@ -26,9 +26,14 @@ pub async fn run(cx: &StageContext<'_>, plan: &JoinIdentities) -> Result<StageOu
     let people = People::of(&cx.hands.settings, &users);
     let made = write_table(cx, &table, &people.identities(), &[]).await?;
     let conflicts_table = TableName::new("identity_conflicts");
-    let conflicts = write_table(cx, &conflicts_table, &people.conflicts(), &["date".to_owned()]).await?;
-    let (rows_in, rows_out, conflict_rows) = (made.rows_in, made.rows, conflicts.rows);
-    let snapshots = vec![made.into_snapshot(&table).record(cx), conflicts.into_snapshot(&conflicts_table).record(cx)];
+    let (rows_in, rows_out) = (made.rows_in, made.rows);
+    let joined = made.into_snapshot(&table).record(cx);
+    let mut visible = cx.visible.clone();
+    visible.add([joined.clone()]);
+    let after = StageContext { visible: &visible, calls: cx.calls.clone(), ..*cx };
+    let conflicts = write_table(&after, &conflicts_table, &conflicts(table.as_str()), &["date".to_owned()]).await?;
+    let conflict_rows = conflicts.rows;
+    let snapshots = vec![joined, conflicts.into_snapshot(&conflicts_table).record(cx)];
     let detail = json!({ "users_tables": users, "conflicts": conflict_rows });
     Ok(StageOutcome::Done(StageReport { rows_in, rows_out, snapshots, detail, failed_slices: Vec::new() }))
 }
@@ -83,28 +88,27 @@ join ({users}) as users on users.unionid = profiles.unionid",
             users = self.users
         )
     }
+}
 
-    fn conflicts(&self) -> String {
-        format!(
-            "select $today as date, cast(null as varchar) as account, users.miniprogram, users.openid, users.unionid,
-       firsts.openid as other, 'several_users' as reason
-from ({users}) as users
-join (
-    select miniprogram, unionid, min(openid) as openid from ({users}) as all_users
-    where unionid is not null group by miniprogram, unionid having count(*) > 1
-) as firsts on firsts.miniprogram = users.miniprogram and firsts.unionid = users.unionid
-where users.openid <> firsts.openid
-union all
-select $today as date, profiles.account, cast(null as varchar) as miniprogram, profiles.openid, profiles.unionid,
-       firsts.openid as other, 'several_followers' as reason
-from {profiles} as profiles
-join (
-    select account, unionid, min(openid) as openid from {profiles} as all_profiles
-    where unionid is not null group by account, unionid having count(*) > 1
-) as firsts on firsts.account = profiles.account and firsts.unionid = profiles.unionid
-where profiles.openid <> firsts.openid",
-            profiles = self.profiles,
-            users = self.users
-        )
-    }
+/// Unionids that tie several openids of one side together, among the joined.
+fn conflicts(identities: &str) -> String {
+    format!(
+        "with doubled as (
+    select unionid, account, miniprogram, min(oa_openid) as oa_openid, min(mp_openid) as mp_openid
+    from {identities} group by unionid, account, miniprogram having count(*) > 1
+)
+select $today as date, joined.account, joined.miniprogram, joined.mp_openid as openid, joined.unionid,
+       doubled.mp_openid as other, 'several_users' as reason
+from {identities} as joined
+join doubled on doubled.unionid = joined.unionid and doubled.account = joined.account
+ and doubled.miniprogram = joined.miniprogram
+where joined.mp_openid <> doubled.mp_openid
+union
+select $today as date, joined.account, joined.miniprogram, joined.oa_openid as openid, joined.unionid,
+       doubled.oa_openid as other, 'several_followers' as reason
+from {identities} as joined
+join doubled on doubled.unionid = joined.unionid and doubled.account = joined.account
+ and doubled.miniprogram = joined.miniprogram
+where joined.oa_openid <> doubled.oa_openid"
+    )
 }

@@ -66,6 +66,20 @@ pub async fn export(hands: &Hands, visible: &Visible, name: &str) -> Result<Tabl
     Ok(source)
 }
 
+/// Removes what [`export`] wrote, when nobody reads it any more.
+///
+/// # Errors
+///
+/// [`StageError::Lake`] when a file cannot be removed.
+pub fn discard(hands: &Hands, source: &TableSource) -> Result<(), StageError> {
+    for part in &source.parts {
+        if let Ok(relative) = part.strip_prefix(hands.lake.root()) {
+            hands.lake.remove(&relative.to_string_lossy())?;
+        }
+    }
+    Ok(())
+}
+
 /// What events said of an account's followers since its last walk, as the table `_marks`.
 ///
 /// # Errors

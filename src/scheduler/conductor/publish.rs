@@ -8,16 +8,17 @@ use crate::ledger::{Lease, Run, StageRecord};
 use crate::stage::StageError;
 
 impl Conductor {
-    /// Moves every pointer of the run in one transaction, rewrites the catalog, and drops pages and details that are
-    /// merged now. A crash in between is repaired by the next run.
-    pub(super) async fn publish(&self, lease: &Lease, run: &Run, records: &[StageRecord]) -> Result<(), StageError> {
+    /// Moves every pointer of the run in one transaction, and drops pages and details that are merged now. The catalog is
+    /// rewritten when something goes out next (`goes_out`); at a run's end it is anyway. A crash in between is repaired by
+    /// the next command.
+    pub(super) async fn publish(&self, lease: &Lease, run: &Run, records: &[StageRecord], goes_out: bool) -> Result<(), StageError> {
         let hands = &self.hands;
         let moved = hands.ledger.publish(lease, &run.run_id, hands.clock.now()).await?;
         if moved.is_empty() {
             return Ok(());
         }
         tracing::info!(tables = moved.len(), "published {} tables", moved.len());
-        if let Err(error) = crate::scheduler::catalog::refresh(hands).await {
+        if goes_out && let Err(error) = crate::scheduler::catalog::refresh(hands).await {
             tracing::warn!("the catalog stays as it was: {}", super::stages::chain(&error));
         }
         for record in records {

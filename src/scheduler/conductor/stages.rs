@@ -119,7 +119,7 @@ impl<'a> Stages<'a> {
                     self.skip(stage, &reason).await?;
                     continue;
                 }
-                self.publish().await?;
+                self.publish(true).await?;
                 if let Some(waiting) = self.confirm(stage, watch).await? {
                     return Ok(waiting);
                 }
@@ -133,7 +133,7 @@ impl<'a> Stages<'a> {
         if let Some(reason) = self.failure() {
             return Ok(Carried::Failed { reason });
         }
-        self.publish().await?;
+        self.publish(false).await?;
         let is_partial =
             self.records.values().any(|record| matches!(record.status, StageStatus::Partial | StageStatus::Failed));
         Ok(Carried::ToTheEnd { is_partial })
@@ -172,9 +172,9 @@ impl<'a> Stages<'a> {
         })
     }
 
-    async fn publish(&self) -> Result<(), StageError> {
+    async fn publish(&self, goes_out: bool) -> Result<(), StageError> {
         let records: Vec<StageRecord> = self.records.values().cloned().collect();
-        self.conductor.publish(self.lease, self.run, &records).await
+        self.conductor.publish(self.lease, self.run, &records, goes_out).await
     }
 
     /// Asks before the first send of a push, where there is somebody to ask.

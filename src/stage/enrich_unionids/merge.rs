@@ -39,7 +39,13 @@ pub async fn merge(
     let fetched =
         TableSource { parts: parts.iter().map(|(_, path)| lake.absolute(path)).collect(), ..inputs.fetched.clone() };
     let tables = vec![inputs.followers.clone(), inputs.profiles.clone(), fetched];
-    let doubtful = doubtful(cx, tables.clone()).await?;
+    // Answers of this run alone are of disjoint batches.
+    let may_be_doubled = !inputs.fetched.parts.is_empty();
+    let looked = look(cx, tables.clone(), may_be_doubled).await?;
+    if looked.is_plain && !parts.is_empty() {
+        return adopt(cx, table, account, (inputs, tables), (parts, &looked)).await;
+    }
+    let doubtful = looked.doubtful;
     let mut confirmed = TableSource { name: "confirmed".to_owned(), parts: Vec::new(), ..inputs.fetched.clone() };
     if !doubtful.is_empty() {
         tracing::warn!(account = %account, people = doubtful.len(), "unionids in doubt: asking singly for {} people", doubtful.len());
@@ -95,22 +101,109 @@ fn old_changes(cx: &StageContext<'_>, account: &AccountName) -> TableSource {
     cx.visible.slice_source(&cx.hands.lake, ("identity_changes", account.as_str()), "changes_before", columns)
 }
 
-async fn doubtful(cx: &StageContext<'_>, tables: Vec<TableSource>) -> Result<Vec<OpenId>, StageError> {
+/// What one look at the fetched profiles tells.
+struct Look {
+    doubtful: Vec<OpenId>,
+    /// No profiles before, each openid once, nobody in doubt: the parts are the table.
+    is_plain: bool,
+    rows: u64,
+    with_unionid: u64,
+    not_asked: u64,
+}
+
+async fn look(cx: &StageContext<'_>, tables: Vec<TableSource>, may_be_doubled: bool) -> Result<Look, StageError> {
     blocking(&cx.hands.engine, cx.stop, move |session| {
+        let has_before = tables.iter().any(|table| table.name == "profiles_before" && !table.parts.is_empty());
         for table in &tables {
             session.add_table(table)?;
         }
-        session.run(LATEST)?;
-        let mut openids = HashSet::new();
-        session.stream::<StageError>(DOUBTFUL, &Params::new(), |rows| {
-            if let Some((_, Values::Text(found))) = rows.columns.first() {
-                openids.extend(found.iter().flatten().map(OpenId::new));
-            }
-            Ok(true)
-        })?;
-        Ok(openids.into_iter().collect())
+        let is_doubled = make_latest(session, may_be_doubled)?;
+        let count = |what: &str| session.count(&format!("select count({what}) from latest"), &Params::new());
+        let (rows, with_unionid) = (count("*")?, count("unionid")?);
+        let is_shared = count("distinct unionid")? < with_unionid;
+        let mut doubtful = HashSet::new();
+        if has_before || is_shared {
+            session.stream::<StageError>(DOUBTFUL, &Params::new(), |rows| {
+                if let Some((_, Values::Text(found))) = rows.columns.first() {
+                    doubtful.extend(found.iter().flatten().map(OpenId::new));
+                }
+                Ok(true)
+            })?;
+        }
+        let is_plain = !has_before && !is_doubled && doubtful.is_empty();
+        let not_asked = if is_plain {
+            session.count(&format!("select count(*) from (select 1 {NOT_ASKED_FROM})"), &Params::new())?
+        } else {
+            0
+        };
+        Ok(Look { doubtful: doubtful.into_iter().collect(), is_plain, rows, with_unionid, not_asked })
     })
     .await
+}
+
+/// The fetched parts become the table's parts as they are, with one more for whoever was not asked.
+async fn adopt(
+    cx: &StageContext<'_>,
+    table: &TableName,
+    account: &AccountName,
+    (inputs, tables): (&Inputs, Vec<TableSource>),
+    (parts, look): (&[(i64, String)], &Look),
+) -> Result<MergedProfiles, StageError> {
+    let lake = &cx.hands.lake;
+    let id = cx.new_snapshot_id();
+    let mut paths = Vec::new();
+    let mut bytes = 0;
+    for (_, part) in parts {
+        let number = u32::try_from(paths.len() + 1).unwrap_or(u32::MAX);
+        let path = Lake::part_path(table, account.as_str(), &id, number);
+        lake.adopt(part, &path)?;
+        bytes += lake.size_bytes(&path)?;
+        paths.push(path);
+    }
+    let mut rows = look.rows;
+    if look.not_asked > 0 {
+        let path = Lake::part_path(table, account.as_str(), &id, 0);
+        let target = lake.absolute(&path);
+        let params = Params::from([("account".to_owned(), Param::Text(account.to_string()))]);
+        let written = blocking(&cx.hands.engine, cx.stop, move |session| {
+            for table in &tables {
+                session.add_table(table)?;
+            }
+            make_latest(session, false)?;
+            let columns = table_spec("profiles").expect("profiles is declared").sql_columns();
+            let casts: Vec<String> = columns
+                .iter()
+                .map(|(name, ty)| match name.as_str() {
+                    "account" => "$account as account".to_owned(),
+                    "openid" => "followers.openid".to_owned(),
+                    "unionid_missing" => "'not_asked' as unionid_missing".to_owned(),
+                    _ => format!("cast(null as {ty}) as {name}"),
+                })
+                .collect();
+            Ok(session.copy(&format!("select {} {NOT_ASKED_FROM}", casts.join(", ")), &params, &target)?)
+        })
+        .await?;
+        rows += written.rows;
+        bytes += written.bytes;
+        paths.push(path);
+    }
+    let snapshot = NewSnapshot {
+        table: table.clone(),
+        slice: account.to_string(),
+        id,
+        as_of: inputs.as_of,
+        rows,
+        bytes,
+        parts: paths,
+        columns: table_spec("profiles").expect("profiles is declared").sql_columns(),
+    };
+    Ok(MergedProfiles {
+        profiles: snapshot.record(cx),
+        changes: None,
+        with_unionid: look.with_unionid,
+        not_asked: look.not_asked,
+        quarantined: 0,
+    })
 }
 
 struct Pass {
@@ -134,17 +227,20 @@ impl Pass {
         for table in self.tables.iter().chain([&self.confirmed, &self.changes_before]) {
             session.add_table(table)?;
         }
-        session.run(LATEST)?;
-        session.run(&format!("create temp table doubtful as {DOUBTFUL}"))?;
-        let profiles = session.copy(MERGE, params, &self.profiles_target)?;
+        make_latest(session, true)?;
+        let has_doubts = !self.confirmed.parts.is_empty();
+        if has_doubts {
+            session.run(&format!("create temp table doubtful as {DOUBTFUL}"))?;
+        }
+        let has_before = self.tables.iter().any(|table| table.name == "profiles_before" && !table.parts.is_empty());
+        let profiles = session.copy(&merge_sql(has_before, has_doubts), params, &self.profiles_target)?;
         session.add_table(&TableSource {
             name: "after".to_owned(),
             columns: table_spec("profiles").expect("profiles is declared").sql_columns(),
             parts: vec![self.profiles_target.clone()],
         })?;
         let count = |what: &str| session.count(&format!("select count(*) from {what}"), params);
-        let has_changes = !self.confirmed.parts.is_empty();
-        let changes = if has_changes { Some(session.copy(CHANGES, params, &self.changes_target)?) } else { None };
+        let changes = if has_doubts { Some(session.copy(CHANGES, params, &self.changes_target)?) } else { None };
         Ok(PassDone {
             profiles,
             changes,
@@ -155,12 +251,24 @@ impl Pass {
     }
 }
 
-/// The newest answer of each openid.
-const LATEST: &str = "
-create or replace temp view latest as
-select * from (
-    select *, row_number() over (partition by openid order by fetched_at desc) as newest from fetched
-) where newest = 1";
+/// The newest answer of each openid. Only a crash makes two of one; then they are ranked, and
+/// the answer is true.
+fn make_latest(session: &Session, may_be_doubled: bool) -> Result<bool, StageError> {
+    let doubled = if may_be_doubled {
+        session.count("select count(*) - count(distinct openid) from fetched", &Params::new())?
+    } else {
+        0
+    };
+    let from = if doubled == 0 {
+        "select * from fetched"
+    } else {
+        "select * from (
+            select *, row_number() over (partition by openid order by fetched_at desc) as newest from fetched
+        ) where newest = 1"
+    };
+    session.run(&format!("create or replace temp view latest as {from}"))?;
+    Ok(doubled > 0)
+}
 
 const DOUBTFUL: &str = "
 select latest.openid
@@ -180,60 +288,95 @@ join (
     select unionid from latest where unionid is not null group by unionid having count(*) > 1
 ) as shared on shared.unionid = latest.unionid";
 
-const MERGE: &str = "
-with believed as (
-    select
-        latest.openid,
-        case
-            when doubtful.openid is null then latest.unionid
-            when confirmed.unionid = latest.unionid then latest.unionid
-        end as unionid,
-        case
-            when doubtful.openid is not null and confirmed.unionid is distinct from latest.unionid then 'quarantined'
-            else latest.unionid_missing
-        end as unionid_missing,
-        latest.subscribe, latest.subscribe_time, latest.subscribe_scene, latest.qr_scene, latest.qr_scene_str,
-        latest.tagid_list, latest.language, latest.remark, latest.groupid, latest.fetched_at
-    from latest
-    left join (select openid from doubtful group by openid) as doubtful on doubtful.openid = latest.openid
-    left join confirmed on confirmed.openid = latest.openid
-),
-known as (
-    select openid from believed
-    union
-    select openid from profiles_before where coalesce(unionid_missing, '') <> 'not_asked'
+/// The merge, without the joins that have nothing to join.
+fn merge_sql(has_before: bool, has_doubts: bool) -> String {
+    let (unionid, missing) = if has_doubts {
+        (
+            "case when doubtful.openid is null then latest.unionid
+                  when confirmed.unionid = latest.unionid then latest.unionid end",
+            "case when doubtful.openid is not null and confirmed.unionid is distinct from latest.unionid
+                  then 'quarantined' else latest.unionid_missing end",
+        )
+    } else {
+        ("latest.unionid", "latest.unionid_missing")
+    };
+    let doubts = if has_doubts {
+        "left join (select openid from doubtful group by openid) as doubtful on doubtful.openid = latest.openid
+         left join confirmed on confirmed.openid = latest.openid"
+    } else {
+        ""
+    };
+    let columns: Vec<String> = CARRIED
+        .iter()
+        .map(|name| if has_before { format!("coalesce(believed.{name}, before.{name}) as {name}") } else { format!("believed.{name}") })
+        .collect();
+    let (known_unionid, known_missing) = if has_before {
+        (
+            "case when believed.unionid_missing = 'quarantined' then null
+                  else coalesce(believed.unionid, before.unionid) end as unionid",
+            "case when believed.unionid_missing = 'quarantined' then 'quarantined'
+                  when coalesce(believed.unionid, before.unionid) is not null then null
+                  else coalesce(believed.unionid_missing, before.unionid_missing) end as unionid_missing",
+        )
+    } else {
+        ("believed.unionid", "believed.unionid_missing")
+    };
+    let mut sql = format!(
+        "with believed as (
+    select latest.openid, {unionid} as unionid, {missing} as unionid_missing, {carried}
+    from latest {doubts}
 )
-select
-    $account as account,
-    known.openid,
-    case
-        when believed.unionid_missing = 'quarantined' then null
-        else coalesce(believed.unionid, before.unionid)
-    end as unionid,
-    case
-        when believed.unionid_missing = 'quarantined' then 'quarantined'
-        when coalesce(believed.unionid, before.unionid) is not null then null
-        else coalesce(believed.unionid_missing, before.unionid_missing)
-    end as unionid_missing,
-    coalesce(believed.subscribe, before.subscribe) as subscribe,
-    coalesce(believed.subscribe_time, before.subscribe_time) as subscribe_time,
-    coalesce(believed.subscribe_scene, before.subscribe_scene) as subscribe_scene,
-    coalesce(believed.qr_scene, before.qr_scene) as qr_scene,
-    coalesce(believed.qr_scene_str, before.qr_scene_str) as qr_scene_str,
-    coalesce(believed.tagid_list, before.tagid_list) as tagid_list,
-    coalesce(believed.language, before.language) as language,
-    coalesce(believed.remark, before.remark) as remark,
-    coalesce(believed.groupid, before.groupid) as groupid,
-    coalesce(believed.fetched_at, before.fetched_at) as fetched_at
-from known
-left join believed on believed.openid = known.openid
-left join profiles_before as before on before.openid = known.openid
+select $account as account, believed.openid, {known_unionid}, {known_missing}, {columns}
+from believed {before}",
+        carried = CARRIED.map(|name| format!("latest.{name}")).join(", "),
+        columns = columns.join(", "),
+        before = if has_before { "left join profiles_before as before on before.openid = believed.openid" } else { "" },
+    );
+    if has_before {
+        sql.push_str(KEPT);
+    }
+    sql.push_str(NOT_ASKED);
+    sql.push_str(NOT_ASKED_FROM);
+    if has_before {
+        sql.push_str(NOT_ASKED_BEFORE);
+    }
+    sql
+}
+
+/// What is taken from an answer as it is, or from the one before where it is missing.
+const CARRIED: [&str; 10] = [
+    "subscribe",
+    "subscribe_time",
+    "subscribe_scene",
+    "qr_scene",
+    "qr_scene_str",
+    "tagid_list",
+    "language",
+    "remark",
+    "groupid",
+    "fetched_at",
+];
+
+const KEPT: &str = "
+union all
+select before.account, before.openid, before.unionid, before.unionid_missing, before.subscribe, before.subscribe_time,
+       before.subscribe_scene, before.qr_scene, before.qr_scene_str, before.tagid_list, before.language, before.remark,
+       before.groupid, before.fetched_at
+from profiles_before as before
+where coalesce(before.unionid_missing, '') <> 'not_asked'
+  and not exists (select 1 from latest where latest.openid = before.openid)";
+
+const NOT_ASKED: &str = "
 union all
 select
-    $account, followers.openid, null, 'not_asked', null, null, null, null, null, null, null, null, null, null
+    $account, followers.openid, null, 'not_asked', null, null, null, null, null, null, null, null, null, null";
+
+const NOT_ASKED_FROM: &str = "
 from followers
 where followers.active
-  and not exists (select 1 from believed where believed.openid = followers.openid)
+  and not exists (select 1 from latest where latest.openid = followers.openid)";
+
+const NOT_ASKED_BEFORE: &str = "
   and not exists (
       select 1 from profiles_before
       where profiles_before.openid = followers.openid
@@ -276,12 +419,15 @@ mod tests {
             };
             session.add_table(&TableSource { name: name.to_owned(), columns, parts: Vec::new() }).unwrap();
         }
-        session.run(LATEST).unwrap();
+        make_latest(&session, true).unwrap();
         session.run(&format!("create temp table doubtful as {DOUBTFUL}")).unwrap();
         let params = Params::from([("account".to_owned(), Param::Text("main".to_owned()))]);
-        let given: Vec<String> = session.bind(MERGE, &params).unwrap().into_iter().map(|(name, _)| name).collect();
         let declared: Vec<String> =
             table_spec("profiles").unwrap().sql_columns().into_iter().map(|(name, _)| name).collect();
-        assert_eq!(given, declared);
+        for (has_before, has_doubts) in [(false, false), (false, true), (true, false), (true, true)] {
+            let bound = session.bind(&merge_sql(has_before, has_doubts), &params).unwrap();
+            let given: Vec<String> = bound.into_iter().map(|(name, _)| name).collect();
+            assert_eq!(given, declared, "{has_before} {has_doubts}");
+        }
     }
 }

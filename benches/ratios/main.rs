@@ -1,0 +1,61 @@
+//! The figures of `benches/README.md`: each a ratio against a bare client or bare DuckDB taken in the same run, or a peak
+//! of memory. `cargo bench` takes all; `cargo bench -- push join` takes some; `--small` takes a tenth of the sizes.
+
+mod bare;
+mod join;
+mod memory;
+mod push;
+mod space;
+mod startup;
+mod sync;
+
+use std::process::ExitCode;
+
+/// One measured figure.
+pub struct Figure {
+    pub name: String,
+    pub ours: f64,
+    pub bare: f64,
+    pub unit: &'static str,
+    /// What `ours / bare` (or, for rates, the inverse of the times) comes to.
+    pub ratio: f64,
+    pub wanted: &'static str,
+    pub is_met: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let is_small = arguments.iter().any(|argument| argument == "--small");
+    let wanted: Vec<&str> =
+        arguments.iter().map(String::as_str).filter(|argument| !argument.starts_with("--")).collect();
+    let scale = if is_small { 10 } else { 1 };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime starts");
+    let mut figures = Vec::new();
+    let takes = |name: &str| wanted.is_empty() || wanted.contains(&name);
+    if takes("startup") {
+        figures.extend(startup::measure());
+    }
+    if takes("simulator") {
+        figures.extend(runtime.block_on(push::simulator_rate(150_000 / scale)));
+    }
+    if takes("sync") {
+        figures.extend(runtime.block_on(sync::measure(500_000 / scale)));
+    }
+    if takes("push") {
+        figures.extend(runtime.block_on(push::measure(50_000 / scale)));
+    }
+    if takes("join") {
+        figures.extend(runtime.block_on(join::measure(2_000_000 / scale, 5_000_000 / scale)));
+    }
+    if takes("memory") {
+        figures.extend(runtime.block_on(memory::measure(scale)));
+    }
+    println!("\n| figure | ours | against | ratio | wanted | met |");
+    println!("|---|---|---|---|---|---|");
+    for figure in &figures {
+        let Figure { name, ours, bare, unit, ratio, wanted, is_met } = figure;
+        let met = if *is_met { "yes" } else { "NO" };
+        println!("| {name} | {ours:.3} {unit} | {bare:.3} {unit} | {ratio:.3} | {wanted} | {met} |");
+    }
+    if figures.iter().all(|figure| figure.is_met) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,47 @@
+//! Peak memory at one size and at ten times that size, with `memory_limit = "200MB"`.
+
+use crate::Figure;
+use crate::space::{Cost, Space, simulator};
+
+const LIMIT: f64 = 300.0;
+
+pub async fn measure(scale: u64) -> Vec<Figure> {
+    let small_push = push(50_000 / scale).await;
+    let large_push = push(500_000 / scale).await;
+    let small_sync = sync(200_000 / scale).await;
+    let large_sync = sync(2_000_000 / scale).await;
+    vec![
+        figure("push of ten times as many", &small_push, &large_push),
+        figure("sync of ten times as many", &small_sync, &large_sync),
+    ]
+}
+
+async fn sync(followers: u64) -> Cost {
+    let world = simulator(followers).await;
+    let space = Space::new(&world, "200MB");
+    tokio::task::block_in_place(|| space.run("sync"))
+}
+
+async fn push(recipients: u64) -> Cost {
+    let world = simulator(recipients).await;
+    let space = Space::new(&world, "200MB");
+    tokio::task::block_in_place(|| {
+        space.run("sync");
+        space.run("campaign")
+    })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "sizes for people")]
+fn figure(name: &str, small: &Cost, large: &Cost) -> Figure {
+    let megabytes = |cost: &Cost| cost.peak_bytes as f64 / 1e6;
+    let ratio = megabytes(large) / megabytes(small);
+    Figure {
+        name: format!("peak memory, {name} (processor: {:.1} s, {:.1} s)", small.cpu_seconds, large.cpu_seconds),
+        ours: megabytes(large),
+        bare: megabytes(small),
+        unit: "MB",
+        ratio,
+        wanted: "≤ 1.2, and under 300 MB",
+        is_met: ratio <= 1.2 && megabytes(large) < LIMIT,
+    }
+}

@@ -1,0 +1,132 @@
+//! A workspace in a temporary folder, and the binary run in it.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use lianbo::simulator::{Options, SALE_TEMPLATE_ID, Simulator};
+
+pub struct Space {
+    pub folder: tempfile::TempDir,
+}
+
+/// What one run of the binary cost.
+pub struct Cost {
+    pub seconds: f64,
+    pub peak_bytes: u64,
+    pub cpu_seconds: f64,
+    pub document: serde_json::Value,
+}
+
+impl Cost {
+    /// Seconds of one stage, as the run itself says.
+    pub fn stage_seconds(&self, name: &str) -> f64 {
+        let stages = self.document["stages"].as_array().cloned().unwrap_or_default();
+        stages
+            .iter()
+            .find(|stage| stage["name"] == name)
+            .and_then(|stage| stage["seconds"].as_f64())
+            .unwrap_or_else(|| panic!("the run has no stage {name}: {}", self.document))
+    }
+}
+
+/// A WeChat of so many followers with quotas that are no obstacle.
+pub async fn simulator(followers: u64) -> Simulator {
+    let mut options = Options { followers, users: followers, matched_users: followers, ..Options::default() };
+    for endpoint in ["user/get", "user/info", "user/info/batchget", "message/template/send"] {
+        options.quota.insert(endpoint.to_owned(), 100_000_000);
+    }
+    Simulator::start(options).await.expect("the simulator starts")
+}
+
+impl Space {
+    pub fn new(simulator: &Simulator, memory_limit: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let options = simulator.options();
+        let space = Self { folder };
+        space.write(
+            "config/lianbo.toml",
+            &format!(
+                "[accounts.main]\napp_id = \"{}\"\napp_secret = \"{}\"\napi_base = \"{}\"\n\
+                 [accounts.main.quota]\n\"user/get\" = 100000000\n\"user/info/batchget\" = 100000000\n\"message/template/send\" = 100000000\n\
+                 [miniprograms.mall]\napp_id = \"{}\"\n[engine]\nmemory_limit = \"{memory_limit}\"\n",
+                options.app_id,
+                options.app_secret,
+                simulator.base_url(),
+                options.miniprogram_app_id
+            ),
+        );
+        space.write(
+            "pipelines/sync.toml",
+            "[stages.followers]\nkind = \"extract_followers\"\n[stages.profiles]\nkind = \"enrich_unionids\"\n",
+        );
+        space.write(
+            "pipelines/campaign.toml",
+            &format!(
+                "[stages.audience]\nkind = \"materialize_recipients\"\naccount = \"main\"\n\
+                 [stages.push]\nkind = \"push_template\"\naccount = \"main\"\nrecipients = \"audience\"\n\
+                 template_id = \"{SALE_TEMPLATE_ID}\"\nrate = \"1000000/s\"\nconcurrency = 64\n\
+                 miniprogram = {{ name = \"mall\", pagepath = \"pages/sale/index\" }}\n\
+                 data = {{ thing1 = \"{{{{ product }}}}\", time2 = \"{{{{ now | datetime }}}}\", amount3 = \"39.80元\" }}\n"
+            ),
+        );
+        space.write(
+            "pipelines/campaign/audience.sql",
+            "select openid, unionid, '巧克力' as product from profiles where subscribe",
+        );
+        space
+    }
+
+    pub fn write(&self, path: &str, text: &str) {
+        let path = self.folder.path().join(path);
+        std::fs::create_dir_all(path.parent().expect("every file is in a folder")).expect("a folder");
+        std::fs::write(path, text).expect("a file");
+    }
+
+    /// Runs a pipeline to its end and gives what it cost.
+    pub fn run(&self, pipeline: &str) -> Cost {
+        cost(self.folder.path(), &["run", pipeline, "--json", "-q"])
+    }
+}
+
+fn cost(workspace: &Path, arguments: &[&str]) -> Cost {
+    let began = Instant::now();
+    let child = Command::new(env!("CARGO_BIN_EXE_lianbo"))
+        .arg("--workspace")
+        .arg(workspace)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .expect("the binary starts");
+    let (output, usage) = wait_with_usage(child);
+    let seconds = began.elapsed().as_secs_f64();
+    let document: serde_json::Value =
+        serde_json::from_slice(&output).unwrap_or_else(|error| panic!("no JSON came out of {arguments:?}: {error}"));
+    assert_eq!(document["status"], "succeeded", "{document}");
+    for stage in document["stages"].as_array().into_iter().flatten() {
+        eprintln!("  {}: {:.3} s", stage["name"].as_str().unwrap_or_default(), stage["seconds"].as_f64().unwrap_or(0.0));
+    }
+    eprintln!("  whole process: {seconds:.3} s, processor {:.3} s, peak {} MB", usage.1, usage.0 / 1_000_000);
+    Cost { seconds, peak_bytes: usage.0, cpu_seconds: usage.1, document }
+}
+
+/// The operating system's own account of the finished process: peak bytes, processor seconds.
+#[expect(unsafe_code, reason = "wait4 is the only way to one child's own peak")]
+fn wait_with_usage(mut child: std::process::Child) -> (Vec<u8>, (u64, f64)) {
+    use std::io::Read;
+    let mut output = Vec::new();
+    child.stdout.take().expect("stdout is piped").read_to_end(&mut output).expect("stdout is read");
+    let mut status = 0;
+    // SAFETY: both pointers are valid for the call, and the child is ours and not waited for yet.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        let id = i32::try_from(child.id()).expect("a process id");
+        assert_eq!(libc::wait4(id, &raw mut status, 0, &raw mut usage), id);
+        usage
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    let peak = u64::try_from(usage.ru_maxrss).expect("a size") * 1024;
+    (output, (peak, seconds(usage.ru_utime) + seconds(usage.ru_stime)))
+}
