@@ -87,5 +87,5 @@ pub async fn find_push(hands: &Hands, name: &str) -> Result<(Run, Push), Failure
 ///
 /// [`Failure::Other`] when the ledger cannot be read.
 pub async fn is_carried_out(ledger: &Ledger, run: &Run) -> Result<bool, Failure> {
-    Ok(ledger.lease_holder(&format!("run:{}", run.pipeline)).await?.is_some())
+    Ok(ledger.lease_holder(&crate::scheduler::conductor::lease_name(&run.pipeline)).await?.is_some())
 }

@@ -39,7 +39,7 @@ fn describe(view: &StatusView, zone: Tz) -> String {
         }
         let rows = view.runs.iter().map(|run| run_row(run, view.at, zone));
         let _ = write!(text, "\n\n{}", plain(&["pipeline", "status", "when", "run"], rows));
-        for run in view.runs.iter().filter(|run| run.reason.is_some() || run.next.is_some()) {
+        for run in view.runs.iter().filter(|run| run.next.is_some()) {
             let _ = write!(text, "\n\n{}", open_matter(run, view.at, zone));
         }
     } else {

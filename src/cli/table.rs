@@ -1,6 +1,9 @@
 //! Tables as a terminal shows them.
 
-use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle};
+
+/// Characters of a last cell above which it is prose.
+const LONGEST_UNWRAPPED: usize = 30;
 
 /// A table without borders but a line below its header; numbers to the right.
 pub fn plain(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
@@ -13,6 +16,17 @@ pub fn plain(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> St
             && rows.iter().all(|row| row.get(column).is_none_or(|cell| cell.is_empty() || is_number(cell)));
         if is_numeric && let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let last = header.len().saturating_sub(1);
+    let is_prose = |row: &Vec<String>| row.get(last).is_some_and(|cell| cell.chars().count() > LONGEST_UNWRAPPED);
+    if rows.iter().any(is_prose) {
+        // On a terminal the last column wraps when it is prose; ids and numbers stay whole.
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        for column in 0..last {
+            if let Some(column) = table.column_mut(column) {
+                column.set_constraint(ColumnConstraint::ContentWidth);
+            }
         }
     }
     table.add_rows(rows);

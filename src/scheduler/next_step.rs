@@ -25,6 +25,8 @@ pub struct Facts {
     pub is_carried_out: bool,
     /// A push of it is paused, whatever it waited for before.
     pub is_paused: bool,
+    /// A push of it was approved.
+    pub is_approved: bool,
 }
 
 /// What goes on with a run; nothing for one that came to its end, was cancelled, or is being carried out.
@@ -40,7 +42,9 @@ pub(super) fn next_step(view: &RunView, facts: Facts) -> Option<NextStep> {
         RunStatus::Running => step(vec![again], false),
         RunStatus::Halted => step(vec![resume, again], true),
         RunStatus::Failed | RunStatus::Partial => step(vec![again], true),
-        RunStatus::Waiting if reason.starts_with(WAITS_FOR_APPROVAL) => step(vec![approve(view), again], true),
+        RunStatus::Waiting if reason.starts_with(WAITS_FOR_APPROVAL) && !facts.is_approved => {
+            step(vec![approve(view), again], true)
+        }
         RunStatus::Waiting if reason.starts_with(NOT_CONFIRMED) => step(vec![format!("{again} --yes")], true),
         RunStatus::Waiting => step(vec![again], false),
     }
@@ -87,7 +91,7 @@ mod tests {
         }
     }
 
-    const AT_REST: Facts = Facts { is_carried_out: false, is_paused: false };
+    const AT_REST: Facts = Facts { is_carried_out: false, is_paused: false, is_approved: false };
 
     fn commands(status: RunStatus, reason: &str) -> Vec<String> {
         next_step(&view(status, reason), AT_REST).map(|step| step.commands).unwrap_or_default()
@@ -99,6 +103,8 @@ mod tests {
         assert_eq!(commands(RunStatus::Halted, "40037"), ["lianbo push resume r1", run]);
         let approval = commands(RunStatus::Waiting, "waits for approval: …");
         assert_eq!(approval, ["lianbo push approve r1 --hash abcd", run]);
+        let waits = view(RunStatus::Waiting, "waits for approval: …");
+        assert!(!next_step(&waits, Facts { is_approved: true, ..AT_REST }).unwrap().needs_person);
         let paused =
             next_step(&view(RunStatus::Waiting, "until midnight"), Facts { is_paused: true, ..AT_REST }).unwrap();
         assert_eq!(paused.commands, ["lianbo push resume r1", run], "whatever it waited for before");

@@ -93,7 +93,7 @@ impl PushView {
             Some(plan) => ledger.stages(&run.run_id).await?.into_iter().find(|stage| stage.stage == plan.recipients),
             None => None,
         };
-        let is_carried_out = ledger.lease_holder(&format!("run:{}", run.pipeline)).await?.is_some();
+        let is_carried_out = ledger.lease_holder(&super::conductor::lease_name(&run.pipeline)).await?.is_some();
         let rate = rate(ledger, &push, plan, (is_carried_out, now)).await?;
         let speed = rate.now.or(rate.set).filter(|speed| *speed > 0.0);
         #[expect(clippy::cast_precision_loss, reason = "a forecast")]

@@ -5,14 +5,12 @@ use serde::Serialize;
 
 use super::allowance::{Allowance, WATCHED, allowances};
 use super::calendar::next_fire;
+use super::clockwork;
 use super::view::{RunView, seconds_between};
 use crate::clock::Timestamp;
 use crate::config::settings::{Settings, StageKind};
 use crate::domain::{PipelineName, QuotaDay, TableName};
 use crate::ledger::{Ledger, LedgerError};
-
-/// The lease that `serve` holds while it lives.
-pub const SERVE_LEASE: &str = "serve";
 
 /// A workspace as it stands.
 #[derive(Debug, Clone, Serialize)]
@@ -90,8 +88,10 @@ impl StatusView {
         }
         view.has_run = !view.runs.is_empty();
         view.needs_person = view.runs.iter().any(|run| run.next.as_ref().is_some_and(|next| next.needs_person));
-        view.serve =
-            ledger.lease_holder(SERVE_LEASE).await?.map(|holder| Serving { host: holder.host, pid: holder.pid });
+        view.serve = ledger
+            .lease_holder(clockwork::LEASE_NAME)
+            .await?
+            .map(|holder| Serving { host: holder.host, pid: holder.pid });
         Ok(view)
     }
 

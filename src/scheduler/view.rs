@@ -51,9 +51,10 @@ impl RunView {
     pub async fn of(ledger: &Ledger, run: &Run, now: Timestamp) -> Result<Self, LedgerError> {
         let stages = ledger.stages(&run.run_id).await?;
         let mut views: Vec<StageView> = stages.into_iter().map(StageView::of).collect();
-        let mut is_paused = false;
+        let (mut is_paused, mut is_approved) = (false, false);
         for push in ledger.pushes_of(&run.run_id).await? {
             is_paused |= push.is_paused && push.ended_at.is_none();
+            is_approved |= push.approved_by.is_some() && push.ended_at.is_none();
             let Some(view) = views.iter_mut().find(|view| view.name == push.stage.as_str()) else { continue };
             let counts = serde_json::to_value(push.counts).unwrap_or_default();
             if let (Value::Object(detail), Value::Object(counts)) = (&mut view.detail, counts) {
@@ -62,7 +63,8 @@ impl RunView {
         }
         let until = run.ended_at.unwrap_or(now);
         let is_running = run.status == RunStatus::Running;
-        let is_carried_out = is_running && ledger.lease_holder(&format!("run:{}", run.pipeline)).await?.is_some();
+        let is_carried_out =
+            is_running && ledger.lease_holder(&super::conductor::lease_name(&run.pipeline)).await?.is_some();
         let mut view = Self {
             run_id: run.run_id.to_string(),
             pipeline: run.pipeline.to_string(),
@@ -77,7 +79,7 @@ impl RunView {
             next: None,
             stages: views,
         };
-        view.next = next_step(&view, Facts { is_carried_out, is_paused });
+        view.next = next_step(&view, Facts { is_carried_out, is_paused, is_approved });
         Ok(view)
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Conductor, LEASE, LOOK, RunError};
+use super::{Conductor, LEASE, LOOK, RunError, lease_name};
 use crate::domain::{RunId, RunStatus};
 use crate::ledger::{Acquired, Lease, Order, Run};
 
@@ -51,7 +51,7 @@ impl Conductor {
     /// The pipeline's lease, once nobody else has it; nothing when the other process does not come to rest in time.
     async fn at_rest(&self, run: &Run, who: &str) -> Result<Option<Lease>, RunError> {
         let (ledger, clock) = (&self.hands.ledger, self.hands.clock);
-        let name = format!("run:{}", run.pipeline);
+        let name = lease_name(&run.pipeline);
         let mut gives_up_at = None;
         loop {
             if let Acquired::Mine(lease) = ledger.acquire_lease(&name, &self.holder, LEASE).await? {
