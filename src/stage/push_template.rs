@@ -93,14 +93,26 @@ pub(super) struct Pushing<'a> {
 }
 
 impl Pushing<'_> {
-    /// The first reason to stop stands.
+    /// Stops at once: what is in flight settles, what was claimed and not sent is put back. The first reason stands.
     pub fn stop(&self, end: End) {
         let mut ending = self.ending.lock().expect("nobody panics while holding the reason");
-        if ending.is_none() {
+        if !matches!(*ending, Some(ref reason) if !reason.lets_claimed_go_out()) {
             *ending = Some(end);
         }
         drop(ending);
         self.halt.cancel();
+    }
+
+    /// Ends the claiming: what was claimed still goes out, since the day's calls are reserved for it.
+    pub fn claim_no_more(&self, end: End) {
+        self.ending.lock().expect("nobody panics while holding the reason").get_or_insert(end);
+    }
+}
+
+impl End {
+    /// Whether what is claimed may still be sent for all of this reason.
+    fn lets_claimed_go_out(&self) -> bool {
+        matches!(self, Self::QuotaSpent { .. } | Self::DailyLimit { .. })
     }
 }
 

@@ -48,6 +48,8 @@ enum Step {
     Claimed(Vec<Item>),
     /// Everybody left out at the last look: nothing to send of this batch.
     NothingToSend,
+    /// As many as the day still allows; the rest of the batch stays unclaimed, so nobody after it may be claimed now.
+    Last(Vec<Item>, End),
     Stop(End),
 }
 
@@ -85,32 +87,28 @@ impl<'a> Claimer<'a> {
                 self.pushing.stop(end);
                 return Ok(());
             }
-            let batch: Vec<Item> = if again.is_empty() {
+            let step = if again.is_empty() {
                 let fresh = reader.next(self.batch_rows).await?;
                 if fresh.is_empty() {
                     return Ok(());
                 }
-                match self.claim_fresh(fresh).await? {
-                    Step::Claimed(items) => items,
-                    Step::NothingToSend => Vec::new(),
-                    Step::Stop(end) => {
-                        self.pushing.stop(end);
-                        return Ok(());
-                    }
-                }
+                self.claim_fresh(fresh).await?
             } else {
                 let rows: Vec<DeliveryRow> = again.drain(..again.len().min(self.batch_rows)).collect();
-                match self.claim_again(rows).await? {
-                    Step::Claimed(items) => items,
-                    Step::NothingToSend => Vec::new(),
-                    Step::Stop(end) => {
-                        self.pushing.stop(end);
-                        return Ok(());
-                    }
-                }
+                self.claim_again(rows).await?
+            };
+            let (batch, end) = match step {
+                Step::Claimed(items) => (items, None),
+                Step::NothingToSend => (Vec::new(), None),
+                Step::Last(items, end) => (items, Some(end)),
+                Step::Stop(end) => (Vec::new(), Some(end)),
             };
             self.permits.add_permits(self.batch_rows - batch.len().min(self.batch_rows));
             if !batch.is_empty() && claimed.send(batch).await.is_err() {
+                return Ok(());
+            }
+            if let Some(end) = end {
+                self.pushing.claim_no_more(end);
                 return Ok(());
             }
         }
@@ -205,8 +203,8 @@ impl<'a> Claimer<'a> {
             return Ok(Step::Stop(self.spent()));
         }
         match Box::pin(self.claim_fresh(messages)).await? {
-            Step::Claimed(items) => Ok(Step::Claimed(items)),
             // The rest of the batch is read again when the push goes on.
+            Step::Claimed(items) | Step::Last(items, _) => Ok(Step::Last(items, self.spent())),
             Step::NothingToSend | Step::Stop(_) => Ok(Step::Stop(self.spent())),
         }
     }
@@ -223,7 +221,7 @@ impl<'a> Claimer<'a> {
         }
     }
 
-    async fn claim_again(&mut self, rows: Vec<DeliveryRow>) -> Result<Step, StageError> {
+    async fn claim_again(&mut self, mut rows: Vec<DeliveryRow>) -> Result<Step, StageError> {
         let Pushing { cx, plan, .. } = *self.pushing;
         let now = cx.hands.clock.now();
         let people: Vec<_> = rows.iter().map(|row| (&row.openid, row.unionid.as_ref())).collect();
@@ -239,7 +237,17 @@ impl<'a> Claimer<'a> {
         };
         let attempts = match cx.hands.ledger.begin_sends(cx.lease, self.pushing.push.key, begin).await? {
             Begun::LeaseLost => return Err(StageError::LeaseLost),
-            Begun::QuotaShort { .. } => return Ok(Step::Stop(self.spent())),
+            Begun::QuotaShort { left } => {
+                let left = usize::try_from(left).unwrap_or(usize::MAX);
+                if left == 0 || left >= rows.len() {
+                    return Ok(Step::Stop(self.spent()));
+                }
+                rows.truncate(left);
+                return match Box::pin(self.claim_again(rows)).await? {
+                    Step::Claimed(items) | Step::Last(items, _) => Ok(Step::Last(items, self.spent())),
+                    Step::NothingToSend | Step::Stop(_) => Ok(Step::Stop(self.spent())),
+                };
+            }
             Begun::Yes { attempts } => attempts,
         };
         let messages = MessageReader::of_seqs(self.pushing, &seqs).await?;
