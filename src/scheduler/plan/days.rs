@@ -40,7 +40,7 @@ pub fn course(bounds: &Bounds<'_>) -> Course {
     let mut course = Course::default();
     let (mut at, mut pending) = (bounds.from, bounds.messages);
     let last_day = bounds.from + TimeDelta::days(i64::try_from(MOST_DAYS).unwrap_or(i64::MAX));
-    while pending > 0 && at < last_day && !bounds.expires_at.is_some_and(|end| at >= end) {
+    while pending > 0 && at < last_day && bounds.expires_at.is_none_or(|end| at < end) {
         at = bounds.window.map_or(at, |window| calendar::window_opens(window, bounds.zone, at));
         let day = QuotaDay::of(at);
         let day_ends = day.next().starts_at();
