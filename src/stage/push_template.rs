@@ -24,6 +24,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+pub use self::claim::daily_key;
 use self::guard::Guard;
 pub use self::preview::preview;
 use super::{StageContext, StageError, StageOutcome, StageReport};

@@ -15,6 +15,7 @@ use crate::engine::Params;
 use crate::ledger::{Lease, Push, Run, StageRecord};
 use crate::scheduler::allowance::Allowance;
 use crate::scheduler::conductor;
+use crate::stage::push_template::daily_key;
 use crate::stage::tables::Visible;
 use crate::stage::{Quiet, StageContext, StageError, enrich_unionids, extract_followers, materialize_recipients};
 use crate::wechat::{CallCounts, Endpoint};
@@ -34,6 +35,8 @@ pub struct Estimator<'a> {
     allowances: &'a [Allowance],
     /// Recipients of the sets planned so far.
     sets: BTreeMap<StageName, Option<u64>>,
+    /// Sends of today by pushes of the run, as their `daily_limit` counts them.
+    sent_today: BTreeMap<String, u64>,
     /// Sends that pushes planned so far take of an account's day.
     taken: BTreeMap<(AccountName, QuotaDay), u64>,
     lease: Lease,
@@ -48,7 +51,7 @@ impl<'a> Estimator<'a> {
         allowances: &'a [Allowance],
     ) -> Result<Self, StageError> {
         let mut visible = Visible::default();
-        let (mut records, mut pushes) = (BTreeMap::new(), Vec::new());
+        let (mut records, mut pushes, mut sent_today) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
         if let Some(hands) = request.house {
             visible.add(hands.ledger.current_snapshots().await?);
             if has_begun {
@@ -56,6 +59,8 @@ impl<'a> Estimator<'a> {
                 let stages = hands.ledger.stages(&run.run_id).await?;
                 records = stages.into_iter().map(|record| (record.stage.clone(), record)).collect();
                 pushes = hands.ledger.pushes_of(&run.run_id).await?;
+                let usage = hands.ledger.usage(None, Some(QuotaDay::of(request.clock.now()))).await?;
+                sent_today = usage.into_iter().map(|usage| (usage.endpoint, usage.calls)).collect();
             }
         }
         let params = conductor::sql_params(&run, request.pipeline);
@@ -68,6 +73,7 @@ impl<'a> Estimator<'a> {
             records,
             pushes,
             allowances,
+            sent_today,
             sets: BTreeMap::new(),
             taken: BTreeMap::new(),
             // Nothing is written under it: a plan only reads.
@@ -248,12 +254,15 @@ impl<'a> Estimator<'a> {
         let uses_reserve = own.priority == Priority::Service;
         let name = Endpoint::TemplateSend.as_str();
         let allowance = self.allowances.iter().find(|it| it.account == own.account && it.endpoint == name);
+        let sent_today = begun.and_then(|push| self.sent_today.get(&daily_key(push))).copied().unwrap_or(0);
+        let daily =
+            |day| own.daily_limit.map(|limit| if day == today { limit.saturating_sub(sent_today) } else { limit });
         let left = |day: QuotaDay| {
             let of_account =
                 allowance.and_then(|it| if day == today { it.left(uses_reserve) } else { it.whole_day(uses_reserve) });
             let taken = self.taken.get(&(own.account.clone(), day)).copied().unwrap_or(0);
             let of_account = of_account.map(|left| left.saturating_sub(taken));
-            [of_account, own.daily_limit].into_iter().flatten().min()
+            [of_account, daily(day)].into_iter().flatten().min()
         };
         let expires_at = self.expires_at(own);
         let course = course(&Bounds {

@@ -15,7 +15,7 @@ use super::{End, Item, Pushing, SAFE_REPEAT};
 use crate::clock::Timestamp;
 use crate::config::settings::PushTemplate;
 use crate::domain::{DeliveryState, QuotaDay};
-use crate::ledger::{Begin, Begun, DeliveryRow, Intent, Outcome, OutcomeBatch, QuotaCharge};
+use crate::ledger::{Begin, Begun, DeliveryRow, Intent, Outcome, OutcomeBatch, Push, QuotaCharge};
 use crate::stage::StageError;
 use crate::wechat::Endpoint;
 
@@ -330,8 +330,13 @@ impl<'a> Claimer<'a> {
 
     /// A push's own count of a day stands beside the endpoint's, and is no endpoint of WeChat.
     fn daily_key(&self) -> String {
-        format!("{}#{}", Endpoint::TemplateSend.as_str(), self.pushing.push.key)
+        daily_key(&self.pushing.push)
     }
+}
+
+/// The name under which the ledger counts a push's own sends of a day.
+pub fn daily_key(push: &Push) -> String {
+    format!("{}#{}", Endpoint::TemplateSend.as_str(), push.key)
 }
 
 fn taken(messages: Vec<Message>, attempts: &[(u64, u32)], now: Timestamp) -> Step {
