@@ -119,10 +119,10 @@ pub async fn run(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<StageOutc
     if let Some(outcome) = may_not_start(cx, plan, &push).await? {
         return Ok(outcome);
     }
-    settle_left_in_doubt(cx, plan, &push).await?;
     let expires_at = expiry(cx.run, plan);
     let mut attempts = Patience::default();
     loop {
+        settle_left_in_doubt(cx, plan, &push).await?;
         let pushing = Pushing {
             cx,
             plan,
