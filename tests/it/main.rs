@@ -1,0 +1,5 @@
+//! Stories told through the door that users come in by: the real program, in a workspace of its own, against WeChat as
+//! the simulator plays it.
+
+mod house;
+mod night;
