@@ -87,6 +87,8 @@ pub(super) struct Pushing<'a> {
     /// Cancelled to take no more; what is in flight still settles.
     pub halt: CancellationToken,
     pub ending: std::sync::Mutex<Option<End>>,
+    /// Why no more is claimed; what is claimed is still sent.
+    pub run_out: std::sync::Mutex<Option<End>>,
 }
 
 impl Pushing<'_> {
@@ -98,6 +100,11 @@ impl Pushing<'_> {
         }
         drop(ending);
         self.halt.cancel();
+    }
+
+    /// Claims come to an end; what is claimed has its call reserved, so it is sent. Whatever stops that comes before this.
+    pub fn run_out(&self, end: End) {
+        *self.run_out.lock().expect("nobody panics while holding the reason") = Some(end);
     }
 }
 
@@ -127,6 +134,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<StageOutc
             expires_at,
             halt: cx.stop.child_token(),
             ending: std::sync::Mutex::new(None),
+            run_out: std::sync::Mutex::new(None),
         };
         set_state(cx, &push, "sending", None, None).await?;
         let end = session(&pushing, &mut attempts.guard).await;
@@ -155,10 +163,11 @@ async fn session(pushing: &Pushing<'_>, guard: &mut Guard) -> End {
         recorder.run(settled),
     );
     let ending = pushing.ending.lock().expect("nobody panics while holding the reason").take();
+    let run_out = pushing.run_out.lock().expect("nobody panics while holding the reason").take();
     match ending {
         Some(end) => end,
         None if pushing.cx.stop.is_cancelled() => End::Interrupted,
-        None => End::Exhausted,
+        None => run_out.unwrap_or(End::Exhausted),
     }
 }
 
