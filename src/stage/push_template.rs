@@ -202,7 +202,8 @@ impl Patience {
             End::TemplateGone { errcode } => self.template_gone(pushing, &push, errcode).await,
             End::Halted { errcode, why } => stop(halt(cx, &push, errcode, why).await?),
             End::WindowClosed { opens } => {
-                stop(wait(cx, &push, Some(opens), "outside the push's window".to_owned()).await?)
+                let until = pushing.expires_at.map_or(opens, |expires| expires.min(opens));
+                stop(wait(cx, &push, Some(until), "outside the push's window".to_owned()).await?)
             }
             End::DailyLimit { until } => {
                 stop(wait(cx, &push, Some(until), "the push's daily_limit is reached".to_owned()).await?)
@@ -308,12 +309,16 @@ fn expiry(run: &Run, plan: &PushTemplate) -> Option<Timestamp> {
     plan.expires.and_then(|expires| from.checked_add_signed(chrono::TimeDelta::from_std(expires).ok()?))
 }
 
-/// Approval, and a set that cannot end before it expires.
+/// Approval, the window, and a set that cannot end before it expires. One that has expired waits for nothing: it ends.
 async fn may_not_start(
     cx: &StageContext<'_>,
     plan: &PushTemplate,
     push: &Push,
 ) -> Result<Option<StageOutcome>, StageError> {
+    let expires_at = expiry(cx.run, plan);
+    if expires_at.is_some_and(|at| cx.hands.clock.now() >= at) {
+        return Ok(None);
+    }
     if plan.approve && push.approved_by.is_none() {
         let hash = push.message_hash.as_deref().unwrap_or_default();
         let reason = format!("waits for approval: lianbo push approve {} --hash {hash}", cx.run.run_id);
@@ -323,11 +328,12 @@ async fn may_not_start(
         let now = cx.hands.clock.now();
         if !calendar::in_window(window, cx.hands.settings.timezone, now) {
             let opens = calendar::window_opens(window, cx.hands.settings.timezone, now);
-            return Ok(Some(wait(cx, push, Some(opens), "outside the push's window".to_owned()).await?));
+            let until = expires_at.map_or(opens, |expires| expires.min(opens));
+            return Ok(Some(wait(cx, push, Some(until), "outside the push's window".to_owned()).await?));
         }
     }
     if let (Some(expires_at), crate::config::settings::OnExpiry::Stop, None) =
-        (expiry(cx.run, plan), plan.on_expiry, push.first_send_at)
+        (expires_at, plan.on_expiry, push.first_send_at)
     {
         #[expect(clippy::cast_precision_loss, reason = "seconds of a forecast")]
         let needed = Duration::from_secs_f64(push.recipients as f64 / plan.rate);
