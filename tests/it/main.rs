@@ -2,4 +2,7 @@
 //! the simulator plays it.
 
 mod house;
+mod kills;
 mod night;
+mod push;
+mod architecture;
