@@ -16,6 +16,7 @@ mod progress;
 mod push;
 mod quota;
 mod run;
+mod run_name;
 mod runs;
 mod serve;
 mod simulate;
@@ -25,6 +26,7 @@ mod table;
 mod tables;
 mod token;
 mod vacuum;
+mod words;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -6,6 +6,7 @@
 //! or go on, [`runners`] carry what was begun. What a stage does inside is not known here.
 
 pub mod alert;
+pub mod allowance;
 pub mod calendar;
 pub mod catalog;
 pub mod check;
@@ -14,10 +15,14 @@ pub mod conductor;
 pub mod coverage;
 pub mod due;
 pub mod inventory;
+pub mod next_step;
 pub mod online;
 pub mod order;
+pub mod plan;
+pub mod push_view;
 pub mod quotas;
 pub mod runners;
 pub mod standing;
+pub mod status;
 pub mod vacuum;
 pub mod view;

@@ -203,3 +203,6 @@ fn tell_next_fires(app: &App) {
 
 /// The house as it is now: settings change under it.
 type Current = Arc<RwLock<App>>;
+
+#[cfg(test)]
+mod tests;

@@ -67,7 +67,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         }
     };
     bars.finish();
-    context.print(&view, describe);
+    let zone = app.hands().settings.timezone;
+    context.print(&view, |view| describe(view, zone));
     app.hands().ledger.close().await;
     Ok(exit_of(&view))
 }

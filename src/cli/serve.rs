@@ -37,7 +37,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let server = Server::start(app, &options).await.map_err(failure)?;
     let begun = Begun { url: format!("http://{}", server.address()), stands_by: server.stands_by() };
     context.print(&begun, |begun| {
-        let standby = if begun.stands_by { "; standing by: another process serves this workspace" } else { "" };
+        let standby = if begun.stands_by { "\nstanding by: another process serves this workspace" } else { "" };
         format!("listening on {}{standby}", begun.url)
     });
     let served = server.run(stop).await;

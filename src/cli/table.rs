@@ -1,11 +1,11 @@
 //! Tables as a terminal shows them.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
 /// A table without borders but a line below its header; numbers to the right.
 pub fn plain(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
     table.set_header(header.iter().copied());
     let rows: Vec<Vec<String>> = rows.into_iter().collect();
     for column in 0..header.len() {
@@ -16,7 +16,8 @@ pub fn plain(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> St
         }
     }
     table.add_rows(rows);
-    table.to_string()
+    let lines: Vec<String> = table.to_string().lines().map(|line| line.trim_end().to_owned()).collect();
+    lines.join("\n")
 }
 
 fn is_number(cell: &str) -> bool {

@@ -81,6 +81,15 @@ pub(super) fn rate(text: &str) -> Result<f64, Unread> {
     Ok(f64::from(number) / seconds)
 }
 
+/// A rate as somebody typed it, in sends a second.
+///
+/// # Errors
+///
+/// What is wrong with it and what would be accepted, as one sentence.
+pub fn read_rate(text: &str) -> Result<f64, String> {
+    rate(text).map_err(|unread| format!("{}; {}", unread.message, unread.hint))
+}
+
 /// `4GB`, `200MB`, `2GiB`, in bytes.
 pub(super) fn size(text: &str) -> Result<u64, Unread> {
     let wrong =

@@ -4,9 +4,11 @@
 //! its stages in order, each with its checks ([`stages`]) → publish all tables at once, before the first push or at the
 //! end ([`publish`]) → record how it ended. A run that is killed leaves nothing that the next one cannot go on from.
 
+mod cancel;
 mod keeper;
+mod params;
 mod publish;
-mod stages;
+pub(super) mod stages;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,14 +19,15 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+pub use self::cancel::CancelOutcome;
 use self::keeper::Keeper;
+pub(super) use self::params::{params_json, sql_params};
 use self::stages::{Carried, Stages};
 use super::alert::{Alert, AlertKind, Alerts};
 use super::view::RunView;
 use crate::clock::Timestamp;
 use crate::config::settings::{ParamValue, Pipeline};
 use crate::domain::{PipelineName, RunId, RunStatus, StageName};
-use crate::engine::{Param, Params};
 use crate::ledger::{Acquired, AuditEntry, FireOutcome, Holder, Lease, LedgerError, NewRun, Run, RunChange};
 use crate::stage::live::Ending;
 use crate::stage::{Hands, ProgressSink, StageError};
@@ -246,12 +249,14 @@ impl Conductor {
         let run = ledger.begin_run(lease, new).await?;
         if let Some(at) = scheduled_for {
             ledger.settle_fire(&run.pipeline, at, &FireOutcome::Run(run.run_id.clone())).await?;
+            let detail = format!("scheduled for {}", at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true));
+            self.audit(&run, &request.who, "run", detail).await?;
         }
         Ok(Some(run))
     }
 
-    /// Cancels a run: whoever is still owed a message is skipped, and counted.
-    async fn cancel(&self, lease: &Lease, run: &Run, who: &str) -> Result<(), RunError> {
+    /// Cancels a run: whoever is still owed a message is skipped; gives how many.
+    async fn cancel(&self, lease: &Lease, run: &Run, who: &str) -> Result<u64, RunError> {
         let (ledger, now) = (&self.hands.ledger, self.hands.clock.now());
         let mut unsent = 0;
         for push in ledger.pushes_of(&run.run_id).await? {
@@ -264,16 +269,19 @@ impl Conductor {
         let reason = Some(format!("cancelled; {unsent} recipients stay unsent"));
         let change = RunChange { status: RunStatus::Cancelled, reason, waiting_until: None };
         ledger.set_run_status(lease, &run.run_id, change, now).await?;
-        ledger
-            .record_audit(&AuditEntry {
-                at: now,
-                who: who.to_owned(),
-                command: "cancel".to_owned(),
-                run_id: Some(run.run_id.clone()),
-                detail: format!("{unsent} recipients stay unsent"),
-            })
-            .await?;
-        Ok(())
+        self.audit(run, who, "cancel", format!("{unsent} recipients stay unsent")).await?;
+        Ok(unsent)
+    }
+
+    async fn audit(&self, run: &Run, who: &str, command: &str, detail: String) -> Result<(), LedgerError> {
+        let entry = AuditEntry {
+            at: self.hands.clock.now(),
+            who: who.to_owned(),
+            command: command.to_owned(),
+            run_id: Some(run.run_id.clone()),
+            detail,
+        };
+        self.hands.ledger.record_audit(&entry).await
     }
 
     fn refuse_other_params(&self, run: &Run, request: &RunRequest, pipeline: &Pipeline) -> Result<(), RunError> {
@@ -323,8 +331,7 @@ impl Conductor {
         }
         // The catalog first: once the end is recorded, a process that is killed must have nothing left to do, or the next
         // `run` would begin anew where its user thinks that this one never ended.
-        let ending =
-            Ending { run_id: &run.run_id, status: change.status, reason: change.reason.as_deref(), at: now };
+        let ending = Ending { run_id: &run.run_id, status: change.status, reason: change.reason.as_deref(), at: now };
         if let Err(error) = super::catalog::refresh_ending(&self.hands, Some(&ending)).await {
             tracing::warn!("the catalog stays as it was: {}", stages::chain(&error));
         }
@@ -386,41 +393,4 @@ impl Conductor {
 /// The lease that whoever carries a run of the pipeline holds.
 pub fn lease_name(pipeline: &PipelineName) -> String {
     format!("run:{pipeline}")
-}
-
-/// Declared parameters with the given ones in their place, as they are stored with the run.
-fn params_json(pipeline: &Pipeline, given: &BTreeMap<String, ParamValue>) -> Value {
-    let mut all: BTreeMap<&String, &ParamValue> = pipeline.params.iter().collect();
-    all.extend(given);
-    let json = all.into_iter().map(|(name, value)| {
-        let value = match value {
-            ParamValue::Text(text) => Value::from(text.as_str()),
-            ParamValue::Integer(number) => Value::from(*number),
-            ParamValue::Float(number) => Value::from(*number),
-            ParamValue::Boolean(value) => Value::from(*value),
-        };
-        (name.clone(), value)
-    });
-    Value::Object(json.collect())
-}
-
-/// `$today`, `$run_at` and the run's parameters, typed.
-fn sql_params(run: &Run, pipeline: &Pipeline) -> Params {
-    let stored: serde_json::Map<String, Value> = serde_json::from_str(&run.params).unwrap_or_default();
-    let mut params = Params::new();
-    for (name, value) in stored {
-        let param = match (&value, pipeline.params.get(&name)) {
-            (Value::Bool(value), _) => Param::Boolean(*value),
-            (Value::Number(number), Some(ParamValue::Integer(_))) => {
-                Param::Integer(number.as_i64().unwrap_or_default())
-            }
-            (Value::Number(number), _) => Param::Float(number.as_f64().unwrap_or_default()),
-            (Value::String(text), _) => Param::Text(text.clone()),
-            _ => continue,
-        };
-        params.insert(name, param);
-    }
-    params.insert("today".to_owned(), Param::Date(run.today));
-    params.insert("run_at".to_owned(), Param::Timestamp(run.run_at));
-    params
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::next_step::{Facts, NextStep, next_step};
 use crate::clock::Timestamp;
 use crate::domain::{RunId, RunStatus};
 use crate::ledger::{Ledger, LedgerError, Run, StageRecord};
@@ -22,6 +23,8 @@ pub struct RunView {
     pub started_at: Timestamp,
     pub ended_at: Option<Timestamp>,
     pub seconds: f64,
+    /// What goes on with it, where something does.
+    pub next: Option<NextStep>,
     pub stages: Vec<StageView>,
 }
 
@@ -48,7 +51,9 @@ impl RunView {
     pub async fn of(ledger: &Ledger, run: &Run, now: Timestamp) -> Result<Self, LedgerError> {
         let stages = ledger.stages(&run.run_id).await?;
         let mut views: Vec<StageView> = stages.into_iter().map(StageView::of).collect();
+        let mut is_paused = false;
         for push in ledger.pushes_of(&run.run_id).await? {
+            is_paused |= push.is_paused && push.ended_at.is_none();
             let Some(view) = views.iter_mut().find(|view| view.name == push.stage.as_str()) else { continue };
             let counts = serde_json::to_value(push.counts).unwrap_or_default();
             if let (Value::Object(detail), Value::Object(counts)) = (&mut view.detail, counts) {
@@ -56,7 +61,9 @@ impl RunView {
             }
         }
         let until = run.ended_at.unwrap_or(now);
-        Ok(Self {
+        let is_running = run.status == RunStatus::Running;
+        let is_carried_out = is_running && ledger.lease_holder(&format!("run:{}", run.pipeline)).await?.is_some();
+        let mut view = Self {
             run_id: run.run_id.to_string(),
             pipeline: run.pipeline.to_string(),
             status: run.status,
@@ -67,8 +74,11 @@ impl RunView {
             started_at: run.started_at,
             ended_at: run.ended_at,
             seconds: seconds_between(run.started_at, until),
+            next: None,
             stages: views,
-        })
+        };
+        view.next = next_step(&view, Facts { is_carried_out, is_paused });
+        Ok(view)
     }
 
     /// The same, by id.

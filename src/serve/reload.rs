@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use crate::app::{App, Checked, load_and_check};
 use crate::config::settings::Settings;
-use crate::config::{CONFIG_FILE, Environment, Problems};
+use crate::config::{CONFIG_FILE, Environment};
 use crate::scheduler::alert::{Alert, AlertKind};
 
 /// What is looked at: the settings, the variables beside them, the pipelines with their SQL.
@@ -56,7 +56,7 @@ impl Watcher {
                 }
                 Err(why) => why,
             },
-            Ok(Checked { problems, .. }) => summary(&problems),
+            Ok(Checked { problems, .. }) => problems.to_string().trim().to_owned(),
             Err(error) => error.to_string(),
         };
         tracing::error!("the files have changed and cannot be used; what held before goes on: {refused}");
@@ -82,11 +82,6 @@ fn rebuilt(app: &App, settings: Settings) -> Result<App, String> {
         tracing::warn!("another [server] listen takes a new start of `lianbo serve`");
     }
     app.with_settings(settings).map_err(|error| error.to_string())
-}
-
-fn summary(problems: &Problems) -> String {
-    let text = problems.to_string();
-    format!("{} problems; {}", problems.len(), text.trim())
 }
 
 /// Files that cannot be looked at are as good as not there: reading them says what is wrong.

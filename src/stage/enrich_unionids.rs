@@ -6,6 +6,7 @@
 //! one pass merges them with the profiles before. A unionid that moved or that two openids share is asked for once more,
 //! singly, before it is believed.
 
+mod forecast;
 mod merge;
 mod part;
 
@@ -15,6 +16,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+pub use self::forecast::needed;
 use self::part::ProfilePart;
 use super::extract_followers::describe;
 use super::{FailedSlice, StageContext, StageError, StageOutcome, StageReport};
@@ -28,7 +30,7 @@ use crate::ledger::SnapshotRecord;
 use crate::wechat::{ProfileBatch, WeChat, WeChatError};
 
 /// Openids in one call (WeChat's own limit).
-const BATCH: usize = 100;
+pub const BATCH: usize = 100;
 /// Calls gathered into one part. A crash repeats at most the part being written, the one being gathered, and those in
 /// flight (`concurrency`, 32 by default): under 100 calls.
 const CALLS_A_PART: usize = 32;

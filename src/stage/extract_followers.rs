@@ -4,10 +4,13 @@
 //! page. Only a walk that ended properly is merged, and only it marks people as gone; whoever has a later event of their
 //! own (an unsubscribe while the walk was under way) keeps what the event said. Pages stay until the run is published.
 
+mod forecast;
+
 use std::collections::HashSet;
 
 use serde_json::json;
 
+pub use self::forecast::followers_now;
 use super::{FailedSlice, NewSnapshot, StageContext, StageError, StageOutcome, StageReport, blocking};
 use crate::clock::Timestamp;
 use crate::config::settings::ExtractFollowers;

@@ -13,6 +13,8 @@ use crate::wechat::all_codes;
 
 use super::{Hands, StageError};
 
+/// Where tables are written out, relative to the lake.
+pub const FOLDER: &str = "work/live";
 /// Rows in memory at a time.
 const CHUNK: u32 = 20_000;
 
@@ -67,14 +69,10 @@ impl Ending<'_> {
 /// # Errors
 ///
 /// As [`export`].
-pub async fn export_ending(
-    hands: &Hands,
-    name: &str,
-    ending: Option<&Ending<'_>>,
-) -> Result<TableSource, StageError> {
+pub async fn export_ending(hands: &Hands, name: &str, ending: Option<&Ending<'_>>) -> Result<TableSource, StageError> {
     let spec = table_spec(name).expect("live tables are declared");
     let mut source = TableSource { name: name.to_owned(), columns: spec.sql_columns(), parts: Vec::new() };
-    let path = |part: &str| format!("work/live/{name}-{}-{part}.parquet", hands.clock.random_id(12));
+    let path = |part: &str| format!("{FOLDER}/{name}-{}-{part}.parquet", hands.clock.random_id(12));
     let mut writer = hands.lake.writer(&path("rows"), &spec.part_schema())?;
     match live_table(name) {
         None => writer.write(error_codes())?,
@@ -138,7 +136,7 @@ pub async fn export_marks(hands: &Hands, account: &AccountName, since: Timestamp
     if marks.is_empty() {
         return Ok(source);
     }
-    let path = format!("work/live/marks-{}.parquet", hands.clock.random_id(12));
+    let path = format!("{FOLDER}/marks-{}.parquet", hands.clock.random_id(12));
     let mut writer = hands.lake.writer(&path, &columns)?;
     let openids = marks.iter().map(|mark| Some(mark.openid.as_str().to_owned())).collect();
     let active = marks.iter().map(|mark| Some(mark.active)).collect();

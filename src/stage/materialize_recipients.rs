@@ -5,18 +5,21 @@
 //! a continued run takes it as it is.
 
 mod filter;
+mod forecast;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use self::filter::Filter;
+pub use self::forecast::{Forecast, forecast};
 use super::{NewSnapshot, StageContext, StageError, StageOutcome, StageReport, blocking, live, sql};
 use crate::config::settings::{MaterializeRecipients, StageKind};
 use crate::domain::TableName;
 use crate::domain::tables::table_spec;
-use crate::engine::{Engine, Param, Params};
+use crate::engine::{Engine, Param, Params, TableSource};
 use crate::lake::{Lake, LakeError};
 
 /// Materializes the set.
@@ -32,39 +35,8 @@ pub async fn run(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Result<
     let table = cx.stage.table.clone().expect("a materialize stage has a table");
     let set_path = Lake::part_path(&TableName::new("recipients"), &slice(cx), &id, 1);
     let left_path = Lake::part_path(&TableName::new("left_out"), &slice(cx), &id, 1);
-    let followers =
-        super::join_identities::tables_of(&cx.hands.settings, |kind| matches!(kind, StageKind::ExtractFollowers(_)));
-    let followers = followers.first().map_or("followers", TableName::as_str);
-    // What events said before the last walk is in the walk.
-    let marks_since = cx
-        .visible
-        .slice(followers, plan.account.as_str())
-        .map_or(crate::clock::Timestamp::UNIX_EPOCH, |snapshot| snapshot.as_of);
-    let has_history = plan.frequency_cap.is_some() || plan.not_again.is_some();
-    let filter = Filter {
-        stage: cx.stage.name.to_string(),
-        plan: plan.clone(),
-        sources,
-        followers: cx.visible.slice(followers, plan.account.as_str()).map(|_| {
-            let columns = table_spec("followers").expect("followers is declared").sql_columns();
-            cx.visible.slice_source(&cx.hands.lake, (followers, plan.account.as_str()), "_followers", columns)
-        }),
-        profiles: profiles(cx, plan),
-        marks: live::export_marks(cx.hands, &plan.account, marks_since).await?,
-        suppressions: renamed(live::export(cx.hands, "suppressions").await?, "_suppressions"),
-        deliveries: if has_history {
-            Some(renamed(live::export(cx.hands, "deliveries").await?, "_deliveries"))
-        } else {
-            None
-        },
-        templates: templates_sent(cx),
-        only: test_openids(cx)?,
-        is_ordered: sql::is_ordered(cx, &plan.sql.text).await?,
-        set_target: cx.hands.lake.absolute(&set_path),
-        left_target: cx.hands.lake.absolute(&left_path),
-        params: parameters(cx, plan),
-        user_params: cx.params.clone(),
-    };
+    let targets = (cx.hands.lake.absolute(&set_path), cx.hands.lake.absolute(&left_path));
+    let filter = filter(cx, plan, sources, targets).await?;
     let engine: &Engine = &cx.hands.engine;
     let set = blocking(engine, cx.stop, move |session| filter.write(session)).await?;
     let set_hash = hash_file(cx, &set_path).await?;
@@ -88,17 +60,59 @@ pub async fn run(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Result<
         snapshot(TableName::new("left_out"), slice(cx), format!("{id}-left"), false).record(cx),
         snapshot(table, String::new(), format!("{id}-own"), true).record(cx),
     ];
-    let left: BTreeMap<&String, u64> = set.reasons.iter().map(|(reason, people)| (reason, *people)).collect();
+    let left: BTreeMap<&String, u64> = set.judged.reasons.iter().map(|(reason, people)| (reason, *people)).collect();
     Ok(StageOutcome::Done(StageReport {
-        rows_in: set.given,
-        rows_out: set.send,
+        rows_in: set.judged.given,
+        rows_out: set.judged.send,
         snapshots,
         detail: json!({
-            "given": set.given, "recipients": set.send, "holdout": set.holdout, "left_out": left,
+            "given": set.judged.given, "recipients": set.judged.send, "holdout": set.judged.holdout, "left_out": left,
             "set_hash": set_hash, "set_path": set_path, "as_of": as_of.to_rfc3339(),
         }),
         failed_slices: Vec::new(),
     }))
+}
+
+/// Everything the set is made from, as this run sees it.
+async fn filter(
+    cx: &StageContext<'_>,
+    plan: &MaterializeRecipients,
+    sources: Vec<TableSource>,
+    (set_target, left_target): (PathBuf, PathBuf),
+) -> Result<Filter, StageError> {
+    let followers =
+        super::join_identities::tables_of(&cx.hands.settings, |kind| matches!(kind, StageKind::ExtractFollowers(_)));
+    let followers = followers.first().map_or("followers", TableName::as_str);
+    // What events said before the last walk is in the walk.
+    let marks_since = cx
+        .visible
+        .slice(followers, plan.account.as_str())
+        .map_or(crate::clock::Timestamp::UNIX_EPOCH, |snapshot| snapshot.as_of);
+    let has_history = plan.frequency_cap.is_some() || plan.not_again.is_some();
+    Ok(Filter {
+        stage: cx.stage.name.to_string(),
+        plan: plan.clone(),
+        sources,
+        followers: cx.visible.slice(followers, plan.account.as_str()).map(|_| {
+            let columns = table_spec("followers").expect("followers is declared").sql_columns();
+            cx.visible.slice_source(&cx.hands.lake, (followers, plan.account.as_str()), "_followers", columns)
+        }),
+        profiles: profiles(cx, plan),
+        marks: live::export_marks(cx.hands, &plan.account, marks_since).await?,
+        suppressions: renamed(live::export(cx.hands, "suppressions").await?, "_suppressions"),
+        deliveries: if has_history {
+            Some(renamed(live::export(cx.hands, "deliveries").await?, "_deliveries"))
+        } else {
+            None
+        },
+        templates: templates_sent(cx),
+        only: test_openids(cx)?,
+        is_ordered: sql::is_ordered(cx, &plan.sql.text).await?,
+        set_target,
+        left_target,
+        params: parameters(cx, plan),
+        user_params: cx.params.clone(),
+    })
 }
 
 /// Each set is a slice of its own of `recipients` and `left_out`: no set ever replaces another.
@@ -106,11 +120,11 @@ fn slice(cx: &StageContext<'_>) -> String {
     format!("{}.{}", cx.run.run_id, cx.stage.name)
 }
 
-fn renamed(source: crate::engine::TableSource, name: &str) -> crate::engine::TableSource {
-    crate::engine::TableSource { name: name.to_owned(), ..source }
+fn renamed(source: TableSource, name: &str) -> TableSource {
+    TableSource { name: name.to_owned(), ..source }
 }
 
-fn profiles(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> crate::engine::TableSource {
+fn profiles(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> TableSource {
     let tables =
         super::join_identities::tables_of(&cx.hands.settings, |kind| matches!(kind, StageKind::EnrichUnionids(_)));
     let table = tables.first().map_or("profiles", TableName::as_str);
@@ -181,7 +195,7 @@ fn parameters(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Params {
 fn check_staleness(
     cx: &StageContext<'_>,
     plan: &MaterializeRecipients,
-    sources: &[crate::engine::TableSource],
+    sources: &[TableSource],
 ) -> Result<(), StageError> {
     let Some(most) = plan.max_staleness else { return Ok(()) };
     for source in sources {

@@ -12,6 +12,8 @@ mod claim;
 mod guard;
 mod judge;
 mod messages;
+mod orders;
+mod preview;
 mod quota;
 mod record;
 mod send;
@@ -23,6 +25,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use self::guard::Guard;
+pub use self::preview::preview;
 use super::{StageContext, StageError, StageOutcome, StageReport};
 use crate::clock::Timestamp;
 use crate::config::settings::PushTemplate;
@@ -145,7 +148,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<StageOutc
     }
 }
 
-/// The three parts at work on one push until there is a reason to stop.
+/// The three parts at work on one push, and one who listens for orders, until there is a reason to stop.
 async fn session(pushing: &Pushing<'_>, guard: &mut Guard) -> End {
     let quota = match quota::Allowance::look(pushing).await {
         Ok(quota) => quota,
@@ -157,10 +160,16 @@ async fn session(pushing: &Pushing<'_>, guard: &mut Guard) -> End {
     let (send_settled, settled) = tokio::sync::mpsc::unbounded_channel();
     let claimer = claim::Claimer::new(pushing, quota, permits.clone(), in_doubt_most);
     let recorder = record::Recorder::new(pushing, permits);
-    let ((), (), ()) = tokio::join!(
+    let sender = send::Sender::new(pushing, guard);
+    let (pace, over) = (sender.pace(), CancellationToken::new());
+    let ((), (), (), ()) = tokio::join!(
         claimer.run(send_claimed),
-        send::Sender::new(pushing, guard).run(claimed, send_settled),
+        async {
+            sender.run(claimed, send_settled).await;
+            over.cancel();
+        },
         recorder.run(settled),
+        orders::obey(pushing, &pace, &over),
     );
     let ending = pushing.ending.lock().expect("nobody panics while holding the reason").take();
     let run_out = pushing.run_out.lock().expect("nobody panics while holding the reason").take();

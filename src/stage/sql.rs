@@ -162,6 +162,15 @@ pub async fn is_ordered(cx: &StageContext<'_>, sql: &str) -> Result<bool, StageE
     Ok(inspect(cx, sql).await?.is_ordered)
 }
 
+/// The names of the tables that `sql` reads.
+///
+/// # Errors
+///
+/// [`StageError::Sql`] for what is no single SELECT.
+pub async fn tables_read(cx: &StageContext<'_>, sql: &str) -> Result<Vec<String>, StageError> {
+    Ok(inspect(cx, sql).await?.tables.into_iter().map(|table| table.name).collect())
+}
+
 async fn inspect(cx: &StageContext<'_>, sql: &str) -> Result<SqlFacts, StageError> {
     let (sql, stage) = (sql.to_owned(), cx.stage.name.to_string());
     blocking(&cx.hands.engine, cx.stop, move |session| {

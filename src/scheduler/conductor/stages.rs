@@ -416,7 +416,7 @@ fn goes_out(stage: &Stage) -> bool {
 }
 
 /// Stages that make tables first: nothing goes out before all of them passed. A push makes no table, so no table waits.
-fn tables_first(pipeline: &Pipeline, order: Vec<usize>) -> Vec<usize> {
+pub fn tables_first(pipeline: &Pipeline, order: Vec<usize>) -> Vec<usize> {
     let (out, tables): (Vec<usize>, Vec<usize>) =
         order.into_iter().partition(|index| goes_out(&pipeline.stages[*index]));
     tables.into_iter().chain(out).collect()

@@ -34,13 +34,18 @@ pub struct Filter {
     pub user_params: Params,
 }
 
-pub struct FrozenSet {
+/// How many of the SELECT's rows are in the set, and why the others are not.
+pub struct Judged {
     pub given: u64,
     pub send: u64,
     pub holdout: u64,
+    pub reasons: Vec<(String, u64)>,
+}
+
+pub struct FrozenSet {
+    pub judged: Judged,
     pub set: Written,
     pub left: Written,
-    pub reasons: Vec<(String, u64)>,
 }
 
 /// Share of strangers from which the SELECT surely gives the wrong kind of openid.
@@ -49,6 +54,19 @@ const MOST_STRANGERS: f64 = 0.5;
 impl Filter {
     /// Writes the set and those left out. Blocking.
     pub fn write(&self, session: &Session) -> Result<FrozenSet, StageError> {
+        let (columns, judged) = self.judge(session)?;
+        let set = session.copy(&self.set_sql(&columns, judged.send), &self.params, &self.set_target)?;
+        let left = session.copy(LEFT, &self.params, &self.left_target)?;
+        Ok(FrozenSet { judged, set, left })
+    }
+
+    /// Judges everybody and writes nothing. Blocking.
+    pub fn count(&self, session: &Session) -> Result<Judged, StageError> {
+        Ok(self.judge(session)?.1)
+    }
+
+    /// Makes `judged` in the session; gives the SELECT's columns and how everybody was judged.
+    fn judge(&self, session: &Session) -> Result<(Vec<(String, String)>, Judged), StageError> {
         let columns = self.take_given(session)?;
         self.add_tables(session)?;
         let mut params = self.user_params.clone();
@@ -59,19 +77,15 @@ impl Filter {
         if self.plan.max.is_some() {
             session.execute(OVER_THE_MOST, &self.params)?;
         }
-        let none = Params::new();
-        let arms = session
-            .query("select coalesce(reason, arm) as ended, count(*) as people from judged group by all", &none)?;
-        let mut reasons = pairs(&arms);
+        let ended = "select coalesce(reason, arm) as ended, count(*) as people from judged group by all";
+        let mut reasons = pairs(&session.query(ended, &Params::new())?);
         let mut take = |arm: &str| {
             let at = reasons.iter().position(|(name, _)| name == arm);
             at.map_or(0, |at| reasons.swap_remove(at).1)
         };
         let (send, holdout) = (take("send"), take("holdout"));
-        let set = session.copy(&self.set_sql(&columns, send), &self.params, &self.set_target)?;
-        let left = session.copy(LEFT, &self.params, &self.left_target)?;
         let given = send + holdout + reasons.iter().map(|(_, people)| people).sum::<u64>();
-        Ok(FrozenSet { given, send, holdout, set, left, reasons })
+        Ok((columns, Judged { given, send, holdout, reasons }))
     }
 
     /// Makes `given` readable: the SELECT, each row with its number where the SELECT has an order to keep.

@@ -16,13 +16,12 @@ use crate::clock::Timestamp;
 use crate::config::settings::PushTemplate;
 use crate::domain::{DeliveryState, QuotaDay};
 use crate::ledger::{Begin, Begun, DeliveryRow, Intent, Outcome, OutcomeBatch, QuotaCharge};
-use crate::scheduler::calendar;
 use crate::stage::StageError;
 use crate::wechat::Endpoint;
 
 /// Rows of one claim at most: a transaction of a few milliseconds.
 const MOST_A_CLAIM: usize = 2_000;
-/// How often orders from other processes (pause, rate) are looked for.
+/// How often a pause ordered by another process is looked for before a claim; `orders` looks besides.
 const ORDERS_EVERY: Duration = Duration::from_secs(1);
 
 /// How many recipients may be in doubt at once: a second's sends, or one `concurrency`, whichever is more.
@@ -128,18 +127,12 @@ impl<'a> Claimer<'a> {
         Ok(rows)
     }
 
-    /// Looks, at most once a second, for what other processes ordered and for the clock: pause, rate, window, expiry.
+    /// Before a claim: the clock (window, expiry), and at most once a second a pause and the quota day.
     async fn orders(&mut self) -> Result<Option<End>, StageError> {
-        let (cx, plan) = (self.pushing.cx, self.pushing.plan);
+        let cx = self.pushing.cx;
         let now = cx.hands.clock.now();
-        if self.pushing.expires_at.is_some_and(|at| now >= at) {
-            return Ok(Some(End::Expired));
-        }
-        if let Some(window) = plan.window {
-            let zone = cx.hands.settings.timezone;
-            if !calendar::in_window(window, zone, now) {
-                return Ok(Some(End::WindowClosed { opens: calendar::window_opens(window, zone, now) }));
-            }
+        if let Some(end) = super::orders::by_the_clock(self.pushing, now) {
+            return Ok(Some(end));
         }
         let monotonic = cx.hands.clock.monotonic();
         if self.looked_at.is_some_and(|at| monotonic - at < ORDERS_EVERY) {

@@ -437,6 +437,16 @@ impl MessageReader {
 
 const SELECT: &str = "select seq, openid, unionid, body, invalid from messages";
 
+/// The first `n` messages of a file. Blocking.
+pub fn first(engine: &Engine, file: std::path::PathBuf, n: u32) -> Result<Vec<Message>, StageError> {
+    let mut all = Vec::new();
+    read(engine, file, &format!("{SELECT} order by seq limit {n}"), |messages| {
+        all.extend(messages);
+        true
+    })?;
+    Ok(all)
+}
+
 fn messages_file(pushing: &Pushing<'_>) -> Result<std::path::PathBuf, StageError> {
     let path = pushing.push.messages_path.as_deref();
     let path = path.ok_or_else(|| StageError::Rule("the messages were not frozen".to_owned()))?;

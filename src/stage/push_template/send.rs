@@ -66,8 +66,7 @@ impl Ord for Later {
 impl<'a> Sender<'a> {
     pub fn new(pushing: &'a Pushing<'a>, guard: &'a mut Guard) -> Self {
         let (cx, plan) = (pushing.cx, pushing.plan);
-        let ceiling = cx.hands.account(&plan.account).send_rate.unwrap_or(f64::INFINITY);
-        let rate = pushing.push.rate_override.unwrap_or(plan.rate).min(ceiling);
+        let rate = super::orders::allowed_rate(pushing, pushing.push.rate_override);
         let counts = pushing.push.counts;
         Self {
             pushing,
@@ -89,6 +88,11 @@ impl<'a> Sender<'a> {
             done_before: counts.recipients - counts.pending,
             done: 0,
         }
+    }
+
+    /// The pace of this sender, for whoever changes its rate.
+    pub fn pace(&self) -> SharedPace {
+        self.pace.clone()
     }
 
     /// Sends what is claimed until the claims end or there is a reason to stop, then settles what is in flight.

@@ -1,0 +1,146 @@
+//! What a person orders about a push while, or before, somebody works on it: these need no lease, and each leaves a line
+//! in the audit in the same transaction. Whoever works on the push looks for them.
+
+use super::error::Doing;
+use super::sql::Columns;
+use super::{AuditEntry, Ledger, LedgerError, Push, WriteTx};
+use crate::clock::{Timestamp, to_micros};
+
+/// Who orders, and when.
+#[derive(Debug, Clone, Copy)]
+pub struct Order<'a> {
+    pub who: &'a str,
+    pub at: Timestamp,
+}
+
+impl Ledger {
+    /// Orders a push to pause; false when it is over or paused already.
+    pub async fn order_pause(&self, push: &Push, order: Order<'_>) -> Result<bool, LedgerError> {
+        const DOING: &str = "pause a push";
+        let mut tx = self.begin(DOING).await?;
+        let done =
+            sqlx::query("update pushes set is_paused = true where key = $1 and ended_at is null and not is_paused")
+                .bind(push.key)
+                .execute(&mut *tx)
+                .await
+                .doing(DOING)?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        audit(&mut tx, push, order, ("push pause", push.stage.to_string())).await?;
+        tx.commit().await.doing(DOING)?;
+        Ok(true)
+    }
+
+    /// Lifts a pause: a push and a run that wait because of it say `resumed` from now on. False when it was not paused.
+    pub async fn order_resume(&self, push: &Push, order: Order<'_>) -> Result<bool, LedgerError> {
+        const DOING: &str = "lift the pause of a push";
+        let mut tx = self.begin(DOING).await?;
+        let done = sqlx::query(
+            "update pushes set is_paused = false, reason = case when state = 'waiting' then 'resumed' else reason end
+             where key = $1 and ended_at is null and is_paused",
+        )
+        .bind(push.key)
+        .execute(&mut *tx)
+        .await
+        .doing(DOING)?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        sqlx::query(
+            "update runs set reason = 'resumed', waiting_until = null
+             where run_id = $1 and status = 'waiting' and waiting_until is null",
+        )
+        .bind(push.run_id.as_str())
+        .execute(&mut *tx)
+        .await
+        .doing(DOING)?;
+        audit(&mut tx, push, order, ("push resume", format!("pause of {} lifted", push.stage))).await?;
+        tx.commit().await.doing(DOING)?;
+        Ok(true)
+    }
+
+    /// Orders another rate, in sends a second; `None` goes back to the configured one. False when the push is over.
+    pub async fn order_rate(
+        &self,
+        push: &Push,
+        per_second: Option<f64>,
+        order: Order<'_>,
+    ) -> Result<bool, LedgerError> {
+        const DOING: &str = "order a push's rate";
+        let mut tx = self.begin(DOING).await?;
+        let done = sqlx::query("update pushes set rate_override = $1 where key = $2 and ended_at is null")
+            .bind(per_second)
+            .bind(push.key)
+            .execute(&mut *tx)
+            .await
+            .doing(DOING)?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        let rate = per_second.map_or("as configured".to_owned(), |rate| format!("{rate}/s"));
+        audit(&mut tx, push, order, ("push rate", format!("{}: {rate}", push.stage))).await?;
+        tx.commit().await.doing(DOING)?;
+        Ok(true)
+    }
+
+    /// Messages of a push that were accepted at `from` or later.
+    pub async fn sent_since(&self, push_key: i64, from: Timestamp) -> Result<u64, LedgerError> {
+        let row = sqlx::query("select count(*) as n from deliveries where push_key = $1 and sent_at >= $2")
+            .bind(push_key)
+            .bind(to_micros(from))
+            .fetch_one(&self.readers)
+            .await
+            .doing("count the latest sends of a push")?;
+        row.count("n")
+    }
+}
+
+async fn audit(tx: &mut WriteTx, push: &Push, order: Order<'_>, what: (&str, String)) -> Result<(), LedgerError> {
+    let entry = AuditEntry {
+        at: order.at,
+        who: order.who.to_owned(),
+        command: what.0.to_owned(),
+        run_id: Some(push.run_id.clone()),
+        detail: what.1,
+    };
+    super::audit::insert(tx, &entry).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::domain::RunStatus;
+    use crate::ledger::RunChange;
+
+    #[tokio::test]
+    async fn a_lifted_pause_waits_for_the_next_run_and_both_orders_are_in_the_audit() {
+        let house = House::new().await;
+        let push = house.push("r1", 10).await;
+        let order = Order { who: "ada", at: at(5) };
+        assert!(!house.ledger.order_resume(&push, order).await.unwrap(), "nothing is paused yet");
+        assert!(house.ledger.order_pause(&push, order).await.unwrap());
+        assert!(!house.ledger.order_pause(&push, order).await.unwrap(), "it is paused already");
+        let waiting = RunChange { status: RunStatus::Waiting, reason: Some("paused".into()), waiting_until: None };
+        house.ledger.set_run_status(&house.lease, &push.run_id, waiting, at(6)).await.unwrap();
+        assert!(house.ledger.order_resume(&push, order).await.unwrap());
+        assert!(!house.reload(&push).await.is_paused);
+        let run = house.ledger.run(&push.run_id).await.unwrap().unwrap();
+        assert_eq!((run.status, run.reason.as_deref()), (RunStatus::Waiting, Some("resumed")));
+        let orders: Vec<String> = house.ledger.audit(9).await.unwrap().into_iter().map(|entry| entry.command).collect();
+        assert_eq!(orders, ["push resume", "push pause"]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_ordered_of_a_push_that_is_over() {
+        let house = House::new().await;
+        let push = house.push("r1", 10).await;
+        let order = Order { who: "ada", at: at(5) };
+        assert!(house.ledger.order_rate(&push, Some(2.5), order).await.unwrap());
+        assert_eq!(house.reload(&push).await.rate_override, Some(2.5));
+        house.ledger.end_push(&house.lease, push.key, "done", at(6)).await.unwrap();
+        assert!(!house.ledger.order_rate(&push, None, order).await.unwrap());
+        assert!(!house.ledger.order_pause(&push, order).await.unwrap());
+    }
+}

@@ -1,0 +1,90 @@
+//! What is left of the day's quota by the ledger's own count: nobody is asked.
+//!
+//! The limit is the lower of our ceiling and WeChat's figure as last noted, else its documented default.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::config::settings::{Account, Settings};
+use crate::domain::{AccountName, QuotaDay};
+use crate::ledger::{Ledger, LedgerError, Usage};
+use crate::wechat::Endpoint;
+
+/// The calls a run lives on; the others are few.
+pub const WATCHED: [Endpoint; 3] = [Endpoint::TemplateSend, Endpoint::UserGet, Endpoint::UserInfoBatchget];
+
+/// An endpoint of an account on a quota day.
+#[derive(Debug, Clone, Serialize)]
+pub struct Allowance {
+    pub account: AccountName,
+    pub endpoint: &'static str,
+    /// Calls made, the larger of our count and WeChat's figure.
+    pub used: u64,
+    /// Calls a day; `None`: none is known.
+    pub limit: Option<u64>,
+    /// Calls left today, the reserve included.
+    pub left_today: Option<u64>,
+    /// Of these, kept for pushes with `priority = "service"`.
+    pub reserve: u64,
+    /// WeChat refused further calls today.
+    pub is_exhausted: bool,
+}
+
+impl Allowance {
+    /// Calls left today to a push that may or may not use the reserve.
+    pub fn left(&self, may_use_reserve: bool) -> Option<u64> {
+        self.left_today.map(|left| if may_use_reserve { left } else { left.saturating_sub(self.reserve) })
+    }
+
+    /// Calls of a day that has not begun.
+    pub fn whole_day(&self, may_use_reserve: bool) -> Option<u64> {
+        self.limit.map(|limit| if may_use_reserve { limit } else { limit.saturating_sub(self.reserve) })
+    }
+}
+
+/// Every account's allowance of `endpoints` on `day`; without a ledger nothing was called yet.
+///
+/// # Errors
+///
+/// [`LedgerError`] when the ledger cannot be read.
+pub async fn allowances(
+    settings: &Settings,
+    ledger: Option<&Ledger>,
+    day: QuotaDay,
+    endpoints: &[Endpoint],
+) -> Result<Vec<Allowance>, LedgerError> {
+    let usage = match ledger {
+        Some(ledger) => ledger.usage(None, Some(day)).await?,
+        None => Vec::new(),
+    };
+    let by_call: BTreeMap<(&AccountName, &str), &Usage> =
+        usage.iter().map(|usage| ((&usage.account, usage.endpoint.as_str()), usage)).collect();
+    let accounts = settings.accounts.values();
+    Ok(accounts
+        .flat_map(|account| {
+            let by_call = &by_call;
+            endpoints.iter().map(move |endpoint| {
+                allowance(account, *endpoint, by_call.get(&(&account.name, endpoint.as_str())).copied())
+            })
+        })
+        .collect())
+}
+
+fn allowance(account: &Account, endpoint: Endpoint, usage: Option<&Usage>) -> Allowance {
+    let name = endpoint.as_str();
+    let figure = usage.and_then(|usage| usage.wechat_limit).or_else(|| endpoint.documented_daily_limit());
+    let limit = [account.quota.ceilings.get(name).copied(), figure].into_iter().flatten().min();
+    let used = usage.map_or(0, |usage| usage.calls.max(usage.wechat_used.unwrap_or(0)));
+    let is_exhausted = usage.is_some_and(|usage| usage.exhausted_at.is_some());
+    let left = limit.map(|limit| limit.saturating_sub(used));
+    Allowance {
+        account: account.name.clone(),
+        endpoint: name,
+        used,
+        limit,
+        left_today: if is_exhausted { Some(0) } else { left },
+        reserve: account.quota.reserve.get(name).copied().unwrap_or(0),
+        is_exhausted,
+    }
+}

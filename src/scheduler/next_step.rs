@@ -1,0 +1,116 @@
+//! What goes on with a run that stopped: the command a person gives, and whether a person is needed at all.
+
+use serde::Serialize;
+
+use super::view::RunView;
+use crate::domain::{RunStatus, StageStatus};
+
+/// What to do about a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NextStep {
+    /// Commands in order; the last one goes on with the run.
+    pub commands: Vec<String>,
+    /// Whether it stays as it is until a person acts; otherwise `serve`, or the next `run`, goes on by itself.
+    pub needs_person: bool,
+}
+
+/// The beginning of the reason of a push that nobody approved.
+const WAITS_FOR_APPROVAL: &str = "waits for approval";
+const NOT_CONFIRMED: &str = "not confirmed";
+
+/// What the run's own words do not say.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts {
+    /// Some process works on it now.
+    pub is_carried_out: bool,
+    /// A push of it is paused, whatever it waited for before.
+    pub is_paused: bool,
+}
+
+/// What goes on with a run; nothing for one that came to its end, was cancelled, or is being carried out.
+pub(super) fn next_step(view: &RunView, facts: Facts) -> Option<NextStep> {
+    let again = format!("lianbo run {}", view.pipeline);
+    let resume = format!("lianbo push resume {}", view.run_id);
+    let step = |commands: Vec<String>, needs_person| Some(NextStep { commands, needs_person });
+    let reason = view.reason.as_deref().unwrap_or_default();
+    match view.status {
+        RunStatus::Succeeded | RunStatus::Cancelled => None,
+        RunStatus::Running if facts.is_carried_out => None,
+        RunStatus::Running | RunStatus::Waiting if facts.is_paused => step(vec![resume, again], true),
+        RunStatus::Running => step(vec![again], false),
+        RunStatus::Halted => step(vec![resume, again], true),
+        RunStatus::Failed | RunStatus::Partial => step(vec![again], true),
+        RunStatus::Waiting if reason.starts_with(WAITS_FOR_APPROVAL) => step(vec![approve(view), again], true),
+        RunStatus::Waiting if reason.starts_with(NOT_CONFIRMED) => step(vec![format!("{again} --yes")], true),
+        RunStatus::Waiting => step(vec![again], false),
+    }
+}
+
+fn approve(view: &RunView) -> String {
+    let waiting = view.stages.iter().find(|stage| stage.status == StageStatus::Waiting.as_str());
+    let hash = waiting.and_then(|stage| stage.detail.get("message_hash")).and_then(serde_json::Value::as_str);
+    format!("lianbo push approve {} --hash {}", view.run_id, hash.unwrap_or("HASH"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::clock::from_micros;
+    use crate::scheduler::view::StageView;
+
+    fn view(status: RunStatus, reason: &str) -> RunView {
+        RunView {
+            run_id: "r1".to_owned(),
+            pipeline: "campaign".to_owned(),
+            status,
+            waiting_until: None,
+            reason: Some(reason.to_owned()),
+            trigger: "hand".to_owned(),
+            scheduled_for: None,
+            started_at: from_micros(0),
+            ended_at: None,
+            seconds: 1.0,
+            next: None,
+            stages: vec![StageView {
+                name: "push".to_owned(),
+                kind: "push_template".to_owned(),
+                status: "waiting",
+                rows_in: 0,
+                rows_out: 0,
+                seconds: 0.0,
+                api_calls: std::collections::BTreeMap::new(),
+                detail: json!({ "message_hash": "abcd" }),
+                error: None,
+            }],
+        }
+    }
+
+    const AT_REST: Facts = Facts { is_carried_out: false, is_paused: false };
+
+    fn commands(status: RunStatus, reason: &str) -> Vec<String> {
+        next_step(&view(status, reason), AT_REST).map(|step| step.commands).unwrap_or_default()
+    }
+
+    #[test]
+    fn whoever_waits_for_a_person_says_which_command_goes_on() {
+        let run = "lianbo run campaign";
+        assert_eq!(commands(RunStatus::Halted, "40037"), ["lianbo push resume r1", run]);
+        let approval = commands(RunStatus::Waiting, "waits for approval: …");
+        assert_eq!(approval, ["lianbo push approve r1 --hash abcd", run]);
+        let paused =
+            next_step(&view(RunStatus::Waiting, "until midnight"), Facts { is_paused: true, ..AT_REST }).unwrap();
+        assert_eq!(paused.commands, ["lianbo push resume r1", run], "whatever it waited for before");
+        assert_eq!(commands(RunStatus::Waiting, "not confirmed; …"), ["lianbo run campaign --yes"]);
+    }
+
+    #[test]
+    fn a_wait_for_the_clock_needs_nobody() {
+        let step = next_step(&view(RunStatus::Waiting, "the day's sends are used up"), AT_REST).unwrap();
+        assert!(!step.needs_person);
+        assert_eq!(next_step(&view(RunStatus::Succeeded, ""), AT_REST), None);
+        assert_eq!(next_step(&view(RunStatus::Running, ""), Facts { is_carried_out: true, ..AT_REST }), None);
+        assert!(next_step(&view(RunStatus::Running, ""), AT_REST).is_some(), "its process is gone");
+    }
+}

@@ -1,0 +1,288 @@
+//! One stage of a plan: its calls, rows and messages, from the tables as they stand.
+
+use std::collections::BTreeMap;
+
+use tokio_util::sync::CancellationToken;
+
+use super::days::{Bounds, course};
+use super::{PlanRequest, StagePlan};
+use crate::clock::Timestamp;
+use crate::config::settings::{
+    EnrichUnionids, ExtractFollowers, MaterializeRecipients, OnExpiry, Priority, PushTemplate, Stage, StageKind,
+};
+use crate::domain::{AccountName, QuotaDay, StageName, StageStatus};
+use crate::engine::Params;
+use crate::ledger::{Lease, Push, Run, StageRecord};
+use crate::scheduler::allowance::Allowance;
+use crate::scheduler::conductor;
+use crate::stage::tables::Visible;
+use crate::stage::{Quiet, StageContext, StageError, enrich_unionids, extract_followers, materialize_recipients};
+use crate::wechat::{CallCounts, Endpoint};
+
+/// Openids on a page of user/get (WeChat's own limit).
+const PAGE: u64 = 10_000;
+
+pub struct Estimator<'a> {
+    request: &'a PlanRequest<'a>,
+    run: Run,
+    /// Whether the run has begun; otherwise it is imagined.
+    has_begun: bool,
+    visible: Visible,
+    params: Params,
+    records: BTreeMap<StageName, StageRecord>,
+    pushes: Vec<Push>,
+    allowances: &'a [Allowance],
+    /// Recipients of the sets planned so far.
+    sets: BTreeMap<StageName, Option<u64>>,
+    /// Sends that pushes planned so far take of an account's day.
+    taken: BTreeMap<(AccountName, QuotaDay), u64>,
+    lease: Lease,
+    stop: CancellationToken,
+}
+
+impl<'a> Estimator<'a> {
+    pub async fn new(
+        request: &'a PlanRequest<'a>,
+        run: Run,
+        has_begun: bool,
+        allowances: &'a [Allowance],
+    ) -> Result<Self, StageError> {
+        let mut visible = Visible::default();
+        let (mut records, mut pushes) = (BTreeMap::new(), Vec::new());
+        if let Some(hands) = request.house {
+            visible.add(hands.ledger.current_snapshots().await?);
+            if has_begun {
+                visible.add(hands.ledger.staged_snapshots(&run.run_id).await?);
+                let stages = hands.ledger.stages(&run.run_id).await?;
+                records = stages.into_iter().map(|record| (record.stage.clone(), record)).collect();
+                pushes = hands.ledger.pushes_of(&run.run_id).await?;
+            }
+        }
+        let params = conductor::sql_params(&run, request.pipeline);
+        Ok(Self {
+            request,
+            run,
+            has_begun,
+            visible,
+            params,
+            records,
+            pushes,
+            allowances,
+            sets: BTreeMap::new(),
+            taken: BTreeMap::new(),
+            // Nothing is written under it: a plan only reads.
+            lease: Lease { name: "plan".to_owned(), fence: 0, holder_id: String::new() },
+            stop: CancellationToken::new(),
+        })
+    }
+
+    /// Plans one stage; those it reads were planned before.
+    pub async fn stage(&mut self, stage: &Stage) -> Result<StagePlan, StageError> {
+        let mut plan =
+            StagePlan { name: stage.name.to_string(), kind: stage.kind.as_str().to_owned(), ..StagePlan::default() };
+        let record = self.records.get(&stage.name);
+        if let Some(record) = record.filter(|it| matches!(it.status, StageStatus::Succeeded | StageStatus::Partial)) {
+            plan.is_done = true;
+            plan.rows = Some(record.rows_out);
+            self.sets.insert(stage.name.clone(), Some(record.rows_out));
+            return Ok(plan);
+        }
+        match &stage.kind {
+            StageKind::ExtractFollowers(own) => self.extract(stage, own, &mut plan).await?,
+            StageKind::EnrichUnionids(own) => self.enrich(stage, own, &mut plan).await?,
+            StageKind::MaterializeRecipients(own) => self.materialize(stage, own, &mut plan).await?,
+            StageKind::PushTemplate(own) => self.push(stage, own, &mut plan),
+            StageKind::LoadUsers(_)
+            | StageKind::JoinIdentities(_)
+            | StageKind::MeasureCoverage(_)
+            | StageKind::Sql(_)
+            | StageKind::Publish(_) => {
+                let table = stage.table.as_ref().map(|table| table.as_str());
+                plan.rows = table
+                    .filter(|table| self.visible.slices(table).next().is_some())
+                    .map(|table| self.visible.rows(table));
+            }
+        }
+        Ok(plan)
+    }
+
+    /// A stage as it would see the house; nothing where there is no house yet.
+    fn context<'b>(&'b self, stage: &'b Stage) -> Option<StageContext<'b>> {
+        self.request.house.map(|hands| StageContext {
+            hands,
+            run: &self.run,
+            lease: &self.lease,
+            stage,
+            visible: &self.visible,
+            params: &self.params,
+            stop: &self.stop,
+            progress: &Quiet,
+            calls: std::sync::Arc::new(CallCounts::default()),
+        })
+    }
+
+    async fn extract(&self, stage: &Stage, own: &ExtractFollowers, plan: &mut StagePlan) -> Result<(), StageError> {
+        let mut rows = Some(0);
+        for account in &own.accounts {
+            let known = match self.context(stage) {
+                Some(cx) => extract_followers::followers_now(&cx, account).await?,
+                None => None,
+            };
+            let calls = if self.is_young(stage, own, account) { Some(0) } else { self.pages(account, known).await? };
+            plan.add_calls(account, Endpoint::UserGet, calls);
+            rows = rows.zip(known).map(|(sum, known)| sum + known);
+            if known.is_none() {
+                plan.notes.push(format!("account `{account}` was never walked: a call for each 10 000 followers"));
+            }
+        }
+        plan.rows = rows;
+        Ok(())
+    }
+
+    /// Whether the last walk is taken as it is.
+    fn is_young(&self, stage: &Stage, own: &ExtractFollowers, account: &AccountName) -> bool {
+        let table = stage.table.as_ref().map_or("followers", |table| table.as_str());
+        let age = self.visible.slice(table, account.as_str()).map(|snapshot| self.request.clock.now() - snapshot.as_of);
+        !own.reuse_within.is_zero() && age.is_some_and(|age| age.to_std().unwrap_or_default() < own.reuse_within)
+    }
+
+    /// A call for each page and one that finds the end, without the pages that a walk begun before has.
+    async fn pages(&self, account: &AccountName, followers: Option<u64>) -> Result<Option<u64>, StageError> {
+        let Some(followers) = followers else { return Ok(None) };
+        let walked = match self.request.house {
+            Some(hands) => hands.ledger.open_walk(account).await?.filter(|walk| walk.finished_at.is_none()),
+            None => None,
+        };
+        let walked = walked.map_or(0, |walk| u64::from(walk.pages));
+        Ok(Some((followers.div_ceil(PAGE) + 1).saturating_sub(walked).max(1)))
+    }
+
+    async fn enrich(&self, stage: &Stage, own: &EnrichUnionids, plan: &mut StagePlan) -> Result<(), StageError> {
+        let batch = u64::try_from(enrich_unionids::BATCH).unwrap_or(u64::MAX);
+        let mut rows = Some(0);
+        for account in &own.accounts {
+            let needed = match self.context(stage) {
+                Some(cx) => enrich_unionids::needed(&cx, own, account).await?,
+                None => None,
+            };
+            let calls = needed.map(|needed| needed.div_ceil(batch).min(own.budget.unwrap_or(u64::MAX)));
+            plan.add_calls(account, Endpoint::UserInfoBatchget, calls);
+            rows = rows.zip(needed).map(|(sum, needed)| sum + needed);
+            if let (Some(budget), Some(needed)) = (own.budget, needed)
+                && needed.div_ceil(batch) > budget
+            {
+                plan.notes
+                    .push(format!("account `{account}`: the budget leaves {} for later", needed - budget * batch));
+            }
+        }
+        plan.rows = rows;
+        Ok(())
+    }
+
+    async fn materialize(
+        &mut self,
+        stage: &Stage,
+        own: &MaterializeRecipients,
+        plan: &mut StagePlan,
+    ) -> Result<(), StageError> {
+        let forecast = match self.context(stage) {
+            Some(cx) => materialize_recipients::forecast(&cx, own).await,
+            None => Ok(None),
+        };
+        let send = match forecast {
+            Ok(Some(forecast)) => {
+                let left: Vec<String> =
+                    forecast.left_out.iter().map(|(reason, people)| format!("{people} {reason}")).collect();
+                if !left.is_empty() {
+                    plan.notes.push(format!("of {} given, left out: {}", forecast.given, left.join(", ")));
+                }
+                if forecast.holdout > 0 {
+                    plan.notes.push(format!("{} held out", forecast.holdout));
+                }
+                Some(forecast.send)
+            }
+            Ok(None) => {
+                plan.notes.push("not known until the tables it reads were made once".to_owned());
+                None
+            }
+            Err(error @ (StageError::Rule(_) | StageError::Sql { .. })) => {
+                plan.notes.push(format!("would fail as things stand: {}", conductor::stages::chain(&error)));
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        plan.rows = send;
+        self.sets.insert(stage.name.clone(), send);
+        Ok(())
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a forecast")]
+    fn push(&mut self, stage: &Stage, own: &PushTemplate, plan: &mut StagePlan) {
+        let begun = self.pushes.iter().find(|push| push.stage == stage.name).cloned();
+        let messages = match &begun {
+            Some(push) => Some(push.counts.pending),
+            None => self.sets.get(&own.recipients).copied().flatten(),
+        };
+        plan.messages = messages;
+        plan.rows = messages;
+        plan.add_calls(&own.account, Endpoint::TemplateSend, messages);
+        plan.add_calls(&own.account, Endpoint::QuotaGet, Some(1));
+        if begun.as_ref().is_none_or(|push| push.messages_path.is_none()) {
+            plan.add_calls(&own.account, Endpoint::TemplateList, Some(1));
+        }
+        let Some(messages) = messages else { return };
+        let ceiling = self.request.settings.accounts.get(&own.account).and_then(|account| account.send_rate);
+        let ordered = begun.as_ref().and_then(|push| push.rate_override);
+        let rate = ordered.unwrap_or(own.rate).min(ceiling.unwrap_or(f64::INFINITY));
+        plan.seconds = Some(messages as f64 / rate);
+        self.spread(own, begun.as_ref(), (messages, rate), plan);
+        if own.approve && begun.is_none_or(|push| push.approved_by.is_none()) {
+            plan.notes.push("waits for approval before the first send".to_owned());
+        }
+    }
+
+    /// Plays the push through, and takes its sends from the account's days.
+    fn spread(&mut self, own: &PushTemplate, begun: Option<&Push>, (messages, rate): (u64, f64), plan: &mut StagePlan) {
+        let now = self.request.clock.now();
+        let today = QuotaDay::of(now);
+        let uses_reserve = own.priority == Priority::Service;
+        let name = Endpoint::TemplateSend.as_str();
+        let allowance = self.allowances.iter().find(|it| it.account == own.account && it.endpoint == name);
+        let left = |day: QuotaDay| {
+            let of_account =
+                allowance.and_then(|it| if day == today { it.left(uses_reserve) } else { it.whole_day(uses_reserve) });
+            let taken = self.taken.get(&(own.account.clone(), day)).copied().unwrap_or(0);
+            let of_account = of_account.map(|left| left.saturating_sub(taken));
+            [of_account, own.daily_limit].into_iter().flatten().min()
+        };
+        let expires_at = self.expires_at(own);
+        let course = course(&Bounds {
+            from: now,
+            messages,
+            rate,
+            window: own.window,
+            zone: self.request.settings.timezone,
+            expires_at,
+            left: &left,
+        });
+        for (date, sends) in &course.days {
+            *self.taken.entry((own.account.clone(), QuotaDay::from_date(*date))).or_default() += sends;
+        }
+        if course.would_expire > 0 && own.on_expiry == OnExpiry::Stop && begun.is_none() {
+            plan.notes
+                .push("cannot end before it expires; with on_expiry = \"stop\" such a set does not start".to_owned());
+        }
+        if course.no_room > 0 {
+            plan.notes.push(format!("no day has room for {} of them: raise the quota or the rate", course.no_room));
+        }
+        plan.days = course.days;
+        plan.would_expire = course.would_expire;
+        plan.ends_at = course.ends_at;
+    }
+
+    /// From the scheduled time; by hand, from the run's start.
+    fn expires_at(&self, own: &PushTemplate) -> Option<Timestamp> {
+        let from = if self.has_begun { self.run.scheduled_for.unwrap_or(self.run.started_at) } else { self.run.run_at };
+        own.expires.and_then(|expires| from.checked_add_signed(chrono::TimeDelta::from_std(expires).ok()?))
+    }
+}

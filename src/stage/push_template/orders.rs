@@ -1,0 +1,61 @@
+//! What is ordered about a push while it sends, and what the clock says: looked at once a second, however slowly it
+//! claims: pause, another rate, the end of its window, its expiry.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{End, Pushing, reread};
+use crate::clock::Timestamp;
+use crate::pace::SharedPace;
+use crate::scheduler::calendar;
+use crate::stage::StageError;
+
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Obeys orders until the sending is over or stops.
+pub async fn obey(pushing: &Pushing<'_>, pace: &SharedPace, over: &CancellationToken) {
+    let clock = pushing.cx.hands.clock;
+    loop {
+        tokio::select! {
+            () = over.cancelled() => return,
+            () = pushing.halt.cancelled() => return,
+            () = clock.sleep(EVERY) => {}
+        }
+        match look(pushing, pace).await {
+            Ok(None) => {}
+            Ok(Some(end)) => return pushing.stop(end),
+            // The ledger is busy or away: the claimer and the recorder meet that too, and they decide.
+            Err(error) => tracing::debug!(error = %error, "orders could not be looked for"),
+        }
+    }
+}
+
+async fn look(pushing: &Pushing<'_>, pace: &SharedPace) -> Result<Option<End>, StageError> {
+    let clock = pushing.cx.hands.clock;
+    if let Some(end) = by_the_clock(pushing, clock.now()) {
+        return Ok(Some(end));
+    }
+    let push = reread(pushing.cx, &pushing.push).await?;
+    if push.is_paused {
+        return Ok(Some(End::Paused));
+    }
+    pace.set_rate(allowed_rate(pushing, push.rate_override), clock.monotonic());
+    Ok(None)
+}
+
+/// The ordered or configured rate, within the account's ceiling, in sends a second.
+pub fn allowed_rate(pushing: &Pushing<'_>, ordered: Option<f64>) -> f64 {
+    let ceiling = pushing.cx.hands.account(&pushing.plan.account).send_rate.unwrap_or(f64::INFINITY);
+    ordered.unwrap_or(pushing.plan.rate).min(ceiling)
+}
+
+/// Whether the push has expired, or its window has closed.
+pub fn by_the_clock(pushing: &Pushing<'_>, now: Timestamp) -> Option<End> {
+    if pushing.expires_at.is_some_and(|at| now >= at) {
+        return Some(End::Expired);
+    }
+    let (window, zone) = (pushing.plan.window?, pushing.cx.hands.settings.timezone);
+    let opens = || calendar::window_opens(window, zone, now);
+    (!calendar::in_window(window, zone, now)).then(|| End::WindowClosed { opens: opens() })
+}
