@@ -48,7 +48,8 @@ enum Step {
     Claimed(Vec<Item>),
     /// Everybody left out at the last look: nothing to send of this batch.
     NothingToSend,
-    Stop(End),
+    /// Nothing more may be claimed today; what is claimed is sent.
+    RunOut(End),
 }
 
 impl<'a> Claimer<'a> {
@@ -93,8 +94,8 @@ impl<'a> Claimer<'a> {
                 match self.claim_fresh(fresh).await? {
                     Step::Claimed(items) => items,
                     Step::NothingToSend => Vec::new(),
-                    Step::Stop(end) => {
-                        self.pushing.stop(end);
+                    Step::RunOut(end) => {
+                        self.pushing.run_out(end);
                         return Ok(());
                     }
                 }
@@ -103,8 +104,8 @@ impl<'a> Claimer<'a> {
                 match self.claim_again(rows).await? {
                     Step::Claimed(items) => items,
                     Step::NothingToSend => Vec::new(),
-                    Step::Stop(end) => {
-                        self.pushing.stop(end);
+                    Step::RunOut(end) => {
+                        self.pushing.run_out(end);
                         return Ok(());
                     }
                 }
@@ -202,12 +203,12 @@ impl<'a> Claimer<'a> {
             .unwrap_or(messages.len());
         messages.truncate(reach);
         if messages.is_empty() {
-            return Ok(Step::Stop(self.spent()));
+            return Ok(Step::RunOut(self.spent()));
         }
         match Box::pin(self.claim_fresh(messages)).await? {
             Step::Claimed(items) => Ok(Step::Claimed(items)),
             // The rest of the batch is read again when the push goes on.
-            Step::NothingToSend | Step::Stop(_) => Ok(Step::Stop(self.spent())),
+            Step::NothingToSend | Step::RunOut(_) => Ok(Step::RunOut(self.spent())),
         }
     }
 
@@ -223,7 +224,7 @@ impl<'a> Claimer<'a> {
         }
     }
 
-    async fn claim_again(&mut self, rows: Vec<DeliveryRow>) -> Result<Step, StageError> {
+    async fn claim_again(&mut self, mut rows: Vec<DeliveryRow>) -> Result<Step, StageError> {
         let Pushing { cx, plan, .. } = *self.pushing;
         let now = cx.hands.clock.now();
         let people: Vec<_> = rows.iter().map(|row| (&row.openid, row.unionid.as_ref())).collect();
@@ -239,7 +240,12 @@ impl<'a> Claimer<'a> {
         };
         let attempts = match cx.hands.ledger.begin_sends(cx.lease, self.pushing.push.key, begin).await? {
             Begun::LeaseLost => return Err(StageError::LeaseLost),
-            Begun::QuotaShort { .. } => return Ok(Step::Stop(self.spent())),
+            Begun::QuotaShort { left: 0 } => return Ok(Step::RunOut(self.spent())),
+            Begun::QuotaShort { left } => {
+                // The others are still owed, and are read again when the push goes on.
+                rows.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+                return Box::pin(self.claim_again(rows)).await;
+            }
             Begun::Yes { attempts } => attempts,
         };
         let messages = MessageReader::of_seqs(self.pushing, &seqs).await?;
