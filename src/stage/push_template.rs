@@ -91,29 +91,24 @@ pub(super) struct Pushing<'a> {
     /// Cancelled to take no more; what is in flight still settles.
     pub halt: CancellationToken,
     pub ending: std::sync::Mutex<Option<End>>,
+    /// Why no more is claimed; what is claimed is still sent.
+    pub run_out: std::sync::Mutex<Option<End>>,
 }
 
 impl Pushing<'_> {
     /// Stops at once: what is in flight settles, what was claimed and not sent is put back. The first reason stands.
     pub fn stop(&self, end: End) {
         let mut ending = self.ending.lock().expect("nobody panics while holding the reason");
-        if !matches!(*ending, Some(ref reason) if !reason.lets_claimed_go_out()) {
+        if ending.is_none() {
             *ending = Some(end);
         }
         drop(ending);
         self.halt.cancel();
     }
 
-    /// Ends the claiming: what was claimed still goes out, since the day's calls are reserved for it.
-    pub fn claim_no_more(&self, end: End) {
-        self.ending.lock().expect("nobody panics while holding the reason").get_or_insert(end);
-    }
-}
-
-impl End {
-    /// Whether what is claimed may still be sent for all of this reason.
-    fn lets_claimed_go_out(&self) -> bool {
-        matches!(self, Self::QuotaSpent { .. } | Self::DailyLimit { .. })
+    /// Claims come to an end; what is claimed has its call reserved, so it is sent. Whatever stops that comes before this.
+    pub fn run_out(&self, end: End) {
+        *self.run_out.lock().expect("nobody panics while holding the reason") = Some(end);
     }
 }
 
@@ -132,10 +127,10 @@ pub async fn run(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<StageOutc
     if let Some(outcome) = may_not_start(cx, plan, &push).await? {
         return Ok(outcome);
     }
-    settle_left_in_doubt(cx, plan, &push).await?;
     let expires_at = expiry(cx.run, plan);
     let mut attempts = Patience::default();
     loop {
+        settle_left_in_doubt(cx, plan, &push).await?;
         let pushing = Pushing {
             cx,
             plan,
@@ -143,6 +138,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<StageOutc
             expires_at,
             halt: cx.stop.child_token(),
             ending: std::sync::Mutex::new(None),
+            run_out: std::sync::Mutex::new(None),
         };
         set_state(cx, &push, "sending", None, None).await?;
         let end = session(&pushing, &mut attempts.guard).await;
@@ -177,10 +173,11 @@ async fn session(pushing: &Pushing<'_>, guard: &mut Guard) -> End {
         orders::obey(pushing, &pace, &over),
     );
     let ending = pushing.ending.lock().expect("nobody panics while holding the reason").take();
+    let run_out = pushing.run_out.lock().expect("nobody panics while holding the reason").take();
     match ending {
         Some(end) => end,
         None if pushing.cx.stop.is_cancelled() => End::Interrupted,
-        None => End::Exhausted,
+        None => run_out.unwrap_or(End::Exhausted),
     }
 }
 
@@ -215,7 +212,8 @@ impl Patience {
             End::TemplateGone { errcode } => self.template_gone(pushing, &push, errcode).await,
             End::Halted { errcode, why } => stop(halt(cx, &push, errcode, why).await?),
             End::WindowClosed { opens } => {
-                stop(wait(cx, &push, Some(opens), "outside the push's window".to_owned()).await?)
+                let until = pushing.expires_at.map_or(opens, |expires| expires.min(opens));
+                stop(wait(cx, &push, Some(until), "outside the push's window".to_owned()).await?)
             }
             End::DailyLimit { until } => {
                 stop(wait(cx, &push, Some(until), "the push's daily_limit is reached".to_owned()).await?)
@@ -321,12 +319,16 @@ fn expiry(run: &Run, plan: &PushTemplate) -> Option<Timestamp> {
     plan.expires.and_then(|expires| from.checked_add_signed(chrono::TimeDelta::from_std(expires).ok()?))
 }
 
-/// Approval, and a set that cannot end before it expires.
+/// Approval, the window, and a set that cannot end before it expires. One that has expired waits for nothing: it ends.
 async fn may_not_start(
     cx: &StageContext<'_>,
     plan: &PushTemplate,
     push: &Push,
 ) -> Result<Option<StageOutcome>, StageError> {
+    let expires_at = expiry(cx.run, plan);
+    if expires_at.is_some_and(|at| cx.hands.clock.now() >= at) {
+        return Ok(None);
+    }
     if plan.approve && push.approved_by.is_none() {
         let hash = push.message_hash.as_deref().unwrap_or_default();
         let reason = format!("waits for approval: lianbo push approve {} --hash {hash}", cx.run.run_id);
@@ -336,11 +338,12 @@ async fn may_not_start(
         let now = cx.hands.clock.now();
         if !calendar::in_window(window, cx.hands.settings.timezone, now) {
             let opens = calendar::window_opens(window, cx.hands.settings.timezone, now);
-            return Ok(Some(wait(cx, push, Some(opens), "outside the push's window".to_owned()).await?));
+            let until = expires_at.map_or(opens, |expires| expires.min(opens));
+            return Ok(Some(wait(cx, push, Some(until), "outside the push's window".to_owned()).await?));
         }
     }
     if let (Some(expires_at), crate::config::settings::OnExpiry::Stop, None) =
-        (expiry(cx.run, plan), plan.on_expiry, push.first_send_at)
+        (expires_at, plan.on_expiry, push.first_send_at)
     {
         #[expect(clippy::cast_precision_loss, reason = "seconds of a forecast")]
         let needed = Duration::from_secs_f64(push.recipients as f64 / plan.rate);

@@ -48,9 +48,10 @@ enum Step {
     Claimed(Vec<Item>),
     /// Everybody left out at the last look: nothing to send of this batch.
     NothingToSend,
-    /// As many as the day still allows; the rest of the batch stays unclaimed, so nobody after it may be claimed now.
+    /// As many of a batch as the day still allows. Its rest has no row, so nobody after it may be claimed in this session.
     Last(Vec<Item>, End),
-    Stop(End),
+    /// Nothing more may be claimed today; what is claimed is sent.
+    RunOut(End),
 }
 
 impl<'a> Claimer<'a> {
@@ -101,14 +102,14 @@ impl<'a> Claimer<'a> {
                 Step::Claimed(items) => (items, None),
                 Step::NothingToSend => (Vec::new(), None),
                 Step::Last(items, end) => (items, Some(end)),
-                Step::Stop(end) => (Vec::new(), Some(end)),
+                Step::RunOut(end) => (Vec::new(), Some(end)),
             };
             self.permits.add_permits(self.batch_rows - batch.len().min(self.batch_rows));
             if !batch.is_empty() && claimed.send(batch).await.is_err() {
                 return Ok(());
             }
             if let Some(end) = end {
-                self.pushing.claim_no_more(end);
+                self.pushing.run_out(end);
                 return Ok(());
             }
         }
@@ -200,12 +201,12 @@ impl<'a> Claimer<'a> {
             .unwrap_or(messages.len());
         messages.truncate(reach);
         if messages.is_empty() {
-            return Ok(Step::Stop(self.spent()));
+            return Ok(Step::RunOut(self.spent()));
         }
         match Box::pin(self.claim_fresh(messages)).await? {
             // The rest of the batch is read again when the push goes on.
             Step::Claimed(items) | Step::Last(items, _) => Ok(Step::Last(items, self.spent())),
-            Step::NothingToSend | Step::Stop(_) => Ok(Step::Stop(self.spent())),
+            Step::NothingToSend | Step::RunOut(_) => Ok(Step::RunOut(self.spent())),
         }
     }
 
@@ -237,16 +238,11 @@ impl<'a> Claimer<'a> {
         };
         let attempts = match cx.hands.ledger.begin_sends(cx.lease, self.pushing.push.key, begin).await? {
             Begun::LeaseLost => return Err(StageError::LeaseLost),
+            Begun::QuotaShort { left: 0 } => return Ok(Step::RunOut(self.spent())),
             Begun::QuotaShort { left } => {
-                let left = usize::try_from(left).unwrap_or(usize::MAX);
-                if left == 0 || left >= rows.len() {
-                    return Ok(Step::Stop(self.spent()));
-                }
-                rows.truncate(left);
-                return match Box::pin(self.claim_again(rows)).await? {
-                    Step::Claimed(items) | Step::Last(items, _) => Ok(Step::Last(items, self.spent())),
-                    Step::NothingToSend | Step::Stop(_) => Ok(Step::Stop(self.spent())),
-                };
+                // The others are still owed, and are read again when the push goes on.
+                rows.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+                return Box::pin(self.claim_again(rows)).await;
             }
             Begun::Yes { attempts } => attempts,
         };

@@ -1,0 +1,133 @@
+//! Processes that die, stop, or run beside each other: everybody is still sent to once, and nothing is lost.
+
+use std::time::Duration;
+
+use crate::house::{House, crowd, ended, eventually, signal, small};
+use lianbo::simulator::Options;
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_night_that_is_killed_again_and_again_ends_as_if_it_never_was() {
+    let options = Options { page_size: 50, latency: Duration::from_millis(20), ..small() };
+    let house = House::build(options).await;
+    for (endpoint, after) in [("user/get", 3), ("user/get", 9), ("user/info/batchget", 1), ("user/info/batchget", 4)] {
+        let child = house.begin("nightly");
+        let calls = || house.calls(endpoint);
+        eventually(SOON, || calls() >= after).await;
+        signal(&child, "-KILL");
+        assert_eq!(ended(child).await.code, -9);
+    }
+    let night = house.night().await;
+    // 12 pages and the empty one; each of two kills in the walk repeats a page at most.
+    assert!(house.calls("user/get") <= 13 + 4, "{:?}", house.simulator.calls());
+    assert_eq!(house.numbers("select count(*) from runs").await, [1]);
+    assert_eq!(night.json()["status"], "succeeded");
+    let exact = "select (select count(*) from followers where active), (select count(*) from profiles),
+                        (select count(distinct openid) from profiles), (select count(*) from mall_users),
+                        (select count(*) from identities), (select count(*) from follower_changes)";
+    assert_eq!(house.numbers(exact).await, [600, 600, 600, 700, house.matchable(), 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_that_is_killed_three_times_reaches_everybody_once() {
+    let house = House::build(Options { latency: Duration::from_millis(8), ..crowd(1_500) }).await;
+    house.campaign("rate = \"600/s\"\nconcurrency = 32");
+    house.night().await;
+    let people = house.matchable();
+    for messages in [120, 430, 900] {
+        let child = house.begin("campaign");
+        eventually(SOON, || house.simulator.inbox().messages >= messages).await;
+        signal(&child, "-KILL");
+        assert_eq!(ended(child).await.code, -9);
+        let sums =
+            "select recipients, sent + failed + skipped + held + unconfirmed + pending, pending > 0, sent from pushes";
+        let row = house.row(sums).await;
+        assert_eq!((&row[0], &row[1], row[2].as_str()), (&people.to_string(), &people.to_string(), "true"));
+        let in_doubt = house.simulator.inbox().messages - row[3].parse::<u64>().unwrap();
+        assert!(in_doubt <= 600, "more than a second's sends in doubt: {in_doubt}");
+    }
+    let push = house.run("campaign", &[]).await.ends(0);
+    assert_eq!(push.counts(), [people, people, 0, 0, 0, 0, 0]);
+    house.everybody_has_one();
+    assert_eq!(house.numbers("select count(*) from runs where pipeline = 'campaign'").await, [1]);
+    let states = "select count(*), count(distinct openid), count(*) filter (state = 'sent') from deliveries";
+    assert_eq!(house.numbers(states).await, [people, people, people]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_that_is_killed_and_goes_on_too_late_says_unconfirmed_and_sends_nobody_twice() {
+    let house = House::build(Options { latency: Duration::from_millis(8), ..crowd(600) }).await;
+    house.campaign("rate = \"300/s\"\nconcurrency = 32");
+    house.night().await;
+    let people = house.matchable();
+    let child = house.begin("campaign");
+    eventually(SOON, || house.simulator.inbox().messages >= 100).await;
+    signal(&child, "-KILL");
+    ended(child).await;
+    house.pass(11 * 60);
+    let [recipients, sent, failed, skipped, held, unconfirmed, pending] =
+        house.run("campaign", &[]).await.ends(0).counts();
+    assert_eq!((recipients, failed, skipped, held, pending), (people, 0, 0, 0, 0));
+    assert_eq!(sent + unconfirmed, people);
+    assert!(unconfirmed <= 300, "{unconfirmed}");
+    let inbox = house.simulator.inbox();
+    assert_eq!(inbox.twice_or_more, 0);
+    assert!(inbox.once >= sent, "{inbox:?} {sent}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_runs_started_at_once_are_one_run() {
+    let house = House::build(Options { latency: Duration::from_millis(5), ..small() }).await;
+    house.campaign("rate = \"400/s\"");
+    for pipeline in ["nightly", "campaign"] {
+        let (one, other) = (house.begin(pipeline), house.begin(pipeline));
+        let (one, other) = tokio::join!(ended(one), ended(other));
+        let (one, other) = (one.ends(0), other.ends(0));
+        assert_eq!(one.json()["run_id"], other.json()["run_id"]);
+        let runs = format!("select count(*) from runs where pipeline = '{pipeline}'");
+        assert_eq!(house.numbers(&runs).await, [1]);
+    }
+    assert_eq!((house.calls("user/get"), house.calls("user/info/batchget")), (4, 6));
+    house.everybody_has_one();
+    assert_eq!(house.calls("message/template/send"), house.matchable());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_beside_one_that_dies_takes_it_over() {
+    let house = House::build(Options { latency: Duration::from_millis(5), ..crowd(600) }).await;
+    house.campaign("rate = \"200/s\"");
+    house.night().await;
+    let first = house.begin("campaign");
+    eventually(SOON, || house.simulator.inbox().messages >= 20).await;
+    let second = house.begin("campaign");
+    eventually(SOON, || house.simulator.inbox().messages >= 150).await;
+    signal(&first, "-KILL");
+    ended(first).await;
+    let people = house.matchable();
+    assert_eq!(ended(second).await.ends(0).counts(), [people, people, 0, 0, 0, 0, 0]);
+    house.everybody_has_one();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_settles_what_is_in_flight_and_the_next_run_goes_on() {
+    let house = House::build(Options { latency: Duration::from_millis(8), ..crowd(800) }).await;
+    house.campaign("rate = \"300/s\"");
+    house.night().await;
+    let people = house.matchable();
+    let child = house.begin("campaign");
+    eventually(SOON, || house.simulator.inbox().messages >= 100).await;
+    signal(&child, "-TERM");
+    let stopped = tokio::time::timeout(Duration::from_secs(10), ended(child)).await.expect("it stops within 10 s");
+    let stopped = stopped.ends(75);
+    assert_eq!(stopped.json()["status"], "waiting");
+    assert!(stopped.json()["reason"].as_str().unwrap().contains("interrupted"), "{:?}", stopped.json());
+    let [_, sent, .., pending] = stopped.counts();
+    assert_eq!((sent, sent + pending), (house.simulator.inbox().messages, people));
+    assert_eq!(house.numbers("select count(*) from deliveries where state = 'sending'").await, [0]);
+    let push = house.run("campaign", &[]).await.ends(0);
+    assert_eq!(push.counts(), [people, people, 0, 0, 0, 0, 0]);
+    assert_eq!(push.json()["run_id"], stopped.json()["run_id"]);
+    house.everybody_has_one();
+    assert_eq!(house.calls("message/template/send"), people, "nobody was even asked for twice");
+}

@@ -1,0 +1,8 @@
+//! Stories told through the door that users come in by: the real program, in a workspace of its own, against WeChat as
+//! the simulator plays it.
+
+mod house;
+mod kills;
+mod night;
+mod push;
+mod architecture;
