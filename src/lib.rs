@@ -22,6 +22,7 @@ pub mod ledger;
 pub mod pace;
 pub mod wechat;
 
+pub mod calendar;
 pub mod clock;
 pub mod domain;
 pub mod redact;

@@ -1,13 +1,12 @@
 //! What is due, which stage comes next, who holds the lease, how a run is continued and how it stops.
 //!
-//! [`conductor`] carries one run from its beginning (or from where it stood) to its end; [`calendar`] says when the next
+//! [`conductor`] carries one run from its beginning (or from where it stood) to its end; the calendar says when the next
 //! fire is; [`order`] reads which stage comes after which; [`check`] binds every SQL before anything runs. Under `serve`
 //! the [`clockwork`] looks each second: [`due`] says which scheduled times have come, [`standing`] whether a run may begin
 //! or go on, [`runners`] carry what was begun. What a stage does inside is not known here.
 
 pub mod alert;
 pub mod allowance;
-pub mod calendar;
 pub mod catalog;
 pub mod check;
 pub mod clockwork;

@@ -23,8 +23,8 @@ use self::lease::Keeper;
 use self::reload::Watcher;
 use self::router::{Door, House};
 use crate::app::App;
+use crate::calendar::next_fire;
 use crate::ledger::{Acquired, Holder, Lease, LedgerError};
-use crate::scheduler::calendar::next_fire;
 use crate::scheduler::clockwork::{Clockwork, LEASE_NAME};
 use crate::scheduler::runners::Runners;
 

@@ -7,7 +7,7 @@
 use chrono::TimeDelta;
 use chrono_tz::Tz;
 
-use super::calendar::{fires_between, next_fire};
+use crate::calendar::{fires_between, next_fire};
 use crate::clock::Timestamp;
 use crate::config::settings::{CatchUp, Schedule};
 

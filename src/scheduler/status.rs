@@ -4,9 +4,9 @@
 use serde::Serialize;
 
 use super::allowance::{Allowance, WATCHED, allowances};
-use super::calendar::next_fire;
 use super::clockwork;
 use super::view::{RunView, seconds_between};
+use crate::calendar::next_fire;
 use crate::clock::Timestamp;
 use crate::config::settings::{Settings, StageKind};
 use crate::domain::{PipelineName, QuotaDay, TableName};

@@ -11,10 +11,10 @@ use axum::response::{IntoResponse, Response};
 
 use super::router::Door;
 use crate::app::App;
+use crate::calendar::next_fire;
 use crate::clock::Timestamp;
 use crate::domain::{QuotaDay, RunStatus};
 use crate::ledger::{LedgerError, Usage};
-use crate::scheduler::calendar::next_fire;
 use crate::telemetry::{
     LAST_SUCCESS_TIMESTAMP_SECONDS, Metrics, NEXT_FIRE_TIMESTAMP_SECONDS, PUSH_RECIPIENTS, QUOTA_LIMIT,
     QUOTA_REMAINING, QUOTA_USED, RUNS, WAITING_RUNS,

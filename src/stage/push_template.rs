@@ -28,11 +28,11 @@ pub use self::claim::daily_key;
 use self::guard::Guard;
 pub use self::preview::preview;
 use super::{StageContext, StageError, StageOutcome, StageReport};
+use crate::calendar;
 use crate::clock::Timestamp;
 use crate::config::settings::PushTemplate;
 use crate::domain::{Counts, DeliveryState, OpenId, QuotaDay, UnionId};
 use crate::ledger::{NewPush, Outcome, OutcomeBatch, Push, PushChange, Recorded, Run};
-use crate::scheduler::calendar;
 
 /// WeChat keeps one id from going out twice for ten minutes; beyond this age we do not lean on it any more.
 pub(super) const SAFE_REPEAT: Duration = Duration::from_secs(8 * 60);
@@ -127,10 +127,15 @@ pub async fn run(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<StageOutc
     if let Some(outcome) = may_not_start(cx, plan, &push).await? {
         return Ok(outcome);
     }
+    // After a crash: beyond the age at which a repeat is safe it depends on the pipeline.
+    let in_doubt = match plan.unconfirmed {
+        crate::config::settings::Unconfirmed::Keep => DeliveryState::Unconfirmed,
+        crate::config::settings::Unconfirmed::Resend => DeliveryState::Pending,
+    };
     let expires_at = expiry(cx.run, plan);
     let mut attempts = Patience::default();
     loop {
-        settle_left_in_doubt(cx, plan, &push).await?;
+        settle_left_in_doubt(cx, &push, in_doubt, SAFE_REPEAT).await?;
         let pushing = Pushing {
             cx,
             plan,
@@ -206,7 +211,9 @@ impl Patience {
             End::Expired => {
                 let skipped = cx.hands.ledger.skip_rest(cx.lease, push.key, "expired", cx.hands.clock.now()).await?;
                 tracing::warn!(skipped, "the push expired: {skipped} recipients are skipped");
-                Ok(Next::Again)
+                // Nor is anybody in doubt asked for again: that might be the send that comes late.
+                settle_left_in_doubt(cx, &push, DeliveryState::Unconfirmed, Duration::ZERO).await?;
+                self.exhausted(cx, &reread(cx, &push).await?).await
             }
             End::QuotaSpent { why } => self.quota_spent(pushing, &push, why).await,
             End::TemplateGone { errcode } => self.template_gone(pushing, &push, errcode).await,
@@ -361,21 +368,21 @@ async fn may_not_start(
     Ok(None)
 }
 
-/// After a crash: whoever is in flight longer than a repeat is safe becomes `unconfirmed` (or owed again, where the
-/// pipeline says so); the others are claimed again with the same id.
-async fn settle_left_in_doubt(cx: &StageContext<'_>, plan: &PushTemplate, push: &Push) -> Result<(), StageError> {
+/// Whoever is in flight for `longer_than` since the first try gets `state`; the others are claimed again with the same id.
+async fn settle_left_in_doubt(
+    cx: &StageContext<'_>,
+    push: &Push,
+    state: DeliveryState,
+    longer_than: Duration,
+) -> Result<(), StageError> {
     let now = cx.hands.clock.now();
-    let state = match plan.unconfirmed {
-        crate::config::settings::Unconfirmed::Keep => DeliveryState::Unconfirmed,
-        crate::config::settings::Unconfirmed::Resend => DeliveryState::Pending,
-    };
     let outcomes: Vec<Outcome> = cx
         .hands
         .ledger
         .left_in_flight(push.key)
         .await?
         .into_iter()
-        .filter(|row| row.first_try_at.is_none_or(|at| (now - at).to_std().unwrap_or_default() >= SAFE_REPEAT))
+        .filter(|row| row.first_try_at.is_none_or(|at| (now - at).to_std().unwrap_or_default() >= longer_than))
         .map(|row| Outcome {
             seq: row.seq,
             attempt: row.attempt,

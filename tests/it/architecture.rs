@@ -96,7 +96,8 @@ fn rooms_named(code: &str) -> Vec<String> {
             continue;
         }
         let rest = &code[at + start.len()..];
-        let word = |text: &str| -> String { text.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect() };
+        let word =
+            |text: &str| -> String { text.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect() };
         match rest.strip_prefix('{') {
             None => rooms.push(word(rest)),
             Some(list) => {
@@ -143,7 +144,9 @@ fn the_higher_floors_are_known_from_above_alone() {
         let Some(floor) = floors.iter().position(|room| is_in(&name, room)) else { continue };
         let above = &floors[..floor];
         let named = rooms_named(&code(&text));
-        wrong.extend(named.iter().filter(|room| above.contains(&room.as_str())).map(|room| format!("{name} knows {room}")));
+        wrong.extend(
+            named.iter().filter(|room| above.contains(&room.as_str())).map(|room| format!("{name} knows {room}")),
+        );
     }
     assert_eq!(wrong, Vec::<String>::new());
 }
@@ -194,6 +197,8 @@ fn no_file_is_too_long_and_each_says_what_it_is_for() {
 fn the_reader_of_sources_sees_what_it_should() {
     let code = "use crate::{clock::Clock, domain::{A, b}, ledger};\nlet x = crate::lake::Part; my_duckdb::x; duckdb::y";
     assert_eq!(rooms_named(code), ["clock", "domain", "ledger", "lake"]);
-    assert!(names_crate(code, "duckdb") && !names_crate("my_duckdb::x", "duckdb") && !names_crate("a::duckdb::x", "duckdb"));
+    assert!(
+        names_crate(code, "duckdb") && !names_crate("my_duckdb::x", "duckdb") && !names_crate("a::duckdb::x", "duckdb")
+    );
     assert!(is_in("ledger/runs", "ledger") && !is_in("ledgers", "ledger"));
 }

@@ -3,10 +3,10 @@
 use chrono::{NaiveDate, TimeDelta};
 use chrono_tz::Tz;
 
+use crate::calendar;
 use crate::clock::Timestamp;
 use crate::config::settings::Window;
 use crate::domain::QuotaDay;
-use crate::scheduler::calendar;
 
 /// No push is looked at further ahead.
 const MOST_DAYS: usize = 400;

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::{End, Pushing, reread};
+use crate::calendar;
 use crate::clock::Timestamp;
 use crate::pace::SharedPace;
-use crate::scheduler::calendar;
 use crate::stage::StageError;
 
 const EVERY: Duration = Duration::from_secs(1);
