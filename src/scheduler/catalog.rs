@@ -76,7 +76,9 @@ pub async fn refresh_ending(hands: &Hands, ending: Option<&Ending<'_>>) -> Resul
     })
     .await??;
     let kept: HashSet<String> = live_parts.iter().cloned().collect();
-    hands.lake.drop_old_live(&kept, READER_GRACE, hands.clock.now())?;
+    // Files carry the machine's time, also where this clock was moved.
+    let machine_now = hands.clock.now() - hands.clock.offset();
+    hands.lake.drop_old_live(&kept, READER_GRACE, machine_now)?;
     let parts = serde_json::to_string(&live_parts).unwrap_or_default();
     hands.ledger.set_meta(PARTS_KEY, &parts).await?;
     hands.ledger.set_meta(ROOT_KEY, &root).await?;

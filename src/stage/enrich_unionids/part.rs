@@ -88,10 +88,13 @@ impl ProfilePart {
             self.fetched_at.push(now);
             self.errcode.push(None);
         }
-        for (openid, errcode) in answer.refused {
+        let refused = answer.refused.into_iter().map(|(openid, errcode)| (openid, "error", Some(errcode)));
+        // An answer that cannot be read even singly: asked for again on the next night, and never taken for "not asked".
+        let unreadable = answer.unreadable.into_iter().map(|openid| (openid, "quarantined", None));
+        for (openid, missing, errcode) in refused.chain(unreadable) {
             self.openid.push(Some(openid.as_str().to_owned()));
             self.unionid.push(None);
-            self.missing.push(Some("error".to_owned()));
+            self.missing.push(Some(missing.to_owned()));
             self.subscribe.push(None);
             self.subscribe_time.push(None);
             self.subscribe_scene.push(None);
@@ -102,7 +105,7 @@ impl ProfilePart {
             self.remark.push(None);
             self.groupid.push(None);
             self.fetched_at.push(now);
-            self.errcode.push(Some(errcode));
+            self.errcode.push(errcode);
         }
     }
 
