@@ -76,8 +76,15 @@ impl<'a> Stages<'a> {
         let mut visible = Visible::default();
         visible.add(hands.ledger.current_snapshots().await?);
         visible.add(hands.ledger.staged_snapshots(&run.run_id).await?);
-        let records =
-            hands.ledger.stages(&run.run_id).await?.into_iter().map(|record| (record.stage.clone(), record)).collect();
+        let records = hands
+            .ledger
+            .stages(&run.run_id)
+            .await?
+            .into_iter()
+            // What failed, waited or was kept from running is as if it had not been: it runs again.
+            .filter(|record| matches!(record.status, StageStatus::Succeeded | StageStatus::Partial))
+            .map(|record| (record.stage.clone(), record))
+            .collect();
         let (engine, settings, name) = (hands.engine.clone(), hands.settings.clone(), pipeline.name.clone());
         let ordered = tokio::task::spawn_blocking(move || {
             let session = engine.session()?;
