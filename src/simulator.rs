@@ -6,7 +6,7 @@
 //! `tokens`, `quota`, `template`, `faults`) → answer; what happens later goes through `postman`. `control` is the door
 //! for tests and the demo in other processes, `export` the mini program's side of the same people.
 //!
-//! Not simulated: the encrypted callback modes, tags beyond their list, subscription notices.
+//! Not simulated: tags that an account makes itself, changes of templates, subscription notices, request logs (`rid`).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,12 +23,15 @@ mod clock;
 mod control;
 mod crowd;
 mod endpoint;
+mod envelope;
 mod export;
 mod faults;
 mod http;
 mod inbox;
 mod login;
+mod mailbag;
 mod options;
+mod orders;
 mod people;
 mod postman;
 mod quota;
@@ -38,13 +41,15 @@ mod world;
 
 pub use endpoint::Endpoint;
 pub use export::{Exported, UsersOptions, write_users_csv};
-pub use faults::{DuplicateAnswer, Fault, Faults, FinishHabits, InvalidInBatch, ListEnd, NonFollower, Order};
+pub use faults::{DuplicateAnswer, Faults, FinishHabits, FollowHabits, InvalidInBatch, ListEnd, NonFollower};
 pub use inbox::InboxReport;
-pub use options::{Callback, Options};
+pub use mailbag::CallbackReport;
+pub use options::{Callback, CallbackMode, Options};
+pub use orders::{Fault, Order};
 pub use people::WORLD_BEGAN_SECONDS;
-pub use postman::CallbackReport;
 pub use template::{ORDER_TEMPLATE_ID, SALE_TEMPLATE_ID, Template};
 
+use postman::Destination;
 use world::World;
 
 /// A running platform. Dropping it stops it; [`Simulator::stop`] also waits until it is down.
@@ -59,16 +64,17 @@ impl Simulator {
     /// Starts a platform on 127.0.0.1, on the runtime this is called from. Many may run in one process.
     ///
     /// # Errors
-    /// When the port is taken, or the callback address is not `http://…`.
+    /// When the port is taken, the callback address is not `http://…`, or the mode of callbacks wants a key that there
+    /// is not.
     pub async fn start(options: Options) -> io::Result<Self> {
-        if let Some(callback) = &options.callback {
-            postman::Address::of(&callback.url)?;
-        }
+        let callback = options.callback.as_ref();
+        let destination = callback.map(|callback| Destination::of(callback, &options.app_id)).transpose()?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port.unwrap_or(0))).await?;
         let address = listener.local_addr()?;
-        let postmen = options.callback.as_ref().map_or(1, |callback| callback.concurrency.max(1));
+        let postmen = options.postmen.max(1);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let world = Arc::new(World::new(options));
+        destination.into_iter().for_each(|destination| world.set_destination(destination));
         tasks.spawn(http::listen(listener, world.clone(), stop.clone(), tasks.clone()));
         for _ in 0..postmen {
             let (world, stop) = (world.clone(), stop.clone());
@@ -117,6 +123,20 @@ impl Simulator {
     /// How the posting of events went.
     pub fn callbacks(&self) -> CallbackReport {
         self.world.mailbag.report()
+    }
+
+    /// Enters another callback address in the account's console: events go there from now on.
+    ///
+    /// # Errors
+    /// When the address is not `http://…`, or the mode wants a key that there is not.
+    pub fn set_callback(&self, callback: &Callback) -> io::Result<()> {
+        self.world.set_destination(Destination::of(callback, &self.world.options.app_id)?);
+        Ok(())
+    }
+
+    /// Checks the callback address as when it is entered in the console; [`Simulator::callbacks`] tells how it went.
+    pub fn check_callback(&self) {
+        self.world.mailbag.put(self.world.clock.now_micros(), mailbag::Letter::Check);
     }
 
     /// How many follow now.
@@ -194,7 +214,7 @@ impl Simulator {
 
     /// Puts a person on the account's blacklist; false for nobody's openid.
     pub fn blacklist(&self, openid: &str) -> bool {
-        self.world.people.by_openid(openid).map(|index| self.world.blacklist(index)).is_some()
+        self.world.people.by_openid(openid).map(|index| self.world.blacklist(index, true)).is_some()
     }
 
     /// Lets a person refuse a template; false when there is no such person or template.

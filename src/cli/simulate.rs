@@ -15,12 +15,15 @@ use serde::Serialize;
 use super::context::{Context, stop_on_signals};
 use super::exit::{Exit, Failure};
 use super::table::grouped;
-use crate::simulator::{Callback, Options, Simulator, write_users_csv};
+use crate::simulator::{Callback, CallbackMode, Faults, Options, Simulator, write_users_csv};
+
+mod manual;
 
 /// More people than any account has; a person costs a byte.
 const MOST_PEOPLE: u64 = 200_000_000;
 
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = manual::MANUAL)]
 pub struct Args {
     /// The port on 127.0.0.1; 0 takes a free one
     #[arg(long, default_value_t = 8788)]
@@ -49,12 +52,32 @@ pub struct Args {
     /// The token that signs them
     #[arg(long, value_name = "TOKEN", requires = "callback")]
     callback_token: Option<String>,
+    /// Whether they come in the open, sealed, or both at once
+    #[arg(long, value_name = "MODE", default_value = "plain", requires = "callback")]
+    callback_mode: Mode,
+    /// The EncodingAESKey that seals them
+    #[arg(long, value_name = "KEY", required_if_eq_any = [("callback_mode", "safe"), ("callback_mode", "compatible")])]
+    callback_aes_key: Option<String>,
+    /// The platform's habits: JSON with the keys that --help lists
+    #[arg(long, value_name = "JSON")]
+    faults: Option<String>,
     /// Write the mini program's users of this world to a CSV file
     #[arg(long, value_name = "FILE")]
     export: Option<PathBuf>,
     /// Write that file and end
     #[arg(long, requires = "export")]
     export_only: bool,
+}
+
+/// How events are enveloped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Mode {
+    /// In the open
+    Plain,
+    /// In the open, and sealed beside it
+    Compatible,
+    /// Sealed
+    Safe,
 }
 
 /// What there is to talk to.
@@ -137,7 +160,18 @@ fn options(args: &Args) -> Result<Options, Failure> {
         ..Options::default()
     };
     if let (Some(url), Some(token)) = (&args.callback, &args.callback_token) {
-        options.callback = Some(Callback::new(url, token));
+        let mode = match args.callback_mode {
+            Mode::Plain => CallbackMode::Plain,
+            Mode::Compatible => CallbackMode::Compatible,
+            Mode::Safe => CallbackMode::Safe,
+        };
+        let key = args.callback_aes_key.clone().unwrap_or_default();
+        options.callback = Some(Callback::new(url, token).sealed(mode, key));
+    }
+    if let Some(text) = &args.faults {
+        let refused = |error| Failure::Usage(format!("--faults: {error}; `lianbo simulate --help` lists the habits"));
+        let changes = serde_json::from_str(text).map_err(refused)?;
+        options.faults = Faults::default().with(changes).map_err(refused)?;
     }
     for text in &args.quotas {
         let (name, calls) =
@@ -203,7 +237,11 @@ fn write_description(out: &mut String, running: &Running) -> std::fmt::Result {
     }
     writeln!(out, "\nLook and interfere under {control}:")?;
     writeln!(out, "  GET   inbox  calls  world  callbacks  received?openid=…  person?openid=…")?;
-    writeln!(out, "  POST  unfollow  follow  blacklist  refuse  kill_template  revoke_tokens  faults  order  clock")?;
+    writeln!(
+        out,
+        "  POST  unfollow  follow  blacklist  refuse  kill_template  revoke_tokens  faults  order  clock  event"
+    )?;
+    writeln!(out, "  `lianbo simulate --help` says what each takes")?;
     writeln!(out, "  curl -s {control}inbox")?;
     writeln!(out, "  curl -s {control}unfollow -d '{{\"count\":10}}'\n")?;
     writeln!(out, "Ctrl-C ends it.")
@@ -257,11 +295,14 @@ mod tests {
             quotas: vec!["user/get=3".to_owned()],
             callback: None,
             callback_token: None,
+            callback_mode: Mode::Plain,
+            callback_aes_key: None,
+            faults: Some(r#"{"busy_every":7}"#.to_owned()),
             export: None,
             export_only: false,
         };
         let made = options(&args).unwrap();
-        assert_eq!((made.matched_users, made.quota["user/get"]), (8, 3));
+        assert_eq!((made.matched_users, made.quota["user/get"], made.faults.busy_every), (8, 3, 7));
         args.matched = Some(11);
         assert!(matches!(options(&args), Err(Failure::Usage(_))));
     }

@@ -1,7 +1,7 @@
 //! The platform's doors: every call comes in here, is counted, judged and answered.
 //!
 //! The order of judgement: what was ordered to befall it → address of the caller → access token → quota → the
-//! endpoint itself. The endpoints are in `account`, `followers`, `profiles` and `send`.
+//! endpoint itself. The endpoints are in `account`, `followers`, `tags`, `profiles` and `send`.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -9,8 +9,9 @@ use std::io::Write as _;
 
 use super::control;
 use super::endpoint::Endpoint;
-use super::faults::{Fault, Faults, Turns};
+use super::faults::{Faults, Turns};
 use super::http::{Reply, Request};
+use super::orders::Fault;
 use super::people::mix;
 use super::tokens::Verdict;
 use super::world::World;
@@ -19,6 +20,7 @@ mod account;
 mod followers;
 mod profiles;
 mod send;
+mod tags;
 
 /// One call with what it needs to be answered.
 struct Call<'a> {
@@ -128,6 +130,11 @@ impl Call<'_> {
                 Verdict::Good => {}
             }
         }
+        if let Some(limit) = self.faults.minute_limits.get(endpoint.name())
+            && !world.quotas.take_of_minute(endpoint, world.clock.now_seconds(), *limit)
+        {
+            return Err(45011.into());
+        }
         let hidden_limit = self.faults.hidden_limits.get(endpoint.name()).copied();
         if endpoint.is_metered() && !world.quotas.take(endpoint, world.quota_seconds(self.faults), hidden_limit) {
             return Err(45009.into());
@@ -139,19 +146,26 @@ impl Call<'_> {
         match endpoint {
             Endpoint::TemplateSend => send::send(self, reply),
             Endpoint::UserGet => followers::page(self, reply),
-            Endpoint::Blacklist => followers::blacklist(self, reply),
+            Endpoint::Blacklist => tags::blacklist(self, reply),
             Endpoint::UserInfo => profiles::one(self, reply),
             Endpoint::UserInfoBatchget => profiles::batch(self, reply),
             Endpoint::ChangeOpenid => profiles::change_openid(self, reply),
             Endpoint::Token => account::legacy_token(self, reply),
             Endpoint::StableToken => account::stable_token(self, reply),
-            Endpoint::TagsGet => account::tags(self, reply),
+            Endpoint::TagsGet => tags::all(self, reply),
             Endpoint::TemplateList => account::templates(self, reply),
             Endpoint::BlockedMessages => account::blocked_messages(self, reply),
             Endpoint::QuotaGet => account::quota(self, reply),
             Endpoint::ClearQuota => account::clear_quota(self, reply),
             Endpoint::ClearQuotaBySecret => account::clear_quota_by_secret(self, reply),
             Endpoint::Login => account::login(self, reply),
+            Endpoint::TagMembers => tags::members(self, reply),
+            Endpoint::TagsOf => tags::of_person(self, reply),
+            Endpoint::UpdateRemark => profiles::update_remark(self, reply),
+            Endpoint::BlacklistAdd => tags::change_blacklist(self, true, reply),
+            Endpoint::BlacklistRemove => tags::change_blacklist(self, false, reply),
+            Endpoint::QuotaClear => account::clear_one_quota(self, reply),
+            Endpoint::CallbackAddresses => account::callback_addresses(reply),
         }
     }
 
@@ -201,10 +215,13 @@ fn text_of(errcode: i64) -> &'static str {
         43002 => "require POST method",
         43004 => "require subscribe",
         43019 => "require remove blacklist",
+        43108 => "concurrent call to the same user",
+        43117 => "too frequent to the same user",
         43101 => "user refuse to accept the msg",
         45009 => "reach max api daily quota limit",
         45011 => "api minute-quota reach limit must slower retry next minute",
         45065 => "clientmsgid exist",
+        45159 => "invalid tag id",
         47001 => "data format error",
         47003 => "argument invalid!",
         48001 => "api unauthorized",

@@ -2,15 +2,18 @@
 //!
 //! GET `inbox`, `calls`, `callbacks`, `world`, `received?openid=`, `person?index=` (or `openid=`, `unionid=`), `login?index=`;
 //! POST `order`, `orders/clear`, `faults`, `clock`, `unfollow`, `follow`, `blacklist`, `refuse`, `kill_template`,
-//! `revoke_tokens`, `inbox/clear`. What is not understood answers 400 with `{"error"}`.
+//! `revoke_tokens`, `inbox/clear`, `event`, `callback`, `callback/check`. What is not understood answers 400 with `{"error"}`.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::crowd::Standing;
 use super::endpoint::Endpoint;
-use super::faults::Order;
 use super::http::{Reply, Request};
+use super::mailbag::{Event, Letter};
+use super::options::{Callback, CallbackMode};
+use super::orders::Order;
+use super::postman::Destination;
 use super::world::World;
 
 type Answer = Result<Value, String>;
@@ -115,7 +118,7 @@ struct PeopleOrder {
     count: u64,
     #[serde(default)]
     template_id: Option<String>,
-    /// For `refuse`: takes it back.
+    /// For `refuse` and `blacklist`: takes it back.
     #[serde(default)]
     withdraw: bool,
 }
@@ -162,6 +165,18 @@ fn change(world: &World, what: &str, body: &[u8]) -> Answer {
             world.inbox.clear();
             Ok(json!({ "ok": true }))
         }
+        "event" => tell_event(world, read(body)?),
+        "callback" => {
+            let order: CallbackOrder = read(body)?;
+            let callback = Callback::new(order.url, order.token).sealed(order.mode, order.encoding_aes_key);
+            let destination = Destination::of(&callback, &world.options.app_id).map_err(|error| error.to_string())?;
+            world.set_destination(destination);
+            Ok(json!({ "ok": true }))
+        }
+        "callback/check" => {
+            world.mailbag.put(world.clock.now_micros(), Letter::Check);
+            Ok(json!({ "ok": true }))
+        }
         _ => Err(format!("there is no {what} to change")),
     }
 }
@@ -174,6 +189,48 @@ fn add_order(world: &World, order: Order) -> Answer {
     Ok(json!({ "ok": true }))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CallbackOrder {
+    url: String,
+    token: String,
+    #[serde(default)]
+    mode: CallbackMode,
+    #[serde(default)]
+    encoding_aes_key: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EventOrder {
+    openid: String,
+    event: String,
+    /// XML that stands behind the event's name, as it is.
+    #[serde(default)]
+    fields: String,
+    /// CreateTime; left out: when it is told.
+    #[serde(default)]
+    created_at_seconds: Option<i64>,
+    #[serde(default = "once")]
+    copies: u8,
+}
+
+fn once() -> u8 {
+    1
+}
+
+fn tell_event(world: &World, order: EventOrder) -> Answer {
+    let index = world.people.by_openid(&order.openid).ok_or("this is nobody's openid")?;
+    let event = Event {
+        index,
+        created_at_seconds: order.created_at_seconds,
+        inner: format!("<Event><![CDATA[{}]]></Event>{}", order.event, order.fields),
+        copies: order.copies,
+    };
+    world.mailbag.put(world.clock.now_micros(), Letter::Other(Box::new(event)));
+    Ok(json!({ "ok": true }))
+}
+
 fn change_people(world: &World, what: &str, order: &PeopleOrder) -> Answer {
     let named = order.openids.iter().map(|openid| world.people.by_openid(openid));
     let named: Vec<u64> = named.collect::<Option<_>>().ok_or("one of these is nobody's openid")?;
@@ -183,7 +240,7 @@ fn change_people(world: &World, what: &str, order: &PeopleOrder) -> Answer {
         "follow" if order.count > 0 => world.follow_some(order.count),
         "follow" => world.follow(named),
         "blacklist" => {
-            named.iter().for_each(|index| world.blacklist(*index));
+            named.iter().for_each(|index| world.blacklist(*index, !order.withdraw));
             named
         }
         _ => {

@@ -98,8 +98,13 @@ impl Crowd {
         None
     }
 
-    pub fn blacklist(&mut self, index: u64) {
-        self.blacklist.insert(index);
+    /// Keeps a person out, or no longer.
+    pub fn blacklist(&mut self, index: u64, keep_out: bool) {
+        if keep_out {
+            self.blacklist.insert(index);
+        } else {
+            self.blacklist.remove(&index);
+        }
     }
 
     pub fn is_blacklisted(&self, index: u64) -> bool {

@@ -18,10 +18,17 @@ pub enum Endpoint {
     ClearQuota,
     ClearQuotaBySecret,
     Login,
+    TagMembers,
+    TagsOf,
+    UpdateRemark,
+    BlacklistAdd,
+    BlacklistRemove,
+    QuotaClear,
+    CallbackAddresses,
 }
 
 impl Endpoint {
-    pub const COUNT: usize = 15;
+    pub const COUNT: usize = 22;
     pub const ALL: [Self; Self::COUNT] = [
         Self::Token,
         Self::StableToken,
@@ -38,6 +45,13 @@ impl Endpoint {
         Self::ClearQuota,
         Self::ClearQuotaBySecret,
         Self::Login,
+        Self::TagMembers,
+        Self::TagsOf,
+        Self::UpdateRemark,
+        Self::BlacklistAdd,
+        Self::BlacklistRemove,
+        Self::QuotaClear,
+        Self::CallbackAddresses,
     ];
 
     /// Where it is called.
@@ -58,6 +72,13 @@ impl Endpoint {
             Self::ClearQuota => "/cgi-bin/clear_quota",
             Self::ClearQuotaBySecret => "/cgi-bin/clear_quota/v2",
             Self::Login => "/sns/jscode2session",
+            Self::TagMembers => "/cgi-bin/user/tag/get",
+            Self::TagsOf => "/cgi-bin/tags/getidlist",
+            Self::UpdateRemark => "/cgi-bin/user/info/updateremark",
+            Self::BlacklistAdd => "/cgi-bin/tags/members/batchblacklist",
+            Self::BlacklistRemove => "/cgi-bin/tags/members/batchunblacklist",
+            Self::QuotaClear => "/cgi-bin/openapi/quota/clear",
+            Self::CallbackAddresses => "/cgi-bin/getcallbackip",
         }
     }
 
@@ -86,7 +107,7 @@ impl Endpoint {
 
     /// Whether a call costs quota: the tools that show and clear it must work when it is spent.
     pub fn is_metered(self) -> bool {
-        !matches!(self, Self::QuotaGet | Self::ClearQuota | Self::ClearQuotaBySecret | Self::Login)
+        !matches!(self, Self::QuotaGet | Self::QuotaClear | Self::ClearQuota | Self::ClearQuotaBySecret | Self::Login)
     }
 
     /// Calls a day as documented; where nothing is documented, a figure like those seen in consoles.
@@ -95,6 +116,7 @@ impl Endpoint {
             Self::Token => 2_000,
             Self::StableToken => 500_000,
             Self::UserGet => 500,
+            Self::UpdateRemark => 10_000,
             Self::UserInfo | Self::UserInfoBatchget => 5_000_000,
             Self::TemplateSend => match followers {
                 0..=100_000 => 100_000,

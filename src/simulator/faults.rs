@@ -1,15 +1,12 @@
-//! Everything that can be wrong with the platform: standing habits (`Faults`), and orders for the next calls (`Order`).
+//! Everything that can be wrong with the platform as a standing habit; what befalls single calls is in `orders`.
 //!
-//! A habit holds until it is changed; `every = N` means each N-th time by count, or the N-th part of the people by
-//! draw, and 0 never. An order is used up by the calls it befalls. Both can be given at the start or at run time.
+//! A habit holds until it is changed, at the start or at run time; `every = N` means each N-th time by count, or the N-th
+//! part of the people or messages by draw, and 0 never.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
-
-use super::endpoint::Endpoint;
 
 /// The platform's habits. The default is a platform on its best behaviour.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -64,13 +61,26 @@ pub struct Faults {
     pub lost_request_every: u64,
     /// People who refuse every template, each by a draw of its own.
     pub refusing_every: u64,
+    /// People to whom a send answers this code, each code by a draw of its own: `{"50002": 400}`.
+    pub person_errcodes_every: BTreeMap<i64, u64>,
+    /// 43108 to a send while another to the same person is being answered.
+    pub same_person_at_once_refused: bool,
+    /// 43117 to a person who was sent something within so many seconds.
+    pub same_person_within_seconds: u32,
+    /// `queryblocktmplmsg` answers one message as an object instead of a list.
+    pub blocked_as_object: bool,
 
     /// Limits lower than quota/get shows, by endpoint name.
     pub hidden_limits: BTreeMap<String, u64>,
     /// How much later than midnight the counters are emptied.
     pub quota_reset_lag_seconds: i64,
+    /// `used` of quota/get is off by up to so many thousandths, each time anew.
+    pub quota_wobble_permille: u64,
+    /// 45011 past so many calls a minute, by endpoint name.
+    pub minute_limits: BTreeMap<String, u64>,
 
     pub finish: FinishHabits,
+    pub follow_events: FollowHabits,
 }
 
 /// How finish events come, when a callback is set.
@@ -89,6 +99,21 @@ pub struct FinishHabits {
     pub user_block_every: u64,
     pub system_failed_every: u64,
     pub freq_limit_every: u64,
+    /// A status that no documentation names.
+    pub unheard_status_every: u64,
+}
+
+/// How the events of people who come and go are told.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FollowHabits {
+    /// The least time between what happened and its event.
+    pub delay_milliseconds: u32,
+    /// Added to it by a draw: an event may overtake the one before it.
+    pub spread_milliseconds: u32,
+    pub missing_every: u64,
+    /// The same body comes three times.
+    pub repeated_every: u64,
 }
 
 /// How the follower list ends.
@@ -166,9 +191,16 @@ impl Default for Faults {
             lost_answer_every: 0,
             lost_request_every: 0,
             refusing_every: 0,
+            person_errcodes_every: BTreeMap::new(),
+            same_person_at_once_refused: false,
+            same_person_within_seconds: 0,
+            blocked_as_object: false,
             hidden_limits: BTreeMap::new(),
             quota_reset_lag_seconds: 0,
+            quota_wobble_permille: 0,
+            minute_limits: BTreeMap::new(),
             finish: FinishHabits::default(),
+            follow_events: FollowHabits::default(),
         }
     }
 }
@@ -184,6 +216,7 @@ impl Default for FinishHabits {
             user_block_every: 0,
             system_failed_every: 0,
             freq_limit_every: 0,
+            unheard_status_every: 0,
         }
     }
 }
@@ -228,122 +261,9 @@ impl Turns {
     }
 }
 
-/// Something ordered for the next calls.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Order {
-    pub fault: Fault,
-    /// The name of an endpoint; left out it is any but the token's.
-    #[serde(default)]
-    pub endpoint: Option<String>,
-    /// So many calls go well first.
-    #[serde(default)]
-    pub after: u64,
-    /// So many calls are befallen.
-    #[serde(default = "once")]
-    pub times: u64,
-}
-
-fn once() -> u64 {
-    1
-}
-
-/// What befalls a call.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fault {
-    /// Answers this code; nothing else happens.
-    Errcode(i64),
-    /// Does everything, then ends the connection instead of answering.
-    LostAnswer,
-    /// Ends the connection and does nothing.
-    LostRequest,
-    /// Does everything, and answers after so many milliseconds.
-    LateAnswer(u64),
-    /// Answers a proxy's page with HTTP 502; nothing else happens.
-    NotJson,
-    /// Does everything, then breaks the JSON of the answer.
-    BrokenJson,
-}
-
-impl Order {
-    /// One call of any endpoint.
-    pub fn next(fault: Fault) -> Self {
-        Self { fault, endpoint: None, after: 0, times: 1 }
-    }
-
-    /// Of one endpoint alone.
-    pub fn at(self, endpoint: Endpoint) -> Self {
-        Self { endpoint: Some(endpoint.name().to_owned()), ..self }
-    }
-
-    pub fn times(self, times: u64) -> Self {
-        Self { times, ..self }
-    }
-
-    pub fn after(self, after: u64) -> Self {
-        Self { after, ..self }
-    }
-}
-
-/// The orders that are not used up.
-#[derive(Debug, Default)]
-pub struct Orders {
-    any: AtomicBool,
-    open: Mutex<Vec<Order>>,
-}
-
-impl Orders {
-    pub fn add(&self, order: Order) {
-        let mut open = self.open.lock().expect("no holder of the orders panics");
-        open.push(order);
-        self.any.store(true, Ordering::Release);
-    }
-
-    pub fn clear(&self) {
-        self.open.lock().expect("no holder of the orders panics").clear();
-        self.any.store(false, Ordering::Release);
-    }
-
-    /// What befalls this call, the oldest order first.
-    pub fn befall(&self, endpoint: Endpoint) -> Option<Fault> {
-        if !self.any.load(Ordering::Acquire) {
-            return None;
-        }
-        let mut open = self.open.lock().expect("no holder of the orders panics");
-        let place = open.iter().position(|order| match &order.endpoint {
-            Some(name) => name == endpoint.name(),
-            None => endpoint.needs_token(),
-        })?;
-        let order = &mut open[place];
-        if order.after > 0 {
-            order.after -= 1;
-            return None;
-        }
-        let fault = order.fault.clone();
-        order.times = order.times.saturating_sub(1);
-        if order.times == 0 {
-            open.remove(place);
-            self.any.store(!open.is_empty(), Ordering::Release);
-        }
-        Some(fault)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_order_waits_befalls_and_is_used_up() {
-        let orders = Orders::default();
-        orders.add(Order::next(Fault::Errcode(-1)).at(Endpoint::TemplateSend).after(1).times(2));
-        assert_eq!(orders.befall(Endpoint::UserGet), None);
-        assert_eq!(orders.befall(Endpoint::TemplateSend), None);
-        assert_eq!(orders.befall(Endpoint::TemplateSend), Some(Fault::Errcode(-1)));
-        assert_eq!(orders.befall(Endpoint::TemplateSend), Some(Fault::Errcode(-1)));
-        assert_eq!(orders.befall(Endpoint::TemplateSend), None);
-    }
 
     #[test]
     fn habits_change_key_by_key_and_refuse_unknown_ones() {

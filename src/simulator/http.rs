@@ -73,13 +73,15 @@ pub struct Reply {
     pub delay: Duration,
     /// End the connection instead of answering.
     pub hang_up: bool,
+    /// The person whose send is being answered, to be told when it was.
+    pub answers: Option<u64>,
 }
 
 const JSON: &str = "application/json; encoding=utf-8";
 
 impl Default for Reply {
     fn default() -> Self {
-        Self { status: 200, content_type: JSON, body: Vec::new(), delay: Duration::ZERO, hang_up: false }
+        Self { status: 200, content_type: JSON, body: Vec::new(), delay: Duration::ZERO, hang_up: false, answers: None }
     }
 }
 
@@ -148,6 +150,9 @@ async fn converse(mut stream: TcpStream, world: &World) -> io::Result<()> {
         let delay = reply.delay + world.options.latency;
         if !delay.is_zero() {
             world.clock.wait(delay).await;
+        }
+        if let Some(index) = reply.answers.take() {
+            world.end_answer(index);
         }
         if reply.hang_up {
             return Ok(());

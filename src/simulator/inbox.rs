@@ -128,8 +128,7 @@ impl Remembered {
     /// When `key` was first accepted within the last `window_seconds`; `None` remembers it as accepted now.
     pub fn first_seen(&self, key: u64, now_seconds: i64, window_seconds: u32) -> Option<u32> {
         let now = u32::try_from(now_seconds).expect("the clock stands between 1970 and 2106");
-        let shard = usize::try_from(key >> 58).expect("six bits are an index");
-        let mut shard = self.shards[shard].lock().expect("no holder of a shard panics");
+        let mut shard = self.shard(key);
         shard.turn(now, window_seconds);
         let seen = shard.young.get(&key).or_else(|| shard.old.get(&key)).copied();
         match seen {
@@ -139,6 +138,22 @@ impl Remembered {
                 None
             }
         }
+    }
+}
+
+impl Remembered {
+    /// Whether `key` was accepted within the last `window_seconds`; remembers nothing.
+    pub fn knows(&self, key: u64, now_seconds: i64, window_seconds: u32) -> bool {
+        let now = u32::try_from(now_seconds).expect("the clock stands between 1970 and 2106");
+        let mut shard = self.shard(key);
+        shard.turn(now, window_seconds);
+        let seen = shard.young.get(&key).or_else(|| shard.old.get(&key));
+        seen.is_some_and(|at| now.saturating_sub(*at) < window_seconds)
+    }
+
+    fn shard(&self, key: u64) -> std::sync::MutexGuard<'_, Shard> {
+        let place = usize::try_from(key >> 58).expect("six bits are an index");
+        self.shards[place].lock().expect("no holder of a shard panics")
     }
 }
 
@@ -198,6 +213,7 @@ mod tests {
     fn a_key_is_remembered_for_its_window_and_no_longer() {
         let remembered = Remembered::default();
         assert_eq!(remembered.first_seen(9, 10_000, 600), None);
+        assert!(remembered.knows(9, 10_599, 600) && !remembered.knows(8, 10_599, 600));
         assert_eq!(remembered.first_seen(9, 10_599, 600), Some(10_000));
         assert_eq!(remembered.first_seen(9, 10_600, 600), None);
         assert_eq!(remembered.first_seen(9, 11_100, 600), Some(10_600));

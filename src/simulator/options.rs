@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use super::export::UsersOptions;
 use super::faults::Faults;
 use super::template::Template;
@@ -36,26 +38,53 @@ pub struct Options {
     /// How long each call takes at least.
     pub latency: Duration,
     pub faults: Faults,
-    /// Where events are posted; none are without it.
+    /// Where events are posted; none are without it. Another can be entered later.
     pub callback: Option<Callback>,
+    /// Events in flight to it at once.
+    pub postmen: usize,
 }
 
-/// The address and token that were entered in the account's console. Events come in plain text: the encrypted modes
-/// are not simulated.
+/// What was entered in the account's console for its server push.
 #[derive(Debug, Clone)]
 pub struct Callback {
     /// `http://host[:port]/path`; TLS is not spoken.
     pub url: String,
     pub token: String,
+    pub mode: CallbackMode,
+    /// The EncodingAESKey of 43 characters; unused in plain mode.
+    pub encoding_aes_key: String,
     /// The account's own id, as events name it.
     pub account: String,
-    /// Posts in flight at once.
-    pub concurrency: usize,
+}
+
+/// How much of an event is readable on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CallbackMode {
+    /// All of it.
+    #[default]
+    Plain,
+    /// All of it, and the sealed form beside it.
+    Compatible,
+    /// Nothing but the account's name.
+    Safe,
 }
 
 impl Callback {
+    /// Events in the open.
     pub fn new(url: impl Into<String>, token: impl Into<String>) -> Self {
-        Self { url: url.into(), token: token.into(), account: "gh_5d3a1f0c92b7".to_owned(), concurrency: 16 }
+        Self {
+            url: url.into(),
+            token: token.into(),
+            mode: CallbackMode::Plain,
+            encoding_aes_key: String::new(),
+            account: "gh_5d3a1f0c92b7".to_owned(),
+        }
+    }
+
+    /// The same address in another mode.
+    pub fn sealed(self, mode: CallbackMode, encoding_aes_key: impl Into<String>) -> Self {
+        Self { mode, encoding_aes_key: encoding_aes_key.into(), ..self }
     }
 }
 
@@ -80,6 +109,7 @@ impl Default for Options {
             latency: Duration::ZERO,
             faults: Faults::default(),
             callback: None,
+            postmen: 64,
         }
     }
 }

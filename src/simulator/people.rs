@@ -14,6 +14,8 @@ pub const WORLD_BEGAN_SECONDS: i64 = 1_793_491_200;
 const INDEX_BITS: u32 = 40;
 const ID_CHARACTERS: usize = 28;
 const PREFIX_CHARACTERS: usize = 6;
+/// The platform's own tag.
+pub const STARRED_TAG: u64 = 2;
 const THREE_YEARS_SECONDS: u64 = 3 * 365 * 86_400;
 
 const CITIES: [&str; 12] =
@@ -45,6 +47,7 @@ pub enum Trait {
     OddProfile,
     Refusal,
     Tag,
+    Errcode,
 }
 
 /// Everybody there is, by index.
@@ -138,6 +141,11 @@ impl People {
 
     pub fn scene(&self, index: u64) -> &'static str {
         pick(&SCENES, self.draw(index, Trait::Scene))
+    }
+
+    /// Whether the account has put a star to this person.
+    pub fn is_starred(&self, index: u64) -> bool {
+        self.draw(index, Trait::Tag).is_multiple_of(5)
     }
 
     pub fn city(&self, index: u64) -> &'static str {

@@ -11,6 +11,9 @@ use super::clock::{quota_day, quota_month};
 use super::endpoint::Endpoint;
 
 const CLEARS_A_MONTH: u32 = 10;
+/// Of single endpoints.
+const SINGLE_CLEARS_A_MONTH: u32 = 50;
+const SECONDS_A_MINUTE: i64 = 60;
 
 /// What quota/get shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,12 +26,15 @@ pub struct Figure {
 pub struct Quotas {
     meters: [Meter; Endpoint::COUNT],
     clears: Mutex<Clears>,
+    single_clears: Mutex<Clears>,
 }
 
 #[derive(Default)]
 struct Meter {
     limit: u64,
     today: Mutex<Today>,
+    /// By the number of the minute; counted only while there is a limit for it.
+    minute: Mutex<(i64, u64)>,
     calls: AtomicU64,
 }
 
@@ -51,7 +57,7 @@ impl Quotas {
             limit: changed.get(endpoint.name()).copied().unwrap_or_else(|| endpoint.documented_limit(followers)),
             ..Meter::default()
         });
-        Self { meters, clears: Mutex::default() }
+        Self { meters, clears: Mutex::default(), single_clears: Mutex::default() }
     }
 
     /// Counts that a call arrived, whatever becomes of it.
@@ -69,6 +75,18 @@ impl Quotas {
         left
     }
 
+    /// Takes one call of this minute; false when there were `limit` already.
+    pub fn take_of_minute(&self, endpoint: Endpoint, at_seconds: i64, limit: u64) -> bool {
+        let mut minute = self.meter(endpoint).minute.lock().expect("no holder of a counter panics");
+        let number = at_seconds.div_euclid(SECONDS_A_MINUTE);
+        if minute.0 != number {
+            *minute = (number, 0);
+        }
+        let left = minute.1 < limit;
+        minute.1 += u64::from(left);
+        left
+    }
+
     pub fn figure(&self, endpoint: Endpoint, at_seconds: i64) -> Figure {
         let meter = self.meter(endpoint);
         Figure { daily_limit: meter.limit, used: meter.today(at_seconds).used }
@@ -76,16 +94,20 @@ impl Quotas {
 
     /// Empties every counter; false when this month's clears are used up.
     pub fn clear(&self, at_seconds: i64) -> bool {
-        let mut clears = self.clears.lock().expect("no holder of the clears panics");
-        if clears.month != quota_month(at_seconds) {
-            *clears = Clears { month: quota_month(at_seconds), used: 0 };
-        }
-        if clears.used == CLEARS_A_MONTH {
+        if !Clears::take(&self.clears, at_seconds, CLEARS_A_MONTH) {
             return false;
         }
-        clears.used += 1;
         self.meters.iter().for_each(|meter| meter.today(at_seconds).used = 0);
         true
+    }
+
+    /// Empties one counter; false when this month's clears of that kind are used up.
+    pub fn clear_one(&self, endpoint: Endpoint, at_seconds: i64) -> bool {
+        let taken = Clears::take(&self.single_clears, at_seconds, SINGLE_CLEARS_A_MONTH);
+        if taken {
+            self.meter(endpoint).today(at_seconds).used = 0;
+        }
+        taken
     }
 
     /// Calls that arrived since the start, by endpoint; those never called are left out.
@@ -99,6 +121,18 @@ impl Quotas {
 
     fn meter(&self, endpoint: Endpoint) -> &Meter {
         &self.meters[endpoint.slot()]
+    }
+}
+
+impl Clears {
+    fn take(clears: &Mutex<Self>, at_seconds: i64, limit: u32) -> bool {
+        let mut clears = clears.lock().expect("no holder of the clears panics");
+        if clears.month != quota_month(at_seconds) {
+            *clears = Self { month: quota_month(at_seconds), used: 0 };
+        }
+        let left = clears.used < limit;
+        clears.used += u32::from(left);
+        left
     }
 }
 

@@ -1,5 +1,7 @@
 //! Stories told over TCP, as any caller would: nothing here reaches into the world.
 
+mod later;
+
 use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
@@ -446,7 +448,7 @@ async fn a_finish_event_is_signed_and_tried_three_times() {
     }
     let query = event.split([' ', '?']).nth(2).unwrap();
     let query: HashMap<&str, &str> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
-    assert_eq!(query["signature"], postman::signature("tok", query["timestamp"], query["nonce"]));
+    assert_eq!(query["signature"], envelope::signature(&["tok", query["timestamp"], query["nonce"]]));
     simulator.unfollow(&openid);
     assert!(hears.recv().await.unwrap().contains("<Event><![CDATA[unsubscribe]]></Event>"));
     assert_eq!((simulator.callbacks().failed_tries, simulator.callbacks().given_up), (2, 0));

@@ -3,18 +3,20 @@
 //! `api` answers calls out of it, `control` changes it, `postman` posts what it owes. Every method is quick and none
 //! waits, so calls are answered where they were read.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 
 use super::clock::SimulatedClock;
 use super::crowd::Crowd;
-use super::faults::{Faults, Orders, Turns};
+use super::faults::{Faults, Turns};
 use super::inbox::{Inbox, Remembered};
 use super::login::Logins;
+use super::mailbag::{Letter, Mailbag};
 use super::options::Options;
-use super::people::{People, PeopleOptions};
-use super::postman::{Letter, Mailbag};
+use super::orders::Orders;
+use super::people::{People, PeopleOptions, mix};
+use super::postman::Destination;
 use super::quota::Quotas;
 use super::template::Template;
 use super::tokens::TokenBook;
@@ -36,11 +38,19 @@ pub struct World {
     pub sent_ids: Remembered,
     /// Messages of the last minute, when the 60-second rule holds.
     pub sent_lately: Remembered,
+    /// People who were sent something, when a habit asks for it.
+    pub reached_lately: Remembered,
     pub turns: Turns,
     pub orders: Orders,
     pub mailbag: Mailbag,
+    /// Whether events are posted, which every send asks.
+    has_callback: AtomicBool,
+    destination: RwLock<Option<Arc<Destination>>>,
     crowd: RwLock<Crowd>,
     refusals: RwLock<HashSet<(u64, usize)>>,
+    remarks: RwLock<HashMap<u64, String>>,
+    /// People to whom a send is being answered, when a habit asks for it.
+    being_answered: Mutex<HashSet<u64>>,
     blocked: Mutex<Vec<Blocked>>,
     faults: RwLock<Arc<Faults>>,
     calls: AtomicU64,
@@ -91,11 +101,16 @@ impl World {
             logins: Mutex::default(),
             sent_ids: Remembered::default(),
             sent_lately: Remembered::default(),
+            reached_lately: Remembered::default(),
             turns: Turns::default(),
             orders: Orders::default(),
             mailbag: Mailbag::default(),
+            has_callback: AtomicBool::new(false),
+            destination: RwLock::default(),
             crowd: RwLock::new(Crowd::new(options.followers)),
             refusals: RwLock::default(),
+            remarks: RwLock::default(),
+            being_answered: Mutex::default(),
             blocked: Mutex::default(),
             faults: RwLock::new(Arc::new(options.faults.clone())),
             calls: AtomicU64::new(0),
@@ -111,6 +126,21 @@ impl World {
 
     pub fn set_faults(&self, faults: Faults) {
         *self.faults.write().expect("no holder of the habits panics") = Arc::new(faults);
+    }
+
+    pub fn has_callback(&self) -> bool {
+        self.has_callback.load(Ordering::Relaxed)
+    }
+
+    /// Where events are posted now.
+    pub fn destination(&self) -> Option<Arc<Destination>> {
+        self.destination.read().expect("no holder of the destination panics").clone()
+    }
+
+    /// Events go there from the next one on.
+    pub fn set_destination(&self, destination: Destination) {
+        *self.destination.write().expect("no holder of the destination panics") = Some(Arc::new(destination));
+        self.has_callback.store(true, Ordering::Relaxed);
     }
 
     /// The second that the quota day is judged by: behind the clock while the reset lags.
@@ -132,7 +162,7 @@ impl World {
         let mut crowd = self.crowd.write().expect("no holder of the crowd panics");
         let gone: Vec<u64> = indices.into_iter().filter(|index| crowd.unfollow(*index)).collect();
         drop(crowd);
-        self.announce(&gone, |index| Letter::Unsubscribe { index });
+        self.announce(&gone, false);
         gone
     }
 
@@ -142,7 +172,7 @@ impl World {
         let mut crowd = self.crowd.write().expect("no holder of the crowd panics");
         let come: Vec<u64> = indices.into_iter().filter(|index| crowd.follow(*index, now)).collect();
         drop(crowd);
-        self.announce(&come, |index| Letter::Subscribe { index });
+        self.announce(&come, true);
         come
     }
 
@@ -162,17 +192,49 @@ impl World {
         self.follow(some)
     }
 
-    /// Keeps a person out by the account's own wish.
-    pub fn blacklist(&self, index: u64) {
-        self.crowd.write().expect("no holder of the crowd panics").blacklist(index);
+    /// Keeps a person out by the account's own wish, or no longer.
+    pub fn blacklist(&self, index: u64, keep_out: bool) {
+        self.crowd.write().expect("no holder of the crowd panics").blacklist(index, keep_out);
     }
 
-    fn announce(&self, indices: &[u64], letter: impl Fn(u64) -> Letter) {
-        if self.options.callback.is_none() {
+    fn announce(&self, indices: &[u64], comes: bool) {
+        if !self.has_callback() {
             return;
         }
-        let now = self.clock.now_micros();
-        indices.iter().for_each(|index| self.mailbag.put(now, letter(*index)));
+        let faults = self.faults();
+        let (habits, now) = (&faults.follow_events, self.clock.now_micros());
+        for index in indices.iter().copied() {
+            let draw = mix(index ^ mix(self.next_call()));
+            if habits.missing_every > 0 && draw.is_multiple_of(habits.missing_every) {
+                continue;
+            }
+            let is_repeated = habits.repeated_every > 0 && mix(draw).is_multiple_of(habits.repeated_every);
+            let spread = mix(draw ^ 1) % (u64::from(habits.spread_milliseconds) + 1);
+            let wait = i64::from(habits.delay_milliseconds) + i64::try_from(spread).expect("a spread fits in 32 bits");
+            let copies = if is_repeated { 3 } else { 1 };
+            let letter = Letter::Follow { index, comes, at_seconds: self.clock.now_seconds(), copies };
+            self.mailbag.put(now + wait * 1_000, letter);
+        }
+    }
+
+    /// What the account calls this person, if anything.
+    pub fn remark(&self, index: u64) -> Option<String> {
+        let remarks = self.remarks.read().expect("no holder of the remarks panics");
+        if remarks.is_empty() { None } else { remarks.get(&index).cloned() }
+    }
+
+    pub fn set_remark(&self, index: u64, remark: String) {
+        self.remarks.write().expect("no holder of the remarks panics").insert(index, remark);
+    }
+
+    /// Begins to answer a send to this person; false when another one is being answered.
+    pub fn begin_answer(&self, index: u64) -> bool {
+        self.being_answered.lock().expect("no holder of the set panics").insert(index)
+    }
+
+    /// The answer is on its way.
+    pub fn end_answer(&self, index: u64) {
+        self.being_answered.lock().expect("no holder of the set panics").remove(&index);
     }
 
     /// The place of a template that is still there.

@@ -1,4 +1,4 @@
-//! The account's own affairs: tokens, quotas, templates, tags, and the mini program's login.
+//! The account's own affairs: tokens, quotas, templates, and the mini program's login.
 
 use std::io::Write as _;
 
@@ -89,12 +89,36 @@ pub fn quota(call: &Call<'_>, reply: &mut Reply) -> Result<(), Refusal> {
     }
     let endpoint = Endpoint::by_path(&request.cgi_path).ok_or(76021)?;
     let figure = call.world.quotas.figure(endpoint, call.world.quota_seconds(call.faults));
-    let remain = figure.daily_limit.saturating_sub(figure.used);
+    let used = wobbling(figure.used, call.faults.quota_wobble_permille, call.world.next_call());
+    let remain = figure.daily_limit.saturating_sub(used);
     let answer = json!({
         "errcode": 0, "errmsg": "ok",
-        "quota": { "daily_limit": figure.daily_limit, "used": figure.used, "remain": remain },
+        "quota": { "daily_limit": figure.daily_limit, "used": used, "remain": remain },
     });
     write_json(reply, &answer);
+    Ok(())
+}
+
+/// A figure that is right within so many thousandths of itself.
+fn wobbling(figure: u64, permille: u64, number: u64) -> u64 {
+    let most = figure * permille / 1000;
+    figure + mix(number) % (2 * most + 1) - most
+}
+
+/// `openapi/quota/clear`: empties one endpoint's counter.
+pub fn clear_one_quota(call: &Call<'_>, reply: &mut Reply) -> Result<(), Refusal> {
+    let request: QuotaRequest = call.json()?;
+    let endpoint = Endpoint::by_path(&request.cgi_path).ok_or(76021)?;
+    if !call.world.quotas.clear_one(endpoint, call.world.quota_seconds(call.faults)) {
+        return Err(48006.into());
+    }
+    write_json(reply, &json!({ "errcode": 0, "errmsg": "ok" }));
+    Ok(())
+}
+
+/// `getcallbackip`.
+pub fn callback_addresses(reply: &mut Reply) -> Result<(), Refusal> {
+    write_json(reply, &json!({ "ip_list": ["127.0.0.1", "203.0.113.0/24"] }));
     Ok(())
 }
 
@@ -184,14 +208,11 @@ pub fn blocked_messages(call: &Call<'_>, reply: &mut Reply) -> Result<(), Refusa
             })
         })
         .collect();
+    let messages = match messages.as_slice() {
+        [only] if call.faults.blocked_as_object => only.clone(),
+        _ => json!(messages),
+    };
     write_json(reply, &json!({ "errcode": 0, "errmsg": "ok", "msginfo": messages }));
-    Ok(())
-}
-
-/// `tags/get`.
-pub fn tags(call: &Call<'_>, reply: &mut Reply) -> Result<(), Refusal> {
-    let starred = call.world.crowd().total() / 5;
-    write_json(reply, &json!({ "tags": [{ "id": 2, "name": "星标组", "count": starred }] }));
     Ok(())
 }
 

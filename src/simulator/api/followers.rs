@@ -1,16 +1,12 @@
-//! `user/get` and the blacklist: pages of openids, with every way a page is known to differ from the documentation.
+//! `user/get`: pages of openids, with every way a page is known to differ from the documentation.
 
 use std::io::Write as _;
 
-use serde::Deserialize;
-
-use super::{Call, Refusal, write_json};
+use super::{Call, Refusal};
 use crate::simulator::crowd::Crowd;
 use crate::simulator::faults::ListEnd;
 use crate::simulator::http::Reply;
 use crate::simulator::world::World;
-
-const BLACKLIST_PAGE: usize = 1_000;
 
 /// A page of the follower list in its order, which is no order of time.
 pub fn page(call: &Call<'_>, reply: &mut Reply) -> Result<(), Refusal> {
@@ -104,36 +100,4 @@ fn write_end(call: &Call<'_>, total: u64, cursor: Option<&str>, reply: &mut Repl
     };
     write!(reply.body, r#"{{"total":{total},"count":{count},{data}"next_openid":"{next}"}}"#)
         .expect("writing to memory cannot fail");
-}
-
-#[derive(Deserialize)]
-struct BlacklistRequest {
-    #[serde(default)]
-    begin_openid: String,
-}
-
-/// Those whom the account keeps out.
-pub fn blacklist(call: &Call<'_>, reply: &mut Reply) -> Result<(), Refusal> {
-    let request: BlacklistRequest = call.json()?;
-    let people = &call.world.people;
-    let after = match request.begin_openid.as_str() {
-        "" => None,
-        openid => Some(people.by_openid(openid).ok_or(49003)?),
-    };
-    let crowd = call.world.crowd();
-    let total = crowd.blacklisted().count();
-    let page: Vec<String> = crowd
-        .blacklisted()
-        .filter(|index| after.is_none_or(|after| *index > after))
-        .take(BLACKLIST_PAGE)
-        .map(|index| people.openid(index))
-        .collect();
-    let mut answer = serde_json::json!({
-        "total": total, "count": page.len(), "next_openid": page.last().cloned().unwrap_or_default(),
-    });
-    if !page.is_empty() {
-        answer["data"] = serde_json::json!({ "openid": page });
-    }
-    write_json(reply, &answer);
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! `user/info`, its batch of a hundred, and `changeopenid`: what the account is told of a person.
+//! `user/info`, its batch of a hundred, `updateremark` and `changeopenid`: what the account is told of a person.
 
 use std::borrow::Cow;
 use std::io::Write as _;
@@ -113,6 +113,10 @@ impl Entry<'_> {
         .expect("writing to memory cannot fail");
         self.write_unionid(call, out);
         out.extend_from_slice(br#","remark":""#);
+        if let Some(remark) = call.world.remark(index) {
+            let quoted = serde_json::to_string(&remark).expect("writing JSON to memory cannot fail");
+            out.extend_from_slice(&quoted.as_bytes()[1..quoted.len() - 1]);
+        }
         if people.one_in(index, Trait::OddProfile, faults.broken_json_every) {
             out.extend_from_slice(br"\");
         }
@@ -122,7 +126,7 @@ impl Entry<'_> {
         let scene = people.scene(index);
         let by_code = scene == "ADD_SCENE_QR_CODE";
         let qr_scene = if by_code { people.draw(index, Trait::Scene) % 100 + 1 } else { 0 };
-        let tags = if people.draw(index, Trait::Tag).is_multiple_of(5) { "[2]" } else { "[]" };
+        let tags = if people.is_starred(index) { "[2]" } else { "[]" };
         write!(
             out,
             r#"","groupid":0,"tagid_list":{tags},"subscribe_scene":"{scene}","qr_scene":{},"qr_scene_str":""}}"#,
@@ -154,6 +158,23 @@ impl Entry<'_> {
         let space = if people.one_in(index, Trait::OddProfile, call.faults.leading_space_every) { " " } else { "" };
         write!(out, r#","unionid":"{space}{}""#, people.unionid(index)).expect("writing to memory cannot fail");
     }
+}
+
+#[derive(Deserialize)]
+struct RemarkRequest {
+    #[serde(default)]
+    openid: String,
+    #[serde(default)]
+    remark: String,
+}
+
+/// `user/info/updateremark`.
+pub fn update_remark(call: &Call<'_>, reply: &mut Reply) -> Result<(), Refusal> {
+    let request: RemarkRequest = call.json()?;
+    let index = known(call, &call.world.crowd(), &request.openid).ok_or(40003)?;
+    call.world.set_remark(index, request.remark);
+    write_json(reply, &serde_json::json!({ "errcode": 0, "errmsg": "ok" }));
+    Ok(())
 }
 
 #[derive(Deserialize)]

@@ -14,8 +14,8 @@ use super::{Call, Refusal};
 use crate::simulator::crowd::Standing;
 use crate::simulator::faults::{DuplicateAnswer, Turns};
 use crate::simulator::http::Reply;
+use crate::simulator::mailbag::{FinishStatus, Letter};
 use crate::simulator::people::{Trait, hash_bytes, mix};
-use crate::simulator::postman::{FinishStatus, Letter};
 use crate::simulator::template::{Fault, check};
 use crate::simulator::world::LiveTemplate;
 
@@ -105,7 +105,16 @@ pub fn send(call: &Call<'_>, reply: &mut Reply) -> Result<(), Refusal> {
     let message: Message<'_> = serde_json::from_slice(call.request.body).map_err(|_| Refusal::code(47001))?;
     let target = find(call, &message)?;
     check_fields(&world.templates[target.template], &message.data)?;
+    if faults.same_person_at_once_refused {
+        if !world.begin_answer(target.index) {
+            return Err(43108.into());
+        }
+        reply.answers = Some(target.index);
+    }
     let key = message_key(call, &message, target);
+    if is_too_soon(call, key, target) {
+        return Err(43117.into());
+    }
     if let Some(answered) = answer_repeat(call, &message, (key, target), reply) {
         return answered;
     }
@@ -137,6 +146,12 @@ fn find(call: &Call<'_>, message: &Message<'_>) -> Result<Target, Refusal> {
             Standing::Follows { .. } => {}
         }
     }
+    for (errcode, every) in &faults.person_errcodes_every {
+        let draw = mix(world.people.draw(index, Trait::Errcode) ^ errcode.unsigned_abs());
+        if *every > 0 && draw.is_multiple_of(*every) {
+            return Err((*errcode).into());
+        }
+    }
     let place = u64::try_from(template).expect("a place in a short list fits in 64 bits");
     let drawn = faults.refusing_every > 0
         && mix(world.people.draw(index, Trait::Refusal) ^ place).is_multiple_of(faults.refusing_every);
@@ -158,6 +173,15 @@ fn check_fields(live: &LiveTemplate, fields: &Fields<'_>) -> Result<(), Refusal>
         return Err(Refusal { errcode: 47003, text: text.into() });
     }
     Ok(())
+}
+
+/// Whether the person was sent something else a moment ago. A repeat is not something else.
+fn is_too_soon(call: &Call<'_>, key: u64, target: Target) -> bool {
+    let (world, faults) = (call.world, call.faults);
+    let now = world.clock.now_seconds();
+    faults.same_person_within_seconds > 0
+        && !world.sent_ids.knows(key, now, faults.dedupe_window_seconds)
+        && world.reached_lately.first_seen(mix(target.index), now, faults.same_person_within_seconds).is_some()
 }
 
 /// What makes two sends the same: the person and the caller's id; without one, every call is its own.
@@ -217,7 +241,7 @@ fn accept(call: &Call<'_>, target: Target, key: u64, has_id: bool, reply: &mut R
     } else {
         world.inbox.miss();
     }
-    if world.options.callback.is_some() {
+    if world.has_callback() {
         promise_finish(call, target, (key, status), has_id);
     }
     reply.hang_up = Turns::due(&world.turns.lost_answer, faults.lost_answer_every);
@@ -238,6 +262,8 @@ fn finish_status(call: &Call<'_>, key: u64) -> FinishStatus {
         FinishStatus::SystemFailed
     } else if drawn(key, 3, finish.freq_limit_every) {
         FinishStatus::FreqLimit
+    } else if drawn(key, 7, finish.unheard_status_every) {
+        FinishStatus::Unheard
     } else {
         FinishStatus::Success
     }
