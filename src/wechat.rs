@@ -5,12 +5,15 @@
 //! and kept between processes by whoever implements [`TokenStore`]. A send takes the same way but is never repeated
 //! here, except once after a refused token. `code` is WeChat's table of error codes as data.
 //!
-//! Not here: choosing recipients, pacing, counting down the day's quota, storing anything, and the callbacks that
-//! WeChat makes to us.
+//! The other direction, what WeChat posts to us, is `callback` with `crypto`: whether it is WeChat's, and what it says.
+//!
+//! Not here: choosing recipients, pacing, counting down the day's quota, storing anything, listening for callbacks.
 
 mod batch;
+mod callback;
 mod client;
 mod code;
+mod crypto;
 mod endpoint;
 mod error;
 mod line;
@@ -31,6 +34,7 @@ use secrecy::SecretString;
 use crate::domain::AccountName;
 
 pub use batch::ProfileBatch;
+pub use callback::{CallbackEvent, CallbackKeys, CallbackQuery, CallbackRefused, LARGEST_BODY_BYTES, Posted, XmlError};
 pub use client::{SendOutcome, WeChat};
 pub use code::{Code, CodeClass, all as all_codes, class_of, lookup as lookup_code};
 pub use endpoint::Endpoint;
