@@ -2,6 +2,7 @@
 
 mod columns;
 mod delivery;
+mod finish;
 mod ids;
 mod message_id;
 mod quota_day;
@@ -10,6 +11,7 @@ pub mod tables;
 
 pub use columns::{ColumnType, Rows, Values};
 pub use delivery::{Counts, DeliveryEvent, DeliveryState, Unlawful};
+pub use finish::{Candidate, Delivered, FINISH_WINDOW, Finish, Finished, finish};
 pub use ids::{AccountName, MiniProgramName, OpenId, PipelineName, RunId, StageName, TableName, TemplateId, UnionId};
 pub use message_id::client_msg_id;
 pub use quota_day::QuotaDay;

@@ -13,6 +13,7 @@
 
 mod alerts;
 mod audit;
+mod callbacks;
 mod claims;
 mod deliveries;
 mod error;
@@ -50,6 +51,7 @@ use crate::clock::Clock;
 
 pub use alerts::AlertState;
 pub use audit::AuditEntry;
+pub use callbacks::{Applied, CallbackCount, NewCallback, Replay};
 pub use claims::{Begin, Begun, Intent, QuotaCharge};
 pub use deliveries::{DeliveryRow, ErrcodeCount};
 pub use error::LedgerError;

@@ -277,6 +277,27 @@ pub const TABLES: &[TableSpec] = &[
         ],
     },
     TableSpec {
+        name: "callbacks",
+        row: "an event that WeChat posted, kept for a week",
+        is_live: true,
+        columns: &[
+            ACCOUNT,
+            OPENID,
+            column("event", Text, "subscribe, unsubscribe, TEMPLATESENDJOBFINISH"),
+            column("event_key", Text, "what the event is about, such as the scene of a QR code; empty when nothing"),
+            column("msgid", Integer, "message a finish event is about; 0 when it names none"),
+            column("status", Text, "of a finish event, as WeChat spells it"),
+            column("created_at", Timestamp, "when it happened as WeChat says, UTC, whole seconds"),
+            column("received_at", Timestamp, "when it was kept, UTC"),
+            column("applied_at", Timestamp, "when it was last looked at, UTC; NULL when not yet"),
+            column(
+                "outcome",
+                Text,
+                "told or settled (a delivery), known (a repeat), early (waits for its send), unmatched, marked (a follower), older (than the last walk), ignored",
+            ),
+        ],
+    },
+    TableSpec {
         name: "audit",
         row: "what a person or a schedule ordered",
         is_live: true,

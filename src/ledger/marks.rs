@@ -1,5 +1,6 @@
 //! What was learnt of single followers between two walks: by an event or by a send that was refused. A walk that began
-//! later knows better; its marks are dropped then.
+//! later knows better; its marks are dropped then. Two events of one second that contradict each other leave a mark that
+//! says nothing until the platform is asked.
 
 use std::collections::HashMap;
 
@@ -17,7 +18,7 @@ pub struct FollowerMark {
     pub openid: OpenId,
     pub active: bool,
     pub at: Timestamp,
-    /// `send` or `event`.
+    /// `send`, `event`, or `asked` where the platform was asked.
     pub source: String,
 }
 
@@ -62,7 +63,8 @@ impl Ledger {
         since: Timestamp,
     ) -> Result<Vec<FollowerMark>, LedgerError> {
         let rows = sqlx::query(
-            "select openid, active, at, source from follower_marks where account = $1 and at >= $2 order by openid",
+            "select openid, active, at, source from follower_marks
+             where account = $1 and at >= $2 and not undecided order by openid",
         )
         .bind(account.as_str())
         .bind(to_micros(since))
@@ -79,6 +81,35 @@ impl Ledger {
         })
     }
 
+    /// People of whom two events of one second said the opposite, as (account, openid, when).
+    pub async fn undecided_marks(&self, limit: u32) -> Result<Vec<(AccountName, OpenId, Timestamp)>, LedgerError> {
+        let rows = sqlx::query("select account, openid, at from follower_marks where undecided order by at limit $1")
+            .bind(limit)
+            .fetch_all(&self.readers)
+            .await
+            .doing("list undecided followers")?;
+        read_all(rows, |row| {
+            Ok((AccountName::new(row.text("account")?), OpenId::new(row.text("openid")?), row.time("at")?))
+        })
+    }
+
+    /// Writes what the platform said of somebody undecided, unless a later event has said more since.
+    pub async fn decide_mark(&self, decided: &FollowerMark, account: &AccountName) -> Result<(), LedgerError> {
+        sqlx::query(
+            "update follower_marks set active = $1, source = $2, undecided = false
+             where account = $3 and openid = $4 and at = $5 and undecided",
+        )
+        .bind(decided.active)
+        .bind(&decided.source)
+        .bind(account.as_str())
+        .bind(decided.openid.as_str())
+        .bind(to_micros(decided.at))
+        .execute(&self.writer)
+        .await
+        .doing("decide whether somebody follows")?;
+        Ok(())
+    }
+
     /// Drops the marks of an account made before a walk began that is now in the tables.
     pub async fn drop_follower_marks(&self, account: &AccountName, before: Timestamp) -> Result<u64, LedgerError> {
         let done = sqlx::query("delete from follower_marks where account = $1 and at < $2")
@@ -91,13 +122,17 @@ impl Ledger {
     }
 }
 
-/// Keeps a mark unless a later one is there: events may come out of order.
+/// Keeps a mark unless a later one is there: events may come out of order. One of the same moment that says the opposite
+/// makes it undecided, in whichever order they come and however often; what the platform was asked for stays.
 pub(super) async fn upsert(connection: &mut SqliteConnection, mark: &NewMark<'_>) -> Result<(), LedgerError> {
     sqlx::query(
         "insert into follower_marks (account, openid, active, at, source) values ($1, $2, $3, $4, $5)
          on conflict (account, openid) do update set active = excluded.active, at = excluded.at,
-             source = excluded.source
-         where excluded.at >= follower_marks.at",
+             source = excluded.source,
+             undecided = excluded.at = follower_marks.at
+                 and (follower_marks.undecided or excluded.active <> follower_marks.active)
+         where excluded.at > follower_marks.at
+             or (excluded.at = follower_marks.at and follower_marks.source <> 'asked')",
     )
     .bind(mark.account.as_str())
     .bind(mark.openid.as_str())
@@ -119,7 +154,7 @@ pub(super) async fn gone(
 ) -> Result<(), LedgerError> {
     for people in batches(people) {
         let sql = format!(
-            "select openid from follower_marks where not active and account = ? and openid in ({})",
+            "select openid from follower_marks where not active and not undecided and account = ? and openid in ({})",
             repeated("?", people.len())
         );
         let mut query = sqlx::query(AssertSqlSafe(sql)).bind(account.as_str());
@@ -156,5 +191,29 @@ mod tests {
         assert_eq!(ledger.drop_follower_marks(&main, at(20)).await.unwrap(), 0);
         assert_eq!(ledger.drop_follower_marks(&main, at(21)).await.unwrap(), 1);
         assert_eq!(blocked().await, 0);
+    }
+
+    #[tokio::test]
+    async fn two_events_of_one_second_decide_nothing_until_somebody_asks() {
+        for order in [[true, false], [false, true]] {
+            let house = House::new().await;
+            let (ledger, main, openid) = (&house.ledger, AccountName::new("main"), OpenId::new("oABCDEFGHIJK"));
+            let tell = async |active: bool, seconds| match active {
+                true => ledger.mark_following(&main, &openid, at(seconds), "event").await.unwrap(),
+                false => ledger.mark_gone(&main, &openid, at(seconds), "event").await.unwrap(),
+            };
+            for active in [order[0], order[1], order[0]] {
+                tell(active, 10).await;
+            }
+            assert_eq!(ledger.undecided_marks(9).await.unwrap(), [(main.clone(), openid.clone(), at(10))]);
+            assert_eq!(ledger.follower_marks(&main, at(0)).await.unwrap(), []);
+            let asked = FollowerMark { openid: openid.clone(), active: false, at: at(10), source: "asked".into() };
+            ledger.decide_mark(&asked, &main).await.unwrap();
+            tell(true, 10).await;
+            assert_eq!(ledger.follower_marks(&main, at(0)).await.unwrap(), [asked]);
+            tell(true, 11).await;
+            assert!(ledger.follower_marks(&main, at(0)).await.unwrap()[0].active);
+            assert_eq!(ledger.undecided_marks(9).await.unwrap(), []);
+        }
     }
 }

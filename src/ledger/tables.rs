@@ -23,6 +23,7 @@ pub enum LiveTable {
     Runs,
     RunStages,
     Fires,
+    Callbacks,
 }
 
 /// Where the next chunk begins. The default is the beginning.
@@ -141,8 +142,21 @@ const FIRES: &[Column] = &[
     ("reason", Text),
 ];
 
+const CALLBACKS: &[Column] = &[
+    ("account", Text),
+    ("openid", Text),
+    ("event", Text),
+    ("event_key", Text),
+    ("msgid", Integer),
+    ("status", Text),
+    ("created_at", Timestamp),
+    ("received_at", Timestamp),
+    ("applied_at", Timestamp),
+    ("outcome", Text),
+];
+
 impl LiveTable {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Pushes,
         Self::Deliveries,
         Self::Suppressions,
@@ -151,6 +165,7 @@ impl LiveTable {
         Self::Runs,
         Self::RunStages,
         Self::Fires,
+        Self::Callbacks,
     ];
 
     /// The table's name outside.
@@ -164,6 +179,7 @@ impl LiveTable {
             Self::Runs => "runs",
             Self::RunStages => "run_stages",
             Self::Fires => "fires",
+            Self::Callbacks => "callbacks",
         }
     }
 
@@ -178,6 +194,7 @@ impl LiveTable {
             Self::Runs => RUNS,
             Self::RunStages => RUN_STAGES,
             Self::Fires => FIRES,
+            Self::Callbacks => CALLBACKS,
         }
     }
 
@@ -216,6 +233,7 @@ impl LiveTable {
                 "*, stage as name, id as cursor_1, 0 as cursor_2 from run_stages where id > $1 order by id limit $3"
             }
             Self::Fires => "*, id as cursor_1, 0 as cursor_2 from fires where id > $1 order by id limit $3",
+            Self::Callbacks => "*, id as cursor_1, 0 as cursor_2 from callbacks where id > $1 order by id limit $3",
         }
     }
 }
@@ -274,7 +292,7 @@ fn days(row: &SqliteRow, name: &'static str) -> Result<Option<i32>, LedgerError>
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use super::super::{AuditEntry, Begin, FireOutcome, NewSuppression, QuotaCharge, StageRecord};
+    use super::super::{AuditEntry, Begin, FireOutcome, NewCallback, NewSuppression, QuotaCharge, StageRecord};
     use super::*;
     use crate::domain::{
         AccountName, DeliveryState, PipelineName, QuotaDay, RunId, StageName, StageStatus, TableName, UnionId,
@@ -325,6 +343,16 @@ mod tests {
             until: None,
         };
         house.ledger.add_suppressions(&[suppression]).await.unwrap();
+        let event = NewCallback {
+            account: main,
+            openid: people[0].1.clone(),
+            created_at: at(1),
+            event: "subscribe".into(),
+            event_key: String::new(),
+            msgid: 0,
+            status: None,
+        };
+        house.ledger.keep_callbacks(&[event], at(1)).await.unwrap();
         house
     }
 
