@@ -3,6 +3,7 @@
 //! Results go to stdout, talk and logs to stderr. `--json` prints one document made from the value that people see. What a
 //! command does is done by the rooms below; here are only arguments, output, progress and exit codes.
 
+mod callbacks;
 mod check;
 mod completions;
 mod context;
@@ -98,6 +99,8 @@ enum Command {
     Quota(quota::Args),
     /// The access token of an account: when it expires; renew it
     Token(token::Args),
+    /// Events that WeChat posted, and what came of them; apply them anew
+    Callbacks(callbacks::Args),
     /// The WeChat simulator on its own
     Simulate(simulate::Args),
     /// Drop old snapshots and finished staging
@@ -175,6 +178,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit, Failure> 
         Command::Tables(args) => tables::run(context, args).await,
         Command::Quota(args) => quota::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,
+        Command::Callbacks(args) => callbacks::run(context, args).await,
         Command::Simulate(args) => simulate::run(context, args).await,
         Command::Vacuum(args) => vacuum::run(context, args).await,
         Command::Completions(args) => completions::run(context, args).await,

@@ -13,6 +13,7 @@ pub mod clockwork;
 pub mod conductor;
 pub mod coverage;
 pub mod due;
+pub mod events;
 pub mod inventory;
 pub mod next_step;
 pub mod online;

@@ -1,11 +1,13 @@
 //! `serve`: wakes the scheduler, answers over HTTP, and takes over changed files, until it is told to stop.
 //!
 //! One process a ledger does this; it holds the lease `serve`, and a standby waits for it. The way: lease → listen → each
-//! second a look at the clock ([`crate::scheduler::clockwork`]) and at the files ([`reload`]) → on a stop, every run
-//! settles, then the lease is given back. What is due and what a run does is the scheduler's.
+//! second a look at the clock ([`crate::scheduler::clockwork`]) and at the files ([`reload`]); events that are posted are kept
+//! and applied ([`callback`], [`mailroom`]) → on a stop, every run settles, then the lease is given back. What is due and what a run does is the scheduler's.
 
+mod callback;
 mod health;
 mod lease;
+mod mailroom;
 mod metrics;
 mod reload;
 mod router;
@@ -20,6 +22,7 @@ use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 use tokio_util::sync::CancellationToken;
 
 use self::lease::Keeper;
+use self::mailroom::Mailroom;
 use self::reload::Watcher;
 use self::router::{Door, House};
 use crate::app::App;
@@ -118,19 +121,24 @@ impl Server {
     /// [`ServeError::Replaced`] when another process took the lease over; everything of this one has settled then.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServeError> {
         let hang_up = CancellationToken::new();
-        let door = Door { house: self.house.clone(), stop: stop.clone() };
+        let hands = self.house.app().hands().clone();
+        let (mailroom, keeping) = Mailroom::open(hands.ledger.clone(), hands.clock);
+        let kept = mailroom.kept();
+        let door = Door::new(self.house.clone(), stop.clone(), mailroom);
         let http = tokio::spawn(router::answer(self.listener, door, hang_up.clone()));
         let lease = match self.lease {
             Some(lease) => Some(lease),
             None => lease::wait_for(&self.house, &self.holder, &stop).await?,
         };
         let served = match lease {
-            Some(lease) => serve(&self.house, lease, &stop).await,
+            Some(lease) => serve(&self.house, lease, kept, &stop).await,
             None => Ok(()),
         };
         hang_up.cancel();
         // Who keeps a request open longer than this is cut off.
         let _ = tokio::time::timeout(HANG_UP, http).await;
+        // What was handed in and is not written by then is told again by the platform: nobody answered it.
+        let _ = tokio::time::timeout(HANG_UP, keeping).await;
         served
     }
 }
@@ -143,7 +151,7 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeE
 }
 
 /// Looks until `stop` or until the lease is lost.
-async fn serve(house: &House, lease: Lease, stop: &CancellationToken) -> Result<(), ServeError> {
+async fn serve(house: &House, lease: Lease, kept: Arc<Notify>, stop: &CancellationToken) -> Result<(), ServeError> {
     let app = house.app();
     let (clock, ledger) = (app.hands().clock, app.hands().ledger.clone());
     let over = stop.child_token();
@@ -153,6 +161,7 @@ async fn serve(house: &House, lease: Lease, stop: &CancellationToken) -> Result<
     let mut watcher = Watcher::new(&app.hands().settings.root);
     let wake = Arc::new(Notify::new());
     let mut waker = waker(wake.clone()).await?;
+    let applying = tokio::spawn(mailroom::apply(house.clone(), kept, over.clone()));
     tell_next_fires(&app);
     while !over.is_cancelled() {
         if let Some(changed) = watcher.look(&house.app()).await {
@@ -169,6 +178,8 @@ async fn serve(house: &House, lease: Lease, stop: &CancellationToken) -> Result<
         }
     }
     waker.shutdown().await?;
+    // It ends with `over`; a panic of its own was told already.
+    let _ = applying.await;
     if !runners.settle(SETTLE).await {
         tracing::warn!("not everything has settled in {} s; the next start goes on from the ledger", SETTLE.as_secs());
     }

@@ -149,8 +149,17 @@ pub const QUOTA_LIMIT: Metric = gauge("lianbo_quota_limit", "Calls allowed today
 /// Labels `account`, `endpoint`.
 pub const QUOTA_REMAINING: Metric = gauge("lianbo_quota_remaining", "Calls left today, by account and endpoint.");
 /// Label `account`.
-pub const CALLBACKS_TOTAL: Metric =
-    counter("lianbo_callbacks_total", "Events received from the platform, by account and event.");
+pub const CALLBACKS_TOTAL: Metric = counter(
+    "lianbo_callbacks_total",
+    "Events received from the platform, by account and event (message, other: not kept).",
+);
+/// Labels `account`, `reason`.
+pub const CALLBACKS_REFUSED_TOTAL: Metric = counter(
+    "lianbo_callbacks_refused_total",
+    "Posts to the callback address that were not taken, by account and reason (signature, sealed, no_key, malformed, not_kept).",
+);
+pub const CALLBACKS_WAITING: Metric =
+    gauge("lianbo_callbacks_waiting", "Events that were kept and are not applied for good yet.");
 /// Label `outcome`.
 pub const ALERTS_TOTAL: Metric = counter("lianbo_alerts_total", "Alerts, by outcome (delivered, lost).");
 /// Label `version`; always 1.

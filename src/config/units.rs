@@ -81,6 +81,15 @@ pub(super) fn rate(text: &str) -> Result<f64, Unread> {
     Ok(f64::from(number) / seconds)
 }
 
+/// A duration as somebody typed it.
+///
+/// # Errors
+///
+/// What is wrong with it and what would be accepted, as one sentence.
+pub fn read_duration(text: &str) -> Result<Duration, String> {
+    duration(text).map_err(|unread| format!("{}; {}", unread.message, unread.hint))
+}
+
 /// A rate as somebody typed it, in sends a second.
 ///
 /// # Errors

@@ -161,7 +161,9 @@ impl Conductor {
             let stop = watch.stop.child_token();
             let keeper = Keeper::start(self, lease.clone(), stop.clone());
             let began = self.hands.clock.monotonic();
+            self.hear_events().await;
             let carried = self.carry_out(lease, request, &run, &Watch { stop: &stop, ..*watch }).await;
+            self.hear_events().await;
             keeper.end().await;
             let change = match carried {
                 Ok(carried) => carried.change(),
@@ -271,6 +273,13 @@ impl Conductor {
         ledger.set_run_status(lease, &run.run_id, change, now).await?;
         self.audit(run, who, "cancel", format!("{unsent} recipients stay unsent")).await?;
         Ok(unsent)
+    }
+
+    /// What the platform told while nobody served is known before anybody is sent to, and what it told early after that.
+    async fn hear_events(&self) {
+        if let Err(error) = super::events::catch_up(&self.hands).await {
+            tracing::warn!(error = %error, "events stay to be applied");
+        }
     }
 
     async fn audit(&self, run: &Run, who: &str, command: &str, detail: String) -> Result<(), LedgerError> {

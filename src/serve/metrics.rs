@@ -16,8 +16,8 @@ use crate::clock::Timestamp;
 use crate::domain::{QuotaDay, RunStatus};
 use crate::ledger::{LedgerError, Usage};
 use crate::telemetry::{
-    LAST_SUCCESS_TIMESTAMP_SECONDS, Metrics, NEXT_FIRE_TIMESTAMP_SECONDS, PUSH_RECIPIENTS, QUOTA_LIMIT,
-    QUOTA_REMAINING, QUOTA_USED, RUNS, WAITING_RUNS,
+    CALLBACKS_WAITING, LAST_SUCCESS_TIMESTAMP_SECONDS, Metrics, NEXT_FIRE_TIMESTAMP_SECONDS, PUSH_RECIPIENTS,
+    QUOTA_LIMIT, QUOTA_REMAINING, QUOTA_USED, RUNS, WAITING_RUNS,
 };
 use crate::wechat::Endpoint;
 
@@ -46,6 +46,7 @@ async fn of_ledger(app: &App) -> Result<Metrics, LedgerError> {
     pipelines(app, &metrics, now).await?;
     pushes(app, &metrics).await?;
     quota(app, &metrics, now).await?;
+    metrics.set(CALLBACKS_WAITING, &[], app.hands().ledger.waiting_callbacks().await?);
     Ok(metrics)
 }
 

@@ -1,13 +1,13 @@
 //! Which path is answered by whom, and who may ask.
 //!
-//! `/healthz` and `/readyz` are open to everybody; `/metrics` wants the bearer token of `[server]` as soon as the address
-//! is not a loopback one. Every other path is 404.
+//! `/healthz` and `/readyz` are open to everybody, `/callback/…` to whoever signs as WeChat does; `/metrics` wants the bearer
+//! token of `[server]` as soon as the address is not a loopback one. Every other path is 404.
 
 use std::net::SocketAddr;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -17,8 +17,14 @@ use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{Current, health, metrics};
+use super::mailroom::Mailroom;
+use super::{Current, callback, health, metrics};
 use crate::app::App;
+use crate::clock::Timestamp;
+use crate::wechat::LARGEST_BODY_BYTES;
+
+/// Complaints about callers that anybody can be are this far apart.
+const COMPLAINTS: chrono::TimeDelta = chrono::TimeDelta::minutes(1);
 
 /// The house, as those who answer see it. Cheap to clone.
 #[derive(Clone)]
@@ -52,6 +58,24 @@ impl House {
 pub struct Door {
     pub house: House,
     pub stop: CancellationToken,
+    pub mailroom: Mailroom,
+    complained_at: Arc<Mutex<Option<Timestamp>>>,
+}
+
+impl Door {
+    pub fn new(house: House, stop: CancellationToken, mailroom: Mailroom) -> Self {
+        Self { house, stop, mailroom, complained_at: Arc::default() }
+    }
+
+    /// Whether nothing was complained about for a while; if so, it is now.
+    pub fn may_complain(&self, now: Timestamp) -> bool {
+        let mut last = self.complained_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = last.is_none_or(|at| now - at >= COMPLAINTS);
+        if may {
+            *last = Some(now);
+        }
+        may
+    }
 }
 
 /// Every path.
@@ -59,10 +83,14 @@ pub fn router(door: Door) -> Router {
     let guarded = Router::new()
         .route("/metrics", get(metrics::metrics))
         .route_layer(middleware::from_fn_with_state(door.clone(), let_in));
+    let callbacks = Router::new()
+        .route("/callback/{account}", get(callback::check).post(callback::take))
+        .route_layer(DefaultBodyLimit::max(LARGEST_BODY_BYTES));
     Router::new()
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .merge(guarded)
+        .merge(callbacks)
         .with_state(door)
 }
 
