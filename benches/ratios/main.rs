@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "a benchmark measures the machine's own time")]
 
 mod bare;
+mod callbacks;
 mod join;
 mod memory;
 mod push;
@@ -45,6 +46,9 @@ fn main() -> ExitCode {
     }
     if takes("push") {
         figures.extend(runtime.block_on(push::measure(50_000 / scale)));
+    }
+    if takes("callbacks") {
+        figures.extend(runtime.block_on(callbacks::measure(90_000 / scale)));
     }
     if takes("join") {
         figures.extend(runtime.block_on(join::measure(2_000_000 / scale, 5_000_000 / scale)));

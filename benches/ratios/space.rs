@@ -83,6 +83,23 @@ impl Space {
         std::fs::write(path, text).expect("a file");
     }
 
+    pub fn append(&self, path: &str, text: &str) {
+        let path = self.folder.path().join(path);
+        let before = std::fs::read_to_string(&path).expect("the file is there");
+        std::fs::write(path, before + text).expect("a file");
+    }
+
+    /// The rows of a query.
+    pub fn query(&self, sql: &str) -> Vec<serde_json::Value> {
+        let output = Command::new(env!("CARGO_BIN_EXE_lianbo"))
+            .arg("--workspace")
+            .arg(self.folder.path())
+            .args(["sql", sql, "--format", "json", "-q"])
+            .output()
+            .expect("the binary starts");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("no JSON came of {sql}: {error}"))
+    }
+
     /// Runs a pipeline to its end and gives what it cost.
     pub fn run(&self, pipeline: &str) -> Cost {
         cost(self.folder.path(), &["run", pipeline, "--json", "-q"])

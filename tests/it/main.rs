@@ -2,6 +2,7 @@
 //! the simulator plays it.
 
 mod architecture;
+mod callbacks;
 mod catalog;
 #[allow(dead_code, reason = "what stories share; not every story needs all of it")]
 mod house;

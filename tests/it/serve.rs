@@ -10,16 +10,16 @@ use tokio::process::Child;
 use crate::house::{House, ended, eventually, signal, small};
 use lianbo::simulator::Options;
 
-const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// A process that serves, and where.
-struct Serving {
-    child: Child,
-    address: String,
+pub struct Serving {
+    pub child: Child,
+    pub address: String,
 }
 
 impl Serving {
-    async fn begin(house: &House, more: &[&str]) -> Self {
+    pub async fn begin(house: &House, more: &[&str]) -> Self {
         let arguments = [&["serve", "--port", "0", "--json"], more].concat();
         let mut child = house.command(&arguments).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
@@ -30,7 +30,7 @@ impl Serving {
     }
 
     /// The answer's status and body.
-    async fn get(&self, path: &str) -> (u16, String) {
+    pub async fn get(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.address).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.address);
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -41,7 +41,7 @@ impl Serving {
     }
 
     /// Told to stop, it stops cleanly and soon.
-    async fn stop(self) {
+    pub async fn stop(self) {
         signal(&self.child, "-TERM");
         let ended =
             tokio::time::timeout(Duration::from_secs(12), ended(self.child)).await.expect("it stops within 10 s");

@@ -18,6 +18,12 @@ const FINISH_EVENT: &str = "TEMPLATESENDJOBFINISH";
 /// The first wait of an event that is early, in microseconds; it doubles.
 const FIRST_WAIT_MICROS: i64 = 1_000_000;
 const LONGEST_WAIT_MICROS: i64 = 600_000_000;
+/// Deliveries that an event may be about though none has its id: each in the words of the index that holds these few.
+const OPEN_ENDS: [&str; 3] = [
+    "d.state = 'sending'",
+    "d.state = 'pending' and d.first_try_at is not null",
+    "(d.state in ('held', 'unconfirmed') or (d.state = 'sent' and d.msgid is null))",
+];
 /// Doubled so often at most.
 const DOUBLINGS: i64 = 10;
 /// Times of events are whole seconds, rounded down.
@@ -189,38 +195,49 @@ struct People {
 }
 
 impl People {
-    /// Looks up by id first, and by person only whom no id finds.
+    /// Looks up by id first; by person among the few whose end is open where no id finds anybody; and among everybody
+    /// sent to only where an event names no message: nothing else needs that index.
     async fn gather(tx: &mut SqliteConnection, due: &[Due]) -> Result<Self, LedgerError> {
         let mut people = Self::default();
-        let finished: Vec<&Due> = due.iter().filter(|event| event.event == FINISH_EVENT).collect();
-        let mut msgids: Vec<i64> = finished.iter().map(|event| event.msgid).filter(|msgid| *msgid != 0).collect();
-        msgids.sort_unstable();
-        msgids.dedup();
+        let finished = || due.iter().filter(|event| event.event == FINISH_EVENT);
+        let msgids = distinct(finished().map(|event| event.msgid).filter(|msgid| *msgid != 0));
         for msgids in batches(&msgids) {
-            let mut query = sqlx::query(AssertSqlSafe(candidates_where("d.msgid", msgids.len())));
+            let sql = candidates(&format!("d.msgid in ({})", repeated("?", msgids.len())));
+            let mut query = sqlx::query(AssertSqlSafe(sql));
             for msgid in msgids {
                 query = query.bind(*msgid);
             }
             people.add(&query.fetch_all(&mut *tx).await.doing(DOING)?)?;
         }
-        let mut openids: Vec<&str> = Vec::new();
-        for event in finished {
-            let person = (event.account.clone(), event.openid.clone());
-            let known = people.deliveries.get(&person);
-            if !known.is_some_and(|own| own.iter().any(|one| event.msgid != 0 && one.msgid == Some(event.msgid))) {
-                openids.push(event.openid.as_str());
-            }
+        let strangers = finished().filter(|event| event.msgid != 0 && !people.holds(event));
+        let strangers = distinct(strangers.map(|event| event.openid.as_str()));
+        for open in OPEN_ENDS {
+            people.add_of(tx, &strangers, open).await?;
         }
-        openids.sort_unstable();
-        openids.dedup();
-        for openids in batches(&openids) {
-            let mut query = sqlx::query(AssertSqlSafe(candidates_where("d.openid", openids.len())));
+        let nameless = distinct(finished().filter(|event| event.msgid == 0).map(|event| event.openid.as_str()));
+        if !nameless.is_empty() {
+            index_openids(tx).await?;
+            people.add_of(tx, &nameless, "true").await?;
+        }
+        Ok(people)
+    }
+
+    /// Adds the deliveries to these people that are like `filter`, one of ours.
+    async fn add_of(&mut self, tx: &mut SqliteConnection, openids: &[&str], filter: &str) -> Result<(), LedgerError> {
+        for openids in batches(openids) {
+            let sql = candidates(&format!("{filter} and d.openid in ({})", repeated("?", openids.len())));
+            let mut query = sqlx::query(AssertSqlSafe(sql));
             for openid in openids {
                 query = query.bind(*openid);
             }
-            people.add(&query.fetch_all(&mut *tx).await.doing(DOING)?)?;
+            self.add(&query.fetch_all(&mut *tx).await.doing(DOING)?)?;
         }
-        Ok(people)
+        Ok(())
+    }
+
+    fn holds(&self, event: &Due) -> bool {
+        let own = self.deliveries.get(&(event.account.clone(), event.openid.clone()));
+        own.is_some_and(|own| own.iter().any(|one| one.msgid == Some(event.msgid)))
     }
 
     fn add(&mut self, rows: &[SqliteRow]) -> Result<(), LedgerError> {
@@ -266,13 +283,28 @@ impl People {
     }
 }
 
-/// `column` is one of ours.
-fn candidates_where(column: &'static str, count: usize) -> String {
+fn candidates(filter: &str) -> String {
     format!(
         "select p.account, d.push_key, d.seq, d.state, d.msgid, d.openid, d.first_try_at, d.delivered, d.delivered_at
-         from deliveries as d join pushes as p on p.key = d.push_key where {column} in ({})",
-        repeated("?", count)
+         from deliveries as d join pushes as p on p.key = d.push_key where {filter}"
     )
+}
+
+/// Makes deliveries be found by person, when the first event comes that names no message. Takes a second for a million
+/// rows, once; before that no push pays for it.
+async fn index_openids(tx: &mut SqliteConnection) -> Result<(), LedgerError> {
+    sqlx::query("create index if not exists deliveries_by_openid on deliveries (openid)")
+        .execute(tx)
+        .await
+        .doing("make deliveries be found by person")?;
+    Ok(())
+}
+
+fn distinct<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut values: Vec<T> = values.collect();
+    values.sort_unstable();
+    values.dedup();
+    values
 }
 
 /// When the walk behind each account's current followers began.

@@ -20,5 +20,11 @@ create table callbacks (
 );
 create index callbacks_due on callbacks (due_at) where due_at is not null;
 
+-- Deliveries that an event may be about though it has none of their ids. Small: what is sent and has its id is in neither.
+create index if not exists deliveries_in_flight on deliveries (push_key, seq) where state = 'sending';
+create index if not exists deliveries_put_back on deliveries (push_key, retry_at, seq) where state = 'pending';
+create index deliveries_in_doubt on deliveries (openid)
+    where (state in ('held', 'unconfirmed') or (state = 'sent' and msgid is null));
+
 -- Two events of one second that contradict each other: nobody knows until the platform is asked.
 alter table follower_marks add column undecided boolean not null default false;
