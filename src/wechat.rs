@@ -17,6 +17,7 @@ mod line;
 mod message;
 mod ports;
 mod retry;
+mod standing;
 mod token;
 mod transport;
 mod wire;

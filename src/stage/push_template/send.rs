@@ -197,6 +197,7 @@ impl<'a> Sender<'a> {
                 item.in_doubt = in_doubt;
                 self.later.push(Reverse(Later { at: monotonic + after, item }));
             }
+            Verdict::PutBack(outcome) => send(settled, Settled::new(item, outcome)),
             Verdict::Stop(end) => {
                 tracing::warn!(errcode, "the push stops: {end:?}");
                 self.pushing.stop(end);
