@@ -10,3 +10,4 @@ mod night;
 mod push;
 mod serve;
 mod tokens;
+mod unreachable;
