@@ -1,8 +1,10 @@
 //! Stories told through the door that users come in by: the real program, in a workspace of its own, against WeChat as
 //! the simulator plays it.
 
+mod alerts;
 mod architecture;
 mod catalog;
+mod chat;
 #[allow(dead_code, reason = "what stories share; not every story needs all of it")]
 mod house;
 mod kills;

@@ -13,13 +13,13 @@ use lianbo::simulator::Options;
 const SOON: Duration = Duration::from_secs(30);
 
 /// A process that serves, and where.
-struct Serving {
+pub struct Serving {
     child: Child,
     address: String,
 }
 
 impl Serving {
-    async fn begin(house: &House, more: &[&str]) -> Self {
+    pub async fn begin(house: &House, more: &[&str]) -> Self {
         let arguments = [&["serve", "--port", "0", "--json"], more].concat();
         let mut child = house.command(&arguments).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
@@ -41,7 +41,7 @@ impl Serving {
     }
 
     /// Told to stop, it stops cleanly and soon.
-    async fn stop(self) {
+    pub async fn stop(self) {
         signal(&self.child, "-TERM");
         let ended =
             tokio::time::timeout(Duration::from_secs(12), ended(self.child)).await.expect("it stops within 10 s");
@@ -50,7 +50,7 @@ impl Serving {
 }
 
 /// Sets both clocks some seconds before the start of a minute and schedules the campaign there, once.
-fn schedule_soon(house: &House, seconds: i64) {
+pub fn schedule_soon(house: &House, seconds: i64) {
     let now = house.now();
     let at = now + chrono::TimeDelta::seconds(60 - now.timestamp() % 60 + 3_600);
     house.pass((at - now).num_seconds() - seconds);
