@@ -29,6 +29,8 @@ pub struct Faults {
     pub blank_openids: bool,
     /// So many openids of a page come again at the start of the next.
     pub repeated_openids: u64,
+    /// So many openids of nobody stand on each page, the same on all.
+    pub strangers: u64,
     /// So many leave and so many come after each page.
     pub churn_per_page: u64,
     /// A cursor that has unfollowed answers 40003.
@@ -148,6 +150,7 @@ impl Default for Faults {
             list_end: ListEnd::DataAbsent,
             blank_openids: false,
             repeated_openids: 0,
+            strangers: 0,
             churn_per_page: 0,
             gone_cursor_refused: false,
             invalid_in_batch: InvalidInBatch::WholeBatch,
@@ -256,12 +259,16 @@ pub enum Fault {
     Errcode(i64),
     /// Does everything, then ends the connection instead of answering.
     LostAnswer,
+    /// Answers this code with a text of its own; nothing else happens.
+    Refusal(i64, String),
     /// Ends the connection and does nothing.
     LostRequest,
     /// Does everything, and answers after so many milliseconds.
     LateAnswer(u64),
     /// Answers a proxy's page with HTTP 502; nothing else happens.
     NotJson,
+    /// Answers this HTTP status without a body; nothing else happens.
+    Status(u16),
     /// Does everything, then breaks the JSON of the answer.
     BrokenJson,
 }

@@ -5,11 +5,17 @@ mod alerts;
 mod architecture;
 mod catalog;
 mod chat;
+mod checks;
 #[allow(dead_code, reason = "what stories share; not every story needs all of it")]
 mod house;
 mod kills;
+mod mistakes;
 mod night;
+mod odd_platform;
+mod odd_sends;
+mod planned;
 mod push;
 mod serve;
 mod tokens;
 mod unreachable;
+mod windows;
