@@ -233,6 +233,16 @@ impl Simulator {
         self.world.tokens.write().expect("no holder of the tokens panics").revoke();
     }
 
+    /// The current stable token is refused from now on, and still given out to whoever asks: only a forced one helps.
+    pub fn spoil_token(&self) {
+        self.world.tokens.write().expect("no holder of the tokens panics").spoil();
+    }
+
+    /// How many tokens were forced on the last day on which any was.
+    pub fn forced_tokens(&self) -> u32 {
+        self.world.tokens.read().expect("no holder of the tokens panics").forced_today()
+    }
+
     /// A login code of the mini program for the person of an index.
     pub fn login_code(&self, index: u64) -> String {
         let mut logins = self.world.logins.lock().expect("no holder of the logins panics");

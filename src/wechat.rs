@@ -20,6 +20,7 @@ mod line;
 mod message;
 mod ports;
 mod retry;
+mod standing;
 mod token;
 mod transport;
 mod wire;

@@ -36,10 +36,20 @@ fn describe(view: &AccountQuotas, zone: chrono_tz::Tz) -> String {
     let header = ["call", "used", "errors", "limit", "reserve", "left", "WeChat: used", "of", "left"];
     let table = plain(&header, view.endpoints.iter().map(row));
     let mut text = format!("{}, quota day {} (begins anew {resets})\n{table}", view.account, view.day);
-    for endpoint in &view.endpoints {
-        if let Some(reason) = &endpoint.not_told {
-            text.push_str(&format!("\n{}: not told by WeChat: {reason}", endpoint.endpoint));
+    let asked: Vec<&EndpointQuota> =
+        view.endpoints.iter().filter(|own| own.wechat.is_some() || own.not_told.is_some()).collect();
+    match asked.first().and_then(|first| first.not_told.as_ref()) {
+        // Nothing but silence: said once.
+        Some(reason) if asked.iter().all(|own| own.not_told.as_ref() == Some(reason)) => {
+            text.push_str(&format!("\nWeChat did not answer, the figures are our own count: {reason}"));
         }
+        _ => {
+            for (own, reason) in asked.iter().filter_map(|own| Some((own, own.not_told.as_ref()?))) {
+                text.push_str(&format!("\n{}: not told by WeChat: {reason}", own.endpoint));
+            }
+        }
+    }
+    for endpoint in &view.endpoints {
         if let Some(at) = endpoint.exhausted_at {
             let at = local(at, zone);
             text.push_str(&format!("\n{}: WeChat refused further calls of the day at {at}", endpoint.endpoint));

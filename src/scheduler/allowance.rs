@@ -1,6 +1,6 @@
 //! What is left of the day's quota by the ledger's own count: nobody is asked.
 //!
-//! The limit is the lower of our ceiling and WeChat's figure as last noted, else its documented default.
+//! The limit is the lower of our ceiling and WeChat's figure as last noted, on whatever day, else its documented default.
 
 use std::collections::BTreeMap;
 
@@ -55,25 +55,33 @@ pub async fn allowances(
     endpoints: &[Endpoint],
 ) -> Result<Vec<Allowance>, LedgerError> {
     let usage = match ledger {
-        Some(ledger) => ledger.usage(None, Some(day)).await?,
+        Some(ledger) => ledger.usage(None, None).await?,
         None => Vec::new(),
     };
+    let of_day = usage.iter().filter(|usage| usage.day == day);
     let by_call: BTreeMap<(&AccountName, &str), &Usage> =
-        usage.iter().map(|usage| ((&usage.account, usage.endpoint.as_str()), usage)).collect();
+        of_day.map(|usage| ((&usage.account, usage.endpoint.as_str()), usage)).collect();
     let accounts = settings.accounts.values();
     Ok(accounts
         .flat_map(|account| {
-            let by_call = &by_call;
+            let (by_call, usage) = (&by_call, &usage);
             endpoints.iter().map(move |endpoint| {
-                allowance(account, *endpoint, by_call.get(&(&account.name, endpoint.as_str())).copied())
+                let figure = noted_limit(usage, &account.name, *endpoint);
+                allowance(account, *endpoint, by_call.get(&(&account.name, endpoint.as_str())).copied(), figure)
             })
         })
         .collect())
 }
 
-fn allowance(account: &Account, endpoint: Endpoint, usage: Option<&Usage>) -> Allowance {
+/// WeChat's own limit of a call as it was last told; `usage` has the latest day first.
+pub fn noted_limit(usage: &[Usage], account: &AccountName, endpoint: Endpoint) -> Option<u64> {
+    let own = usage.iter().filter(|usage| usage.account == *account && usage.endpoint == endpoint.as_str());
+    own.filter_map(|usage| usage.wechat_limit).next()
+}
+
+fn allowance(account: &Account, endpoint: Endpoint, usage: Option<&Usage>, figure: Option<u64>) -> Allowance {
     let name = endpoint.as_str();
-    let figure = usage.and_then(|usage| usage.wechat_limit).or_else(|| endpoint.documented_daily_limit());
+    let figure = figure.or_else(|| endpoint.documented_daily_limit());
     let limit = [account.quota.ceilings.get(name).copied(), figure].into_iter().flatten().min();
     let used = usage.map_or(0, |usage| usage.calls.max(usage.wechat_used.unwrap_or(0)));
     let is_exhausted = usage.is_some_and(|usage| usage.exhausted_at.is_some());

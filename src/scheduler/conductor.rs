@@ -368,14 +368,19 @@ impl Conductor {
             RunStatus::Waiting if waits_long => (Some(AlertKind::WaitsLong), format!("lianbo run {}", run.pipeline)),
             _ => (None, String::new()),
         };
+        // What has merely not ended yet leaves open what was said before.
+        if kind.is_none() && !change.status.is_finished() {
+            return Ok(());
+        }
         let state = kind.map_or("well".to_owned(), |kind| format!("{kind:?}"));
         let before = self.hands.ledger.alert_state(&key).await?.map(|state| state.state);
         if !self.hands.ledger.set_alert_state(&key, &state, now).await? {
             return Ok(());
         }
-        let kind = match (kind, change.status, before) {
-            (Some(kind), _, _) => kind,
-            (None, RunStatus::Succeeded, Some(before)) if before != "well" => AlertKind::Recovered,
+        let had_failed = before.is_some_and(|before| FAILURES.iter().any(|kind| before == format!("{kind:?}")));
+        let kind = match (kind, change.status) {
+            (Some(kind), _) => kind,
+            (None, RunStatus::Succeeded) if had_failed => AlertKind::Recovered,
             _ => return Ok(()),
         };
         let alert = Alert {
@@ -398,6 +403,9 @@ impl Conductor {
         at.with_timezone(&self.hands.settings.timezone).date_naive()
     }
 }
+
+/// What a success afterwards is told as a recovery from.
+const FAILURES: [AlertKind; 3] = [AlertKind::Failed, AlertKind::Partial, AlertKind::Halted];
 
 /// The lease that whoever carries a run of the pipeline holds.
 pub fn lease_name(pipeline: &PipelineName) -> String {

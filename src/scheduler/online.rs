@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use serde::Serialize;
 
 use crate::config::settings::{PushTemplate, StageKind};
@@ -14,8 +15,10 @@ use crate::redact::shortened;
 use crate::stage::Hands;
 use crate::wechat::{Endpoint, Template, WeChat, WeChatError};
 
-/// A call that keeps trying for longer is given up: a person waits.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// A person waits: a call is made once, and given up after this.
+const LIMIT: Duration = Duration::from_secs(4);
+/// Of a call with what it needs first; another process may be fetching the token.
+const PATIENCE: Duration = Duration::from_secs(9);
 /// The calls a workspace lives on.
 const ASKED: [Endpoint; 3] = [Endpoint::UserGet, Endpoint::UserInfoBatchget, Endpoint::TemplateSend];
 
@@ -40,14 +43,13 @@ pub struct Finding {
     pub errcode: Option<i64>,
 }
 
-/// Looks at every account. May be dropped at any time.
+/// Looks at every account, at all of them at the same time. May be dropped at any time.
 pub async fn look(hands: &Hands) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for name in hands.settings.accounts.keys() {
-        let mut looker = Looker { hands, account: name, wechat: hands.wechat(name), findings: Vec::new() };
-        looker.account().await;
-        findings.append(&mut looker.findings);
-    }
+    let accounts = hands.settings.accounts.keys().map(|account| async move {
+        let wechat = hands.wechat(account).at_once(LIMIT);
+        Looker { hands, account, wechat }.account().await
+    });
+    let findings = join_all(accounts).await.concat();
     if let Err(error) = hands.settle.settle().await {
         tracing::warn!("the calls made here could not be counted: {error}");
     }
@@ -57,65 +59,55 @@ pub async fn look(hands: &Hands) -> Vec<Finding> {
 struct Looker<'a> {
     hands: &'a Hands,
     account: &'a AccountName,
-    wechat: &'a WeChat,
-    findings: Vec<Finding>,
+    wechat: WeChat,
 }
 
 impl Looker<'_> {
-    async fn account(&mut self) {
+    async fn account(&self) -> Vec<Finding> {
         // Without a token every other answer would be the same refusal.
-        if !self.token().await {
-            return;
+        let token = self.token().await;
+        let mut findings = vec![token];
+        if findings[0].verdict != Verdict::Wrong {
+            let (quotas, templates) = tokio::join!(join_all(ASKED.map(|call| self.quota(call))), self.templates());
+            findings.extend(quotas);
+            findings.extend(templates);
         }
-        for endpoint in ASKED {
-            self.quota(endpoint).await;
-        }
-        self.templates().await;
+        findings
     }
 
-    async fn token(&mut self) -> bool {
-        let stored = self.wechat.stored_token().await.ok().flatten();
-        let now = self.hands.clock.now();
-        let is_fresh = stored.as_ref().is_some_and(|token| token.expires_at - now > chrono::TimeDelta::minutes(1));
-        let fetched =
-            if is_fresh { Ok(stored) } else { self.patiently(self.wechat.refresh_token(false)).await.map(Some) };
-        let token = match fetched {
-            Ok(Some(token)) => token,
-            Ok(None) => return false,
-            Err(trouble) => {
-                self.trouble("token", trouble);
-                return false;
-            }
+    async fn token(&self) -> Finding {
+        // A stored one may have been ended by somebody else: the first call with it tells, and renews it.
+        let looked = async {
+            self.wechat.have_token().await?;
+            self.wechat.quota(Endpoint::UserGet).await?;
+            self.wechat.stored_token().await
         };
-        // The stored one may have been ended by somebody else: the first call with it tells, and renews it.
-        match self.patiently(self.wechat.quota(Endpoint::UserGet)).await {
-            Ok(_) => {
-                let local = token.expires_at.with_timezone(&self.hands.settings.timezone);
-                self.find("token", Verdict::Good, format!("accepted, good until {}", local.format("%H:%M")));
-                true
+        match self.patiently(looked).await {
+            Ok(token) => {
+                let until = token.map_or_else(String::new, |token| {
+                    let local = token.expires_at.with_timezone(&self.hands.settings.timezone);
+                    format!(", good until {}", local.format("%H:%M"))
+                });
+                self.found("token", Verdict::Good, format!("accepted{until}"))
             }
-            Err(trouble) => {
-                self.trouble("token", trouble);
-                false
-            }
+            Err(trouble) => self.trouble("token", &trouble),
         }
     }
 
-    async fn quota(&mut self, endpoint: Endpoint) {
+    async fn quota(&self, endpoint: Endpoint) -> Finding {
         let subject = format!("quota {endpoint}");
         match self.patiently(self.wechat.quota(endpoint)).await {
             Ok(figure) => {
                 let verdict = if figure.remain == 0 { Verdict::Doubtful } else { Verdict::Good };
-                self.find(&subject, verdict, format!("{} of {} calls left today", figure.remain, figure.daily_limit));
+                self.found(&subject, verdict, format!("{} of {} calls left today", figure.remain, figure.daily_limit))
             }
-            Err(trouble) => self.trouble(&subject, trouble),
+            Err(trouble) => self.trouble(&subject, &trouble),
         }
     }
 
-    async fn templates(&mut self) {
-        let settings = self.hands.settings.clone();
+    async fn templates(&self) -> Vec<Finding> {
         let mut pushes: Vec<(String, &PushTemplate)> = Vec::new();
-        for pipeline in settings.pipelines.values() {
+        for pipeline in self.hands.settings.pipelines.values() {
             for stage in &pipeline.stages {
                 if let StageKind::PushTemplate(push) = &stage.kind
                     && push.account == *self.account
@@ -125,16 +117,17 @@ impl Looker<'_> {
             }
         }
         if pushes.is_empty() {
-            return;
+            return Vec::new();
         }
         match self.patiently(self.wechat.templates()).await {
-            Ok(templates) => {
-                for (subject, push) in pushes {
+            Ok(templates) => pushes
+                .into_iter()
+                .map(|(subject, push)| {
                     let (verdict, detail) = judge(push, &templates);
-                    self.find(&subject, verdict, detail);
-                }
-            }
-            Err(trouble) => self.trouble("templates", trouble),
+                    self.found(&subject, verdict, detail)
+                })
+                .collect(),
+            Err(trouble) => vec![self.trouble("templates", &trouble)],
         }
     }
 
@@ -145,30 +138,23 @@ impl Looker<'_> {
         }
     }
 
-    fn find(&mut self, subject: &str, verdict: Verdict, detail: String) {
-        let (account, subject) = (self.account.clone(), subject.to_owned());
-        self.findings.push(Finding { account, subject, verdict, detail, errcode: None });
+    fn found(&self, subject: &str, verdict: Verdict, detail: String) -> Finding {
+        Finding { account: self.account.clone(), subject: subject.to_owned(), verdict, detail, errcode: None }
     }
 
-    fn trouble(&mut self, subject: &str, trouble: Trouble) {
+    fn trouble(&self, subject: &str, trouble: &Trouble) -> Finding {
         let base = &self.hands.account(self.account).api_base;
-        let detail = match &trouble {
+        let detail = match trouble {
             Trouble::Silence => {
                 format!("no usable answer from {base} within {} s; is that the right api_base?", PATIENCE.as_secs())
             }
-            Trouble::Answer(error @ WeChatError::Transport { .. }) => {
-                format!("{}; can this machine reach {base}?", chain(error))
-            }
             Trouble::Answer(error) => chain(error),
         };
-        let errcode = match &trouble {
+        let errcode = match trouble {
             Trouble::Answer(error) => error.errcode(),
             Trouble::Silence => None,
         };
-        self.find(subject, Verdict::Wrong, detail);
-        if let Some(finding) = self.findings.last_mut() {
-            finding.errcode = errcode;
-        }
+        Finding { errcode, ..self.found(subject, Verdict::Wrong, detail) }
     }
 }
 

@@ -1,20 +1,27 @@
 //! Calls used and left today, account by account: our own count, and what WeChat says when asked.
 
 use std::error::Error;
+use std::time::Duration;
 
 use futures::future::join_all;
 use serde::Serialize;
 
+use super::allowance::noted_limit;
 use crate::clock::Timestamp;
 use crate::config::settings::Account;
 use crate::domain::{AccountName, QuotaDay};
-use crate::ledger::Usage;
+use crate::ledger::{QuotaFigure as NotedFigure, Usage};
 use crate::stage::{Hands, StageError};
 use crate::wechat::{Endpoint, QuotaFigure, WeChatError};
 
 /// The calls whose quota matters, in the order of the data.
 const ASKED: [Endpoint; 4] =
     [Endpoint::UserGet, Endpoint::UserInfoBatchget, Endpoint::UserInfo, Endpoint::TemplateSend];
+
+/// A person waits for the answer: who does not give it in this time is not asked again.
+const LIMIT: Duration = Duration::from_secs(3);
+/// Of everything that is asked of an account; another process may be fetching its token.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// The quota day of an account.
 #[derive(Debug, Serialize)]
@@ -55,17 +62,15 @@ pub struct WeChatSays {
     pub left: u64,
 }
 
-/// The day of one account or of all. Asks WeChat once an endpoint; a figure it does not tell is no error.
+/// The day of one account or of all. Asks WeChat once an endpoint, all at the same time, and answers within seconds; a
+/// figure it does not tell is no error.
 ///
 /// # Errors
 ///
 /// [`StageError::Ledger`] when the ledger cannot be read.
 pub async fn quotas(hands: &Hands, only: Option<&AccountName>) -> Result<Vec<AccountQuotas>, StageError> {
     let accounts = hands.settings.accounts.values().filter(|account| only.is_none_or(|only| *only == account.name));
-    let asked = accounts.map(|account| async move {
-        let wechat = hands.wechat(&account.name);
-        (account, join_all(ASKED.map(|endpoint| wechat.quota(endpoint))).await)
-    });
+    let asked = accounts.map(|account| async move { (account, told(hands, account).await) });
     let told = join_all(asked).await;
     // What was reserved for asking and not called goes back before it is counted.
     hands.settle.settle().await?;
@@ -76,27 +81,53 @@ pub async fn quotas(hands: &Hands, only: Option<&AccountName>) -> Result<Vec<Acc
     Ok(views)
 }
 
+/// WeChat's figures in the order of [`ASKED`], or why there are none.
+async fn told(hands: &Hands, account: &Account) -> Vec<Result<QuotaFigure, String>> {
+    let wechat = hands.wechat(&account.name).at_once(LIMIT);
+    let asking = async {
+        // Without a token every other answer would be the same silence.
+        wechat.have_token().await?;
+        Ok::<_, WeChatError>(join_all(ASKED.map(|endpoint| wechat.quota(endpoint))).await)
+    };
+    let silent = |reason: String| ASKED.map(|_| Err(reason.clone())).to_vec();
+    tokio::select! {
+        answers = asking => match answers {
+            Ok(answers) => answers.into_iter().map(|answer| answer.map_err(|error| chain(&error))).collect(),
+            Err(error) => silent(chain(&error)),
+        },
+        () = hands.clock.sleep(PATIENCE) => silent(format!("no answer within {} s", PATIENCE.as_secs())),
+    }
+}
+
 /// `told` in the order of [`ASKED`].
 async fn of_account(
     hands: &Hands,
     account: &Account,
-    told: Vec<Result<QuotaFigure, WeChatError>>,
+    told: Vec<Result<QuotaFigure, String>>,
 ) -> Result<AccountQuotas, StageError> {
-    let day = QuotaDay::of(hands.clock.now());
-    let usage = hands.ledger.usage(Some(&account.name), Some(day)).await?;
-    let own = |endpoint: &str| usage.iter().find(|usage| usage.endpoint == endpoint);
+    let now = hands.clock.now();
+    let day = QuotaDay::of(now);
+    // What was told is kept: a plan asks nobody, and goes by what was told last.
+    for (endpoint, figure) in
+        ASKED.iter().zip(&told).filter_map(|(endpoint, told)| Some((endpoint, told.as_ref().ok()?)))
+    {
+        let noted = NotedFigure { limit: figure.daily_limit, used: figure.used, at: now };
+        hands.ledger.note_wechat_quota(&account.name, endpoint.as_str(), day, noted).await?;
+    }
+    let usage = hands.ledger.usage(Some(&account.name), None).await?;
+    let own = |endpoint: &str| usage.iter().find(|usage| usage.day == day && usage.endpoint == endpoint);
+    let noted = |endpoint: Endpoint| noted_limit(&usage, &account.name, endpoint);
     let mut endpoints: Vec<EndpointQuota> = ASKED
         .iter()
         .zip(told)
         .map(|(endpoint, told)| {
-            let told = told.map_err(|error| chain(&error));
-            endpoint_quota(account, *endpoint, own(endpoint.as_str()), Some(told))
+            endpoint_quota(account, (*endpoint, noted(*endpoint)), own(endpoint.as_str()), Some(told))
         })
         .collect();
     let is_asked = |name: &str| ASKED.iter().any(|asked| asked.as_str() == name);
     for other in Endpoint::ALL.into_iter().filter(|endpoint| !is_asked(endpoint.as_str())) {
         let usage = own(other.as_str()).filter(|usage| usage.calls > 0);
-        endpoints.extend(usage.map(|usage| endpoint_quota(account, other, Some(usage), None)));
+        endpoints.extend(usage.map(|usage| endpoint_quota(account, (other, noted(other)), Some(usage), None)));
     }
     let resets_at = day.next().starts_at();
     Ok(AccountQuotas { account: account.name.to_string(), day: day.to_string(), resets_at, endpoints })
@@ -104,7 +135,7 @@ async fn of_account(
 
 fn endpoint_quota(
     account: &Account,
-    endpoint: Endpoint,
+    (endpoint, noted): (Endpoint, Option<u64>),
     usage: Option<&Usage>,
     told: Option<Result<QuotaFigure, String>>,
 ) -> EndpointQuota {
@@ -117,7 +148,6 @@ fn endpoint_quota(
         None => (None, None),
     };
     let used = usage.map_or(0, |usage| usage.calls);
-    let noted = usage.and_then(|usage| usage.wechat_limit);
     let known = wechat.map(|says| says.limit).or(noted).or_else(|| endpoint.documented_daily_limit());
     let ceiling = account.quota.ceilings.get(name).copied();
     let limit = lower(ceiling, known);

@@ -86,11 +86,15 @@ impl Call<'_> {
     fn befallen(&self, endpoint: Endpoint, fault: &Fault, reply: &mut Reply) {
         match fault {
             Fault::Errcode(errcode) => Refusal::code(*errcode).write(self.world, reply),
+            Fault::Refusal(errcode, text) => {
+                Refusal { errcode: *errcode, text: Cow::Owned(text.clone()) }.write(self.world, reply);
+            }
             Fault::LostRequest => reply.hang_up = true,
             Fault::NotJson => {
                 (reply.status, reply.content_type) = (502, "text/html");
                 reply.body.extend_from_slice(b"<html><body><h1>502 Bad Gateway</h1></body></html>");
             }
+            Fault::Status(status) => reply.status = *status,
             Fault::LostAnswer => {
                 self.settle(endpoint, reply);
                 reply.hang_up = true;

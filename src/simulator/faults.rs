@@ -26,6 +26,8 @@ pub struct Faults {
     pub blank_openids: bool,
     /// So many openids of a page come again at the start of the next.
     pub repeated_openids: u64,
+    /// So many openids of nobody stand on each page, the same on all.
+    pub strangers: u64,
     /// So many leave and so many come after each page.
     pub churn_per_page: u64,
     /// A cursor that has unfollowed answers 40003.
@@ -173,6 +175,7 @@ impl Default for Faults {
             list_end: ListEnd::DataAbsent,
             blank_openids: false,
             repeated_openids: 0,
+            strangers: 0,
             churn_per_page: 0,
             gone_cursor_refused: false,
             invalid_in_batch: InvalidInBatch::WholeBatch,

@@ -35,12 +35,16 @@ pub enum Fault {
     Errcode(i64),
     /// Does everything, then ends the connection instead of answering.
     LostAnswer,
+    /// Answers this code with a text of its own; nothing else happens.
+    Refusal(i64, String),
     /// Ends the connection and does nothing.
     LostRequest,
     /// Does everything, and answers after so many milliseconds.
     LateAnswer(u64),
     /// Answers a proxy's page with HTTP 502; nothing else happens.
     NotJson,
+    /// Answers this HTTP status without a body; nothing else happens.
+    Status(u16),
     /// Does everything, then breaks the JSON of the answer.
     BrokenJson,
 }

@@ -38,6 +38,8 @@ pub struct TokenBook {
     legacy: Space,
     stable: Space,
     forced: Forced,
+    /// Refused everywhere and still given out.
+    spoiled: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -68,6 +70,7 @@ impl TokenBook {
             legacy: Space::default(),
             stable: Space::default(),
             forced: Forced::default(),
+            spoiled: None,
         }
     }
 
@@ -118,7 +121,21 @@ impl TokenBook {
         self.stable = Space::default();
     }
 
+    /// From now on the current stable token is refused by every call, while asking for the token gives it again: only a
+    /// forced one helps.
+    pub fn spoil(&mut self) {
+        self.spoiled = self.stable.current.as_ref().map(|token| token.text.clone());
+    }
+
+    /// Tokens forced on the last day on which there were any.
+    pub fn forced_today(&self) -> u32 {
+        self.forced.today
+    }
+
     pub fn verdict(&self, text: &str, now_seconds: i64) -> Verdict {
+        if self.spoiled.as_deref() == Some(text) {
+            return Verdict::Unknown;
+        }
         let known = [&self.stable.current, &self.legacy.current, &self.stable.previous, &self.legacy.previous]
             .into_iter()
             .flatten()
@@ -181,6 +198,16 @@ mod tests {
         let renewed = book.stable(NOW + 6900);
         assert_ne!(renewed.access_token, first.access_token);
         assert_eq!(book.verdict(&first.access_token, NOW + 7199), Verdict::Good);
+    }
+
+    #[test]
+    fn a_spoiled_token_is_given_out_and_refused_until_another_is_forced() {
+        let mut book = TokenBook::new(1, 7200);
+        let spoiled = book.stable(NOW).access_token;
+        book.spoil();
+        assert_eq!((book.stable(NOW + 1).access_token, book.verdict(&spoiled, NOW + 1)), (spoiled, Verdict::Unknown));
+        let forced = book.stable_forced(NOW + 2).unwrap().access_token;
+        assert_eq!((book.verdict(&forced, NOW + 2), book.forced_today()), (Verdict::Good, 1));
     }
 
     #[test]

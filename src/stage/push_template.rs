@@ -17,6 +17,7 @@ mod preview;
 mod quota;
 mod record;
 mod send;
+mod silence;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,9 @@ use crate::ledger::{NewPush, Outcome, OutcomeBatch, Push, PushChange, Recorded, 
 
 /// WeChat keeps one id from going out twice for ten minutes; beyond this age we do not lean on it any more.
 pub(super) const SAFE_REPEAT: Duration = Duration::from_secs(8 * 60);
+
+/// How long a push waits that was answered by nobody.
+const SILENCE_WAIT: chrono::TimeDelta = chrono::TimeDelta::minutes(2);
 
 /// One recipient on the way out.
 #[derive(Debug)]
@@ -68,6 +72,10 @@ pub(super) enum End {
     },
     Halted {
         errcode: Option<i64>,
+        why: String,
+    },
+    /// Nobody has been answered for long.
+    Unanswered {
         why: String,
     },
     WindowClosed {
@@ -218,6 +226,7 @@ impl Patience {
             End::QuotaSpent { why } => self.quota_spent(pushing, &push, why).await,
             End::TemplateGone { errcode } => self.template_gone(pushing, &push, errcode).await,
             End::Halted { errcode, why } => stop(halt(cx, &push, errcode, why).await?),
+            End::Unanswered { why } => stop(wait(cx, &push, Some(cx.hands.clock.now() + SILENCE_WAIT), why).await?),
             End::WindowClosed { opens } => {
                 let until = pushing.expires_at.map_or(opens, |expires| expires.min(opens));
                 stop(wait(cx, &push, Some(until), "outside the push's window".to_owned()).await?)

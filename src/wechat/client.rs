@@ -5,6 +5,7 @@
 
 use std::error::Error;
 use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::Url;
 
@@ -13,9 +14,9 @@ use super::endpoint::Endpoint;
 use super::error::WeChatError;
 use super::line::{Line, Request};
 use super::ports::{CallCounts, CallMeter, StoredToken, TokenStore};
-use super::retry::Patience;
+use super::retry::{Patience, Waiting};
 use super::token::{Held, Tokens};
-use super::transport::Transport;
+use super::transport::{Transport, host_of};
 use super::wire::{
     Answer, BatchAnswer, FollowerAnswer, FollowerPage, Profile, ProfileAnswer, QuotaAnswer, QuotaFigure, SendAnswer,
     Template, TemplatesAnswer, decode, lacking, named_field,
@@ -36,12 +37,15 @@ const REASON_LIMIT: usize = 200;
 pub struct WeChat {
     shared: Arc<Shared>,
     counts: Option<Arc<CallCounts>>,
+    /// For callers who wait: each call is tried once, and for so long at most.
+    limit: Option<Duration>,
 }
 
 struct Shared {
     settings: WeChatSettings,
     line: Arc<Line>,
     tokens: Tokens,
+    waiting: Waiting,
     clock: Clock,
 }
 
@@ -88,12 +92,19 @@ impl WeChat {
         let transport = Transport::new(&hosts, settings.timeout).map_err(|error| setup(chain(&error)))?;
         let line = Arc::new(Line::new(transport, meter, settings.concurrency));
         let tokens = Tokens::new(settings.clone(), base, Arc::clone(&line), tokens, clock);
-        Ok(Self { shared: Arc::new(Shared { settings, line, tokens, clock }), counts: None })
+        let waiting = Waiting::new(settings.account.clone(), clock);
+        Ok(Self { shared: Arc::new(Shared { settings, line, tokens, waiting, clock }), counts: None, limit: None })
     }
 
     /// A clone whose calls are counted into `counts`: a stage's own figure.
     pub fn counting(&self, counts: Arc<CallCounts>) -> Self {
-        Self { shared: Arc::clone(&self.shared), counts: Some(counts) }
+        Self { counts: Some(counts), ..self.clone() }
+    }
+
+    /// A clone for whoever waits at a terminal: each call is tried once and ends within `limit`, twice that where a token
+    /// has to be fetched first.
+    pub fn at_once(&self, limit: Duration) -> Self {
+        Self { limit: Some(limit.min(self.shared.settings.timeout)), ..self.clone() }
     }
 
     /// The page of the follower list that comes after `after`, or the first.
@@ -136,7 +147,35 @@ impl WeChat {
 
     /// Fetches a token now. `forced` (stable tokens only) kills the one before, from the budget of forced renewals.
     pub async fn refresh_token(&self, forced: bool) -> Result<StoredToken, WeChatError> {
-        self.shared.tokens.anew(forced).await
+        let mut patience = self.patience();
+        loop {
+            let error = match self.shared.tokens.anew(forced, self.limit).await {
+                Ok(token) => return Ok(token),
+                Err(error) => error,
+            };
+            // A forced renewal that went unanswered may have been made: it is not made again.
+            if forced || !patience.again(&error).await {
+                return Err(patience.over(error));
+            }
+        }
+    }
+
+    /// Has a token ready.
+    pub async fn have_token(&self) -> Result<(), WeChatError> {
+        let mut patience = self.patience();
+        loop {
+            let error = match self.shared.tokens.current(self.limit).await {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            if !patience.again(&error).await {
+                return Err(patience.over(error));
+            }
+        }
+    }
+
+    fn patience(&self) -> Patience<'_> {
+        Patience::new(&self.shared.waiting, self.shared.settings.retry_base, self.limit.is_some())
     }
 
     /// The stored token, used up or not, without any call to WeChat.
@@ -151,22 +190,30 @@ impl WeChat {
 
     async fn try_send(&self, body: Vec<u8>) -> Result<SendOutcome, WeChatError> {
         let tokens = &self.shared.tokens;
-        let held = tokens.current().await?;
+        let _turn = tokens.turn().await;
+        let held = tokens.current(self.limit).await.inspect_err(|error| self.tell_silence(error))?;
         let first = self.send_once(&held, body.clone()).await;
         if !is_token_refusal(&first) {
             noted(&held, &first);
             return Ok(first);
         }
-        let renewed = tokens.renew(&held).await?;
+        let renewed = tokens.renew(&held, self.limit).await?;
         let second = self.send_once(&renewed, body).await;
         match &second {
-            // The message goes back to its push; the next one finds a token that works.
+            // The message goes back to its push; the next try finds a token that works.
             SendOutcome::Refused { class: CodeClass::Token, errcode, .. } => {
-                tokens.force(&renewed, *errcode).await?;
+                tokens.remedy(&renewed, *errcode, self.limit).await?;
             }
             outcome => noted(&renewed, outcome),
         }
         Ok(second)
+    }
+
+    /// The push tries a message again that WeChat certainly did not get; here it is only said.
+    fn tell_silence(&self, error: &WeChatError) {
+        if matches!(error, WeChatError::Transport { .. }) {
+            self.shared.waiting.tell(error, "messages wait until it does");
+        }
     }
 
     async fn send_once(&self, held: &Held, body: Vec<u8>) -> SendOutcome {
@@ -174,10 +221,14 @@ impl WeChat {
         if let Some(counts) = &self.counts {
             counts.add(endpoint);
         }
-        let reply = match self.shared.line.transport.exchange(held.send_url.clone(), Some(body)).await {
+        let reply = match self.shared.line.transport.exchange(held.send_url.clone(), Some(body), self.limit).await {
             Ok(reply) => reply,
-            Err(error) => {
-                return SendOutcome::NoAnswer { reason: chain(&error), may_have_left: error.may_have_left };
+            Err(source) => {
+                let (reason, may_have_left) = (chain(&source), source.may_have_left);
+                if !may_have_left {
+                    self.tell_silence(&WeChatError::Transport { endpoint, host: host_of(&held.send_url), source });
+                }
+                return SendOutcome::NoAnswer { reason, may_have_left };
             }
         };
         match decode::<SendAnswer>(endpoint, &reply) {
@@ -197,7 +248,7 @@ impl WeChat {
 
     /// A read with all that makes it come back with an answer.
     async fn read<T: Answer>(&self, read: &Read<'_>) -> Result<T, WeChatError> {
-        let mut patience = Patience::new(self.shared.clock, self.shared.settings.retry_base);
+        let mut patience = self.patience();
         loop {
             let error = match self.with_token(read).await {
                 Ok(answer) => return Ok(answer),
@@ -209,25 +260,29 @@ impl WeChat {
                     WeChatError::Refused { endpoint, class: CodeClass::Slow, errcode: 45009, .. } => {
                         self.spent(endpoint)
                     }
-                    error => error,
+                    WeChatError::Refused { class: CodeClass::Token, errcode, .. } if self.limit.is_none() => {
+                        self.shared.tokens.rejected(errcode)
+                    }
+                    error => patience.over(error),
                 });
             }
         }
     }
 
-    /// A read with the token of the moment, with another when that is refused, and with a forced one after that.
+    /// A read with the token of the moment, once more when that is refused, and with another where that is the remedy.
     async fn with_token<T: Answer>(&self, read: &Read<'_>) -> Result<T, WeChatError> {
         let tokens = &self.shared.tokens;
-        let held = tokens.current().await?;
+        let _turn = tokens.turn().await;
+        let held = tokens.current(self.limit).await?;
         let first = self.read_once(read, &held).await;
         if refused_token(&first).is_none() {
             return first;
         }
-        let renewed = tokens.renew(&held).await?;
+        let renewed = tokens.renew(&held, self.limit).await?;
         let second = self.read_once(read, &renewed).await;
         let Some(errcode) = refused_token(&second) else { return second };
-        match tokens.force(&renewed, errcode).await? {
-            Some(forced) => self.read_once(read, &forced).await,
+        match tokens.remedy(&renewed, errcode, self.limit).await? {
+            Some(other) => self.read_once(read, &other).await,
             None => second,
         }
     }
@@ -235,7 +290,7 @@ impl WeChat {
     async fn read_once<T: Answer>(&self, read: &Read<'_>, held: &Held) -> Result<T, WeChatError> {
         let mut url = self.shared.tokens.url(read.endpoint);
         url.query_pairs_mut().append_pair("access_token", held.secret()).extend_pairs(read.query);
-        let request = Request { endpoint: read.endpoint, url, body: read.body.clone() };
+        let request = Request { endpoint: read.endpoint, url, body: read.body.clone(), limit: self.limit };
         let answer = self.shared.line.ask(request, self.counts.as_deref()).await;
         match &answer {
             Ok(_) => held.accepted(),

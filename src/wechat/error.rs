@@ -14,9 +14,25 @@ pub enum WeChatError {
     /// WeChat answered with an errcode.
     #[error("{endpoint} was refused by WeChat with {errcode}{}: {errmsg}{}", explained(*errcode), rid_suffix(rid.as_deref()))]
     Refused { endpoint: Endpoint, errcode: i64, errmsg: String, rid: Option<String>, class: CodeClass },
-    #[error("calling {endpoint}")]
+    /// One try that got no answer.
+    #[error("calling {endpoint} on {host}")]
     Transport {
         endpoint: Endpoint,
+        host: String,
+        #[source]
+        source: TransportError,
+    },
+    /// All tries of a call got no answer.
+    #[error(
+        "WeChat does not answer account {account}: {endpoint} on {host} was tried {tries} times in {seconds} s; check \
+         api_base of the account, and whether this machine reaches {host} (network, DNS, proxy)"
+    )]
+    Unreachable {
+        account: AccountName,
+        endpoint: Endpoint,
+        host: String,
+        tries: u32,
+        seconds: u64,
         #[source]
         source: TransportError,
     },
@@ -34,8 +50,8 @@ pub enum WeChatError {
     #[error("the day's calls of {endpoint} are used up until {until}")]
     QuotaSpent { endpoint: Endpoint, until: Timestamp },
     #[error(
-        "WeChat keeps refusing the fresh access token of account {account} ({errcode}) and no forced renewal is allowed now: \
-         another system may be forcing renewals of this account"
+        "every call with the access token of account {account} is refused with {errcode}, and no other is to be had now: \
+         does another system renew it? Find it, then `lianbo token refresh {account}`"
     )]
     TokenRejected { account: AccountName, errcode: i64 },
     #[error("no forced renewal of the token of account {account} is allowed now: at most 5 a day, 30 s apart")]
@@ -57,7 +73,8 @@ impl WeChatError {
             Self::Refused { class, .. } => {
                 matches!(class, CodeClass::Retry | CodeClass::Slow | CodeClass::SlowRecipient | CodeClass::Token)
             }
-            Self::Transport { .. } | Self::NotJson { .. } | Self::QuotaSpent { .. } | Self::Unreadable { .. } => true,
+            Self::Transport { .. } | Self::Unreachable { .. } => true,
+            Self::NotJson { .. } | Self::QuotaSpent { .. } | Self::Unreadable { .. } => true,
             Self::Store(_) | Self::Meter { .. } | Self::NoForcedRenewal { .. } => true,
             Self::Setup { .. } | Self::LengthRequired { .. } | Self::TokenRejected { .. } => false,
         }
@@ -74,6 +91,16 @@ impl WeChatError {
     pub(super) fn class(&self) -> Option<CodeClass> {
         match self {
             Self::Refused { class, .. } => Some(*class),
+            _ => None,
+        }
+    }
+
+    /// This error again, when it is of one try that got no answer.
+    pub(super) fn copy_of_silence(&self) -> Option<Self> {
+        match self {
+            Self::Transport { endpoint, host, source } => {
+                Some(Self::Transport { endpoint: *endpoint, host: host.clone(), source: source.clone() })
+            }
             _ => None,
         }
     }

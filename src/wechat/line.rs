@@ -1,6 +1,7 @@
 //! One try of one call: a permit, the meter's leave, the exchange, the answer read, the meter told.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::Url;
 use tokio::sync::Semaphore;
@@ -8,7 +9,7 @@ use tokio::sync::Semaphore;
 use super::endpoint::Endpoint;
 use super::error::WeChatError;
 use super::ports::{CallCounts, CallEnd, CallMeter};
-use super::transport::Transport;
+use super::transport::{Transport, host_of};
 use super::wire::{Answer, decode};
 
 /// What leaves: a GET without a body, a POST with one.
@@ -16,6 +17,8 @@ pub(super) struct Request {
     pub endpoint: Endpoint,
     pub url: Url,
     pub body: Option<Vec<u8>>,
+    /// Of the whole exchange; `None`: the account's own timeout.
+    pub limit: Option<Duration>,
 }
 
 /// The way to WeChat, shared by all clones of a client.
@@ -43,9 +46,10 @@ impl Line {
         if let Some(counts) = counts {
             counts.add(endpoint);
         }
-        let answer = match self.transport.exchange(request.url, request.body).await {
+        let host = host_of(&request.url);
+        let answer = match self.transport.exchange(request.url, request.body, request.limit).await {
             Ok(reply) => decode(endpoint, &reply),
-            Err(source) => Err(WeChatError::Transport { endpoint, source }),
+            Err(source) => Err(WeChatError::Transport { endpoint, host, source }),
         };
         let end = match &answer {
             Ok(_) => CallEnd::Answered,

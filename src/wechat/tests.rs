@@ -247,14 +247,42 @@ async fn a_token_that_another_process_renewed_is_taken_over() {
 }
 
 #[tokio::test]
-async fn the_same_string_refused_twice_is_forced_out() {
+async fn a_string_that_nothing_gets_through_with_is_forced_out_once() {
     let (base, log) = server(|asked| {
         stable(asked, "T1", "F1").unwrap_or_else(|| json(if asked.has_token("F1") { LAST_PAGE } else { NOT_LATEST }))
     })
     .await;
     let wechat = client(&base, &store());
     wechat.followers_page(None).await.unwrap();
-    assert_eq!((asked_for(&log, "stable_token"), asked_for(&log, "user/get")), (2, 3));
+    assert_eq!((asked_for(&log, "stable_token"), asked_for(&log, "user/get")), (2, 5));
+}
+
+#[tokio::test]
+async fn a_few_refusals_of_a_good_token_in_a_row_force_nothing() {
+    let asked = AtomicUsize::new(0);
+    let (base, log) = server(move |asking| {
+        let answer = || if asked.fetch_add(1, Ordering::SeqCst) < 3 { NOT_LATEST } else { LAST_PAGE };
+        stable(asking, "T1", "F1").unwrap_or_else(|| json(answer()))
+    })
+    .await;
+    let store = store();
+    client(&base, &store).followers_page(None).await.unwrap();
+    assert_eq!((asked_for(&log, "stable_token"), asked_for(&log, "user/get")), (1, 4));
+    assert_eq!(store.forced_left.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_token_that_is_not_answered_shares_its_failure() {
+    let (base, log) = server(|_| Say::HangUp).await;
+    let wechat = client(&base, &Arc::new(Store::default())).at_once(Duration::from_secs(1));
+    let pages = futures::future::join_all((0..16).map(|_| wechat.followers_page(None))).await;
+    for page in pages {
+        let error = page.unwrap_err();
+        assert!(matches!(&error, WeChatError::Unreachable { tries: 1, .. }), "{error}");
+        assert!(error.to_string().contains("account main") && error.is_transient(), "{error}");
+    }
+    assert!((1..=3).contains(&asked_for(&log, "stable_token")), "{}", asked_for(&log, "stable_token"));
+    assert_eq!(asked_for(&log, "user/get"), 0);
 }
 
 #[tokio::test]
@@ -528,7 +556,9 @@ async fn no_error_shows_the_token_or_the_secret() {
         for store in [store(), Arc::new(Store::default())] {
             let wechat =
                 WeChat::new(settings.clone(), store as _, Arc::new(Meter::default()), Clock::default()).unwrap();
-            let shown = format!("{:?}", wechat.followers_page(None).await.unwrap_err());
+            let error = wechat.followers_page(None).await.unwrap_err();
+            assert!(matches!(error, WeChatError::Unreachable { tries: 6, .. }), "{error}");
+            let shown = format!("{error:?}");
             assert!(!shown.contains("s3cret") && !shown.contains("=T1"), "{shown}");
         }
     }

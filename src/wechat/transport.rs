@@ -3,6 +3,7 @@
 //! Bodies go with their length, never chunked. Addresses carry the token, so no error here keeps one. Not here:
 //! what the bytes mean (`wire`) and whether to try again (`retry`).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Url;
@@ -16,14 +17,14 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(25);
 const IDLE_CONNECTIONS: usize = 1024;
 
 /// No answer came over the wire.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{reason}")]
 pub struct TransportError {
     reason: &'static str,
     /// `false`: WeChat certainly did not get the request.
     pub(super) may_have_left: bool,
     #[source]
-    source: Option<reqwest::Error>,
+    source: Option<Arc<reqwest::Error>>,
 }
 
 impl TransportError {
@@ -36,12 +37,12 @@ impl TransportError {
             "the connection broke"
         };
         // A reset on a reused connection looks the same whether or not the other side had read the request.
-        Self { reason, may_have_left: !error.is_connect(), source: Some(error.without_url()) }
+        Self { reason, may_have_left: !error.is_connect(), source: Some(Arc::new(error.without_url())) }
     }
 
     fn reading(error: reqwest::Error) -> Self {
         let reason = if error.is_timeout() { "the answer did not end in time" } else { "the answer broke off" };
-        Self { reason, may_have_left: true, source: Some(error.without_url()) }
+        Self { reason, may_have_left: true, source: Some(Arc::new(error.without_url())) }
     }
 
     fn too_long() -> Self {
@@ -85,12 +86,22 @@ impl Transport {
     }
 
     /// GET without a body, POST of JSON with one. Dropping the future closes the connection; the request may have left.
-    pub async fn exchange(&self, url: Url, body: Option<Vec<u8>>) -> Result<Reply, TransportError> {
+    /// `limit`: of the whole exchange, in place of the client's own.
+    pub async fn exchange(
+        &self,
+        url: Url,
+        body: Option<Vec<u8>>,
+        limit: Option<Duration>,
+    ) -> Result<Reply, TransportError> {
         let request = match body {
             None => self.http.get(url),
             Some(body) => {
                 self.http.post(url).header(CONTENT_TYPE, HeaderValue::from_static("application/json")).body(body)
             }
+        };
+        let request = match limit {
+            Some(limit) => request.timeout(limit),
+            None => request,
         };
         let mut response = request.send().await.map_err(TransportError::sending)?;
         let announced = response.content_length().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
@@ -106,6 +117,12 @@ impl Transport {
         }
         Ok(Reply { status: response.status().as_u16(), body })
     }
+}
+
+/// Host and port of an address, which may be shown.
+pub(super) fn host_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 fn is_loopback(url: &Url) -> bool {

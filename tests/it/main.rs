@@ -1,12 +1,22 @@
 //! Stories told through the door that users come in by: the real program, in a workspace of its own, against WeChat as
 //! the simulator plays it.
 
+mod alerts;
 mod architecture;
 mod callbacks;
 mod catalog;
+mod chat;
+mod checks;
 #[allow(dead_code, reason = "what stories share; not every story needs all of it")]
 mod house;
 mod kills;
+mod mistakes;
 mod night;
+mod odd_platform;
+mod odd_sends;
+mod planned;
 mod push;
 mod serve;
+mod tokens;
+mod unreachable;
+mod windows;

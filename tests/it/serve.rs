@@ -50,7 +50,7 @@ impl Serving {
 }
 
 /// Sets both clocks some seconds before the start of a minute and schedules the campaign there, once.
-fn schedule_soon(house: &House, seconds: i64) {
+pub fn schedule_soon(house: &House, seconds: i64) {
     let now = house.now();
     let at = now + chrono::TimeDelta::seconds(60 - now.timestamp() % 60 + 3_600);
     house.pass((at - now).num_seconds() - seconds);

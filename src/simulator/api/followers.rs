@@ -72,12 +72,17 @@ fn before(world: &World, crowd: &Crowd, position: u64, most: u64) -> Vec<u64> {
 
 fn write_page(call: &Call<'_>, page: &Page, reply: &mut Reply) {
     let blank = call.faults.blank_openids;
-    let count = page.repeated.len() + page.indices.len() + usize::from(blank);
+    let strangers = call.faults.strangers;
+    let others = usize::try_from(strangers).unwrap_or(usize::MAX).saturating_add(usize::from(blank));
+    let count = page.repeated.len() + page.indices.len() + others;
     let out = &mut reply.body;
     write!(out, r#"{{"total":{},"count":{},"data":{{"openid":["#, call.number(page.total), call.number(count))
         .expect("writing to memory cannot fail");
     if blank {
         out.extend_from_slice(br#""","#);
+    }
+    for stranger in 0..strangers {
+        write!(out, r#""oStranger{stranger:019}","#).expect("writing to memory cannot fail");
     }
     for index in page.repeated.iter().chain(&page.indices) {
         out.push(b'"');

@@ -2,19 +2,25 @@
 
 use std::time::Duration;
 
+use chrono::TimeDelta;
+
 use super::{End, Item, SAFE_REPEAT};
 use crate::clock::Timestamp;
 use crate::domain::DeliveryState;
 use crate::ledger::Outcome;
 use crate::pace::Answer;
-use crate::wechat::{CodeClass, SendOutcome, lookup_code};
+use crate::wechat::{CodeClass, SendOutcome, class_of, lookup_code};
 
 /// Sends tried for a recipient whose answers say "busy" or do not come.
 const MOST_TRIES: u32 = 6;
 /// Sends tried for a recipient who is "too frequent".
 const MOST_SLOW_TRIES: u32 = 3;
-/// Sends tried when the token is refused again and again.
-const MOST_TOKEN_TRIES: u32 = 4;
+/// Sends tried when the token is refused, each of them twice; then the recipient is put back.
+const MOST_TOKEN_TRIES: u32 = 3;
+/// How often a recipient is put back for that: a dead token stops the push long before.
+const MOST_TOKEN_ATTEMPTS: u32 = 4;
+/// How long whoever was put back waits.
+const TOKEN_WAIT: TimeDelta = TimeDelta::seconds(20);
 
 /// What to do with one answer.
 #[derive(Debug)]
@@ -25,6 +31,8 @@ pub enum Verdict {
         after: Duration,
         in_doubt: bool,
     },
+    /// Not now: this recipient is pending until a time, and the push goes on.
+    PutBack(Outcome),
     /// Nothing more is to be sent; this recipient is owed.
     Stop(End),
 }
@@ -86,9 +94,13 @@ fn refused(item: &Item, class: CodeClass, refusal: &Refusal<'_>, now: Timestamp)
         CodeClass::Quota => Verdict::Stop(End::QuotaSpent {
             why: format!("WeChat says {errcode}: the day's sends of the account are used up"),
         }),
-        CodeClass::Token if item.tries < MOST_TOKEN_TRIES => again(item, Duration::from_secs(1), item.in_doubt),
+        CodeClass::Token => refused_token(item, errcode, now),
         CodeClass::Campaign if TEMPLATE_CODES.contains(&errcode) => Verdict::Stop(End::TemplateGone { errcode }),
-        CodeClass::Token | CodeClass::Campaign | CodeClass::Operator => Verdict::Stop(End::Halted {
+        // The client has tried what there is to try, and says so itself.
+        CodeClass::Operator if class_of(errcode) == CodeClass::Token => {
+            Verdict::Stop(End::Halted { errcode: Some(errcode), why: refusal.errmsg.to_owned() })
+        }
+        CodeClass::Campaign | CodeClass::Operator => Verdict::Stop(End::Halted {
             errcode: Some(errcode),
             why: format!("WeChat says {errcode} ({}): {}", refusal.errmsg, advice(errcode)),
         }),
@@ -102,6 +114,24 @@ fn refused(item: &Item, class: CodeClass, refusal: &Refusal<'_>, now: Timestamp)
 
 const DUPLICATE_IN_A_MINUTE: i64 = 40241;
 const TEMPLATE_CODES: [i64; 2] = [40036, 40037];
+
+/// Others get through with the token, or the client would have renewed it or said that it is dead.
+fn refused_token(item: &Item, errcode: i64, now: Timestamp) -> Verdict {
+    if item.tries < MOST_TOKEN_TRIES {
+        return again(item, Duration::from_secs(1), item.in_doubt);
+    }
+    let state = match item.in_doubt {
+        true => DeliveryState::Unconfirmed,
+        false if item.attempt < MOST_TOKEN_ATTEMPTS => DeliveryState::Pending,
+        false => DeliveryState::Failed,
+    };
+    let reason = Some("the access token was refused for this message alone".to_owned());
+    let outcome = Outcome { reason, errcode: Some(errcode), ..ended(item, state, now) };
+    match state {
+        DeliveryState::Pending => Verdict::PutBack(Outcome { retry_at: Some(now + TOKEN_WAIT), ..outcome }),
+        _ => Verdict::Settled(outcome),
+    }
+}
 
 fn busy(item: &Item, errcode: i64, now: Timestamp) -> Verdict {
     if item.tries < MOST_TRIES && may_repeat(item, now) {

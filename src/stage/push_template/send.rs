@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use super::guard::Guard;
 use super::judge::{Verdict, judge};
 use super::record::Settled;
+use super::silence::Silence;
 use super::{End, Item, Pushing};
 use crate::domain::DeliveryState;
 use crate::ledger::Outcome;
@@ -36,6 +37,7 @@ pub struct Sender<'a> {
     ask_at: Option<Instant>,
     constant_fields: Vec<String>,
     any_answer: bool,
+    silence: Silence,
     done_before: u64,
     done: u64,
 }
@@ -85,6 +87,7 @@ impl<'a> Sender<'a> {
                 .map(|field| field.name.clone())
                 .collect(),
             any_answer: false,
+            silence: Silence::default(),
             done_before: counts.recipients - counts.pending,
             done: 0,
         }
@@ -181,6 +184,9 @@ impl<'a> Sender<'a> {
         let monotonic = cx.hands.clock.monotonic();
         self.pace.report(pace, monotonic);
         self.any_answer |= !matches!(answer, SendOutcome::NoAnswer { .. });
+        if let Some(why) = self.silence.heard(&answer, monotonic) {
+            self.pushing.stop(End::Unanswered { why });
+        }
         let errcode = match &answer {
             SendOutcome::Refused { errcode, .. } => Some(*errcode),
             SendOutcome::Accepted { .. } | SendOutcome::NoAnswer { .. } => None,
@@ -197,6 +203,7 @@ impl<'a> Sender<'a> {
                 item.in_doubt = in_doubt;
                 self.later.push(Reverse(Later { at: monotonic + after, item }));
             }
+            Verdict::PutBack(outcome) => send(settled, Settled::new(item, outcome)),
             Verdict::Stop(end) => {
                 tracing::warn!(errcode, "the push stops: {end:?}");
                 self.pushing.stop(end);

@@ -1,0 +1,131 @@
+//! Whoever is to act is told, once a change, in the words of their chat; and while all is well a heart beats.
+
+use std::time::Duration;
+
+use lianbo::simulator::SALE_TEMPLATE_ID;
+use serde_json::Value;
+
+use crate::chat::Chat;
+use crate::house::{House, eventually, small, wide};
+use crate::serve::{Serving, schedule_soon};
+
+const SOON: Duration = Duration::from_secs(60);
+const CONFIG: &str = "config/lianbo.toml";
+
+/// A house that tells a chat.
+async fn telling(style: &str) -> (House, Chat) {
+    let (house, chat) = (House::build(small()).await, Chat::open().await);
+    let config = house.read(CONFIG);
+    house.write(CONFIG, &format!("{config}{}", chat.settings(style)));
+    (house, chat)
+}
+
+/// A pipeline that is good or not, as its one number says.
+fn judge(house: &House, is_good: bool, schedule: &str) {
+    house.write("pipelines/judge/figures.sql", &format!("select {} as n\n", u8::from(is_good)));
+    let check = "checks = { sql = \"select n from figures where n = 0\" }";
+    house.write("pipelines/judge.toml", &format!("{schedule}\n[stages.figures]\nkind = \"sql\"\n{check}\n"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_and_a_recovery_are_told_once_each_in_the_shape_of_every_chat() {
+    for style in ["plain", "wecom", "feishu", "dingtalk"] {
+        let (house, chat) = telling(style).await;
+        for (is_good, told) in [(true, 0), (false, 1), (false, 1), (true, 2), (true, 2)] {
+            judge(&house, is_good, "");
+            let run = house.run("judge", &[]).await.ends(i32::from(!is_good));
+            assert_eq!(chat.alerts().len(), told, "{style}, {is_good}: {:?}; {run:?}", chat.alerts());
+            assert!(!run.text().contains("sesame"), "{run:?}");
+        }
+        let said = chat.alerts().iter().map(|alert| words(style, alert)).collect::<Vec<_>>();
+        let [failed, recovered] = &said[..] else { panic!("{said:?}") };
+        for part in ["judge", "failed", "check sql", "lianbo run judge"] {
+            assert!(failed.contains(part), "{style}: {failed}");
+        }
+        assert!(recovered.contains("judge") && recovered.contains("succeeds again"), "{style}: {recovered}");
+        assert_eq!(chat.heartbeats(), 0, "no run was scheduled");
+    }
+}
+
+/// What a person reads in the chat.
+fn words(style: &str, alert: &Value) -> String {
+    let text = match style {
+        "feishu" => alert["content"]["text"].as_str().filter(|_| alert["msg_type"] == "text"),
+        "plain" => return format!("{} {} {}", alert["what"], alert["why"], alert["command"]),
+        _ => alert["text"]["content"].as_str().filter(|_| alert["msgtype"] == "text"),
+    };
+    let text = text.unwrap_or_else(|| panic!("not the shape of {style}: {alert}"));
+    assert!(text.starts_with("[Lianbo]"), "{text}");
+    text.to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_halt_the_fires_it_skips_and_the_recovery_are_told_and_the_heart_beats_after_it() {
+    let (house, chat) = telling("plain").await;
+    house.night().await;
+    let campaign = house.read("pipelines/campaign.toml");
+    let gone = campaign.replace(SALE_TEMPLATE_ID, "gOnE0000000000000000000000000000000000000x1");
+    house.write("pipelines/campaign.toml", &format!("schedule = \"*/4 * * * * *\"\n{gone}"));
+    let serving = Serving::begin(&house, &[]).await;
+    eventually(SOON, || chat.statuses() == ["halted", "fire_skipped"]).await;
+    let [halted, skipped] = &chat.alerts()[..] else { panic!("{:?}", chat.alerts()) };
+    assert!(halted["why"].as_str().unwrap().contains("40037"), "{halted}");
+    let run_id = halted["run_id"].as_str().unwrap();
+    assert_eq!(halted["command"], format!("lianbo push resume {run_id}"));
+    assert!(skipped["why"].as_str().unwrap().contains(run_id), "{skipped}");
+    assert_eq!(skipped["command"], format!("lianbo push resume {run_id}"));
+    assert_eq!((house.simulator.inbox().messages, chat.heartbeats()), (0, 0));
+
+    house.write("pipelines/campaign.toml", &format!("schedule = \"0 0 3 1 1 *\"\n{campaign}"));
+    house.lianbo(&["push", "resume", "campaign"]).await.ends(0);
+    eventually(SOON, || chat.statuses() == ["halted", "fire_skipped", "recovered"]).await;
+    eventually(SOON, || chat.heartbeats() == 1).await;
+    serving.stop().await;
+    house.everybody_has_one();
+    assert_eq!((chat.alerts().len(), chat.heartbeats()), (3, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_that_waits_for_approval_is_told_with_what_to_look_at_and_its_success_is_no_recovery() {
+    let (house, chat) = telling("plain").await;
+    house.campaign("approve = true");
+    house.night().await;
+    schedule_soon(&house, 3);
+    let serving = Serving::begin(&house, &[]).await;
+    eventually(SOON, || chat.statuses() == ["waits_for_approval"]).await;
+    let waits = chat.alerts().remove(0);
+    let run_id = waits["run_id"].as_str().unwrap();
+    assert_eq!(waits["command"], format!("lianbo push show {run_id}"));
+    let shown = house.lianbo(&["push", "show", run_id, "--json"]).await.ends(0).json();
+    let hash = shown["pushes"][0]["message_hash"].as_str().unwrap().to_owned();
+    house.lianbo(&["push", "approve", run_id, "--hash", &hash]).await.ends(0);
+    eventually(SOON, || chat.heartbeats() == 1).await;
+    serving.stop().await;
+    house.everybody_has_one();
+    assert_eq!(chat.statuses(), ["waits_for_approval"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheduled_failure_and_its_recovery_are_told_once_and_only_success_beats_the_heart() {
+    let (house, chat) = telling("plain").await;
+    judge(&house, false, "schedule = \"*/2 * * * * *\"");
+    let serving = Serving::begin(&house, &[]).await;
+    // A slow machine may pass over a time because the run before it still goes on, and say so.
+    let told = || chat.statuses().into_iter().filter(|status| status != "fire_skipped").collect::<Vec<_>>();
+    eventually(SOON, || told() == ["failed"]).await;
+    let mut looks = tokio::time::interval(Duration::from_millis(200));
+    let looking = async {
+        while house.numbers("select count(*) from runs where pipeline = 'judge'").await[0] < 3 {
+            looks.tick().await;
+        }
+    };
+    tokio::time::timeout(SOON, looking).await.expect("it fires again and again");
+    assert_eq!((told(), chat.heartbeats()), (vec!["failed".to_owned()], 0));
+    judge(&house, true, "schedule = \"*/2 * * * * *\"");
+    eventually(SOON, || told() == ["failed", "recovered"] && chat.heartbeats() >= 2).await;
+    serving.stop().await;
+    assert_eq!(told(), ["failed", "recovered"]);
+    let succeeded = "select count(*) from runs where pipeline = 'judge' and status = 'succeeded'";
+    let succeeded = house.numbers(succeeded).await[0];
+    assert!(succeeded >= 2 && wide(chat.heartbeats()) <= succeeded, "{succeeded}, {}", chat.heartbeats());
+}

@@ -1,0 +1,126 @@
+//! Checks and failures: what is wrong tonight leaves last night as it was, and is never sent to.
+
+use lianbo::simulator::{Options, Simulator};
+
+use crate::house::{AUDIENCE, EXPORT, House, NIGHTLY, SECRET, campaign, config, small};
+
+/// What a reader of the tables sees.
+const SEEN: &str = "select oa_openid from identities order by all";
+const PEOPLE: &str = "pipelines/people.toml";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_broken_check_keeps_the_old_table_and_a_warning_only_says_so() {
+    let house = House::build(small()).await;
+    house.night().await;
+    let people = |checks: &str| format!("[stages.people]\nkind = \"sql\"\nchecks = {{ {checks} }}\n");
+    house.write("pipelines/people/people.sql", "select openid, city from mall_users where unionid is not null\n");
+    house.write(PEOPLE, &people("min_rows = 1"));
+    house.run("people", &[]).await.ends(0);
+    let table = "select * from people order by all";
+    let before = house.rows(table).await;
+
+    // All of these hold of no table made from now on: fewer rows, NULLs, cities that stand more than once.
+    house.write("pipelines/people/people.sql", "select openid, city, unionid from mall_users limit 300\n");
+    for (check, told) in [
+        ("not_null = [\"openid\", \"unionid\"]", "not_null unionid"),
+        ("unique = [\"city\"]", "unique city"),
+        ("min_rows = 301", "min_rows 301"),
+        ("max_drop = 0.1", "max_drop 0.1"),
+        ("sql = \"select openid from people where city is not null\"", "check sql"),
+    ] {
+        house.write(PEOPLE, &people(check));
+        let failed = house.run("people", &[]).await.ends(1);
+        assert_eq!(failed.json()["status"], "failed", "{check}");
+        let stage = failed.stage("people");
+        assert_eq!(stage["status"], "failed");
+        assert!(failed.text().contains(told), "{check}: {}", failed.text());
+        assert!(house.rows(table).await == before, "{check} let the table change");
+    }
+    house.write(PEOPLE, &people("min_rows = 301, max_drop = 0.1, severity = \"warn\""));
+    let warned = house.run("people", &[]).await.ends(0);
+    assert!(["min_rows 301", "max_drop 0.1"].iter().all(|told| warned.stderr.contains(told)), "{}", warned.stderr);
+    assert_eq!(house.rows(table).await.len(), 300);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drop_fails_the_night_publishes_nothing_sends_nothing_and_is_accepted_by_name() {
+    let house = House::build(small()).await;
+    // One pipeline that syncs, hands out and pushes: none of it must happen on what failed.
+    let night = NIGHTLY
+        .replace("description = \"the night\"", "")
+        .replace("kind = \"extract_followers\"", "kind = \"extract_followers\"\nchecks = { max_drop = 0.05 }");
+    let publish = "[stages.hand_out]\nkind = \"publish\"\ntables = [\"identities\"]\nformat = \"csv\"\n";
+    house.write("pipelines/nightly.toml", &format!("{}\n{night}\n{publish}", campaign("")));
+    house.write("pipelines/nightly/audience.sql", AUDIENCE);
+    house.night().await;
+    house.everybody_has_one();
+    house.simulator.clear_inbox();
+    let before = house.rows(SEEN).await;
+    let published = house.read("data/published/identities.csv");
+
+    assert_eq!(house.simulator.unfollow_some(200).len(), 200);
+    // Trying again does not wear the guard down.
+    for _ in 0..2 {
+        let failed = house.run("nightly", &[]).await.ends(1);
+        assert_eq!(failed.json()["status"], "failed");
+        assert!(failed.text().contains("max_drop"), "{}", failed.text());
+    }
+    assert!(house.rows(SEEN).await == before);
+    assert_eq!(house.numbers("select count(*) filter (active) from followers").await, [600]);
+    assert_eq!(house.read("data/published/identities.csv"), published);
+    assert_eq!(house.simulator.inbox().messages, 0);
+
+    let night = house.run("nightly", &["--accept-drop", "an old campaign's followers left"]).await.ends(0);
+    assert_eq!(house.numbers("select count(*) filter (active) from followers").await, [400]);
+    assert_eq!(night.counts()[1], house.matchable());
+    house.everybody_has_one();
+    let audit = "select count(*) from audit where detail like '%an old campaign%'";
+    assert_eq!(house.numbers(audit).await, [1]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_without_its_columns_leaves_last_nights_tables() {
+    let house = House::build(small()).await;
+    house.night().await;
+    let before = house.rows(SEEN).await;
+    let text = house.read(EXPORT);
+    house.write(EXPORT, &text.replacen("openid,unionid", "open_id,union_id", 1));
+    let failed = house.run("nightly", &[]).await.ends(1);
+    let said = failed.text();
+    assert!(said.contains("openid") && said.contains("users.csv"), "{said}");
+    assert_eq!(house.numbers("select count(*) from mall_users").await, [700]);
+    assert!(house.rows(SEEN).await == before);
+
+    // The mended export finishes the same night.
+    house.write(EXPORT, &text);
+    let night = house.night().await;
+    assert_eq!(night.json()["run_id"], failed.json()["run_id"]);
+    assert!(house.rows(SEEN).await == before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_that_is_refused_keeps_its_rows_while_the_other_gets_new_ones() {
+    let house = House::build(small()).await;
+    let app_id = "wx2222222222222222".to_owned();
+    let second = Simulator::start(Options { app_id: app_id.clone(), ..small() }).await.unwrap();
+    let accounts = format!(
+        "{}\n[accounts.second]\napp_id = \"{app_id}\"\napp_secret = \"{SECRET}\"\napi_base = \"{}\"\n",
+        config(&house.simulator.base_url()),
+        second.base_url()
+    );
+    house.write("config/lianbo.toml", &accounts);
+    house.night().await;
+    let by_account = "select account, count(*) filter (active) from followers group by account order by account";
+    assert_eq!(house.rows(by_account).await, [["main", "600"], ["second", "600"]]);
+
+    house.simulator.follow_some(30);
+    second.follow_some(50);
+    second.revoke_tokens();
+    let wrong = "f".repeat(32);
+    house.edit("config/lianbo.toml", &format!("app_secret = \"{SECRET}\""), &format!("app_secret = \"{wrong}\""));
+    let partial = house.run("nightly", &[]).await.ends(1);
+    assert_eq!(partial.stage("followers")["status"], "partial");
+    let said = partial.text();
+    assert!(said.contains("second") && !said.contains(&wrong), "{said}");
+    assert_eq!(house.rows(by_account).await, [["main", "630"], ["second", "600"]]);
+}
