@@ -8,7 +8,8 @@ use super::LedgerError;
 use super::error::Doing;
 
 /// The steps, in order; a step that was released is never changed.
-const MIGRATIONS: [(i64, &str); 1] = [(1, include_str!("migrations/0001_ledger.sql"))];
+const MIGRATIONS: [(i64, &str); 2] =
+    [(1, include_str!("migrations/0001_ledger.sql")), (2, include_str!("migrations/0002_send_rows.sql"))];
 
 /// # Errors
 ///
