@@ -5,6 +5,7 @@ mod delivery;
 mod ids;
 mod message_id;
 mod quota_day;
+mod rate;
 mod run;
 pub mod tables;
 
@@ -13,4 +14,5 @@ pub use delivery::{Counts, DeliveryEvent, DeliveryState, Unlawful};
 pub use ids::{AccountName, MiniProgramName, OpenId, PipelineName, RunId, StageName, TableName, TemplateId, UnionId};
 pub use message_id::client_msg_id;
 pub use quota_day::QuotaDay;
+pub use rate::fair_share;
 pub use run::{RunStatus, StageStatus};
