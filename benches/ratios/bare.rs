@@ -173,9 +173,11 @@ impl Bare {
         let slots = Arc::new(Semaphore::new(width));
         let url: Arc<str> = format!("{}/cgi-bin/message/template/send?access_token={}", self.base, self.token).into();
         let mut sends = JoinSet::new();
+        // Another sender's message: the same again within a minute would be refused, the same id answered from memory.
+        let process = std::process::id();
         for (number, openid) in openids.iter().enumerate() {
             let body = format!(
-                r#"{{"touser":"{openid}","template_id":"{SALE_TEMPLATE_ID}","miniprogram":{{"appid":"wx1111111111111111","pagepath":"pages/sale/index"}},"client_msg_id":"bare-{number}","data":{{"thing1":{{"value":"巧克力"}},"time2":{{"value":"2026-11-23 09:30"}},"amount3":{{"value":"39.80元"}}}}}}"#
+                r#"{{"touser":"{openid}","template_id":"{SALE_TEMPLATE_ID}","miniprogram":{{"appid":"wx1111111111111111","pagepath":"pages/sale/index"}},"client_msg_id":"bare-{process}-{number}","data":{{"thing1":{{"value":"巧克力{process}"}},"time2":{{"value":"2026-11-23 09:30"}},"amount3":{{"value":"39.80元"}}}}}}"#
             );
             let slot = slots.clone().acquire_owned().await.expect("it is never closed");
             let (bare, url) = (self.clone(), url.clone());

@@ -15,8 +15,8 @@ use super::{Hands, StageError};
 
 /// Where tables are written out, relative to the lake.
 pub const FOLDER: &str = "work/live";
-/// Rows in memory at a time.
-const CHUNK: u32 = 20_000;
+/// Rows in memory at a time: the ledger's driver takes kilobytes for a row with many columns.
+const CHUNK: u32 = 4_000;
 
 /// Whether a table is fed by the ledger (and no snapshot of the lake).
 pub fn is_live(name: &str) -> bool {

@@ -9,3 +9,4 @@ mod kills;
 mod night;
 mod push;
 mod serve;
+mod together;
