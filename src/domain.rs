@@ -6,6 +6,7 @@ mod finish;
 mod ids;
 mod message_id;
 mod quota_day;
+mod rate;
 mod run;
 pub mod tables;
 
@@ -15,4 +16,5 @@ pub use finish::{Candidate, Delivered, FINISH_WINDOW, Finish, Finished, finish};
 pub use ids::{AccountName, MiniProgramName, OpenId, PipelineName, RunId, StageName, TableName, TemplateId, UnionId};
 pub use message_id::client_msg_id;
 pub use quota_day::QuotaDay;
+pub use rate::fair_share;
 pub use run::{RunStatus, StageStatus};

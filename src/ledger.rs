@@ -24,8 +24,11 @@ mod meta;
 mod migrate;
 mod orders;
 mod outcomes;
+mod overlap;
 mod pushes;
 mod quota;
+mod rates;
+mod room;
 mod runs;
 mod snapshots;
 mod sql;
@@ -62,6 +65,8 @@ pub use orders::Order;
 pub use outcomes::{GiveBack, Outcome, OutcomeBatch, Recorded};
 pub use pushes::{NewPush, Push, PushChange};
 pub use quota::{QuotaFigure, Usage};
+pub use rates::ShareRequest;
+pub use room::Room;
 pub use runs::{NewRun, Run, RunChange};
 pub use snapshots::SnapshotRecord;
 pub use stages::StageRecord;
@@ -84,6 +89,7 @@ const READERS: u32 = 4;
 pub struct Ledger {
     writer: SqlitePool,
     readers: SqlitePool,
+    path: std::sync::Arc<Path>,
 }
 
 /// An open transaction of the writer. Dropped without a commit, it is rolled back.
@@ -105,7 +111,7 @@ impl Ledger {
             .max_lifetime(None)
             .test_before_acquire(false)
             .connect_lazy_with(options(path).pragma("query_only", "on"));
-        Ok(Self { writer, readers })
+        Ok(Self { writer, readers, path: path.into() })
     }
 
     /// Opens the ledger only if its file is there: for commands that look and must not leave anything behind.

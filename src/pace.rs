@@ -16,6 +16,8 @@ const TOLERANCE: Duration = Duration::from_millis(40);
 /// How far ahead a turn is handed out. Whoever would wait longer asks again, so that a changed rate reaches everybody soon.
 const HORIZON: Duration = Duration::from_secs(1);
 const SECOND: Duration = Duration::from_secs(1);
+/// When a pace that is closed should be asked again.
+const CLOSED_ASKS_AGAIN: Duration = Duration::from_millis(100);
 /// Steps from standstill back to the full rate, one a second.
 const STEPS: f64 = 50.0;
 /// Share of the last second's answers that may be trouble.
@@ -59,6 +61,8 @@ pub struct Pace {
     answers: VecDeque<(Instant, bool)>,
     troubles: usize,
     halved_at: Option<Instant>,
+    /// When the right to send ends that somebody else divides; `None`: it is nobody's to divide.
+    open_until: Option<Instant>,
     /// Since when it has been calm; moved on by a second with each step up.
     calm_since: Instant,
 }
@@ -74,6 +78,7 @@ impl Pace {
             answers: VecDeque::new(),
             troubles: 0,
             halved_at: None,
+            open_until: None,
             calm_since: now,
         }
     }
@@ -81,6 +86,9 @@ impl Pace {
     /// Hands out the next turn. Turns come in order; calling more often does not make them come sooner.
     pub fn next(&mut self, now: Instant) -> Turn {
         self.climb(now);
+        if self.open_until.is_some_and(|until| now >= until) {
+            return Turn::AskAgainAt(now + CLOSED_ASKS_AGAIN);
+        }
         let interval = Duration::from_secs_f64(self.current.recip());
         let oldest = now.checked_sub(TOLERANCE).unwrap_or(now);
         let planned = self.last.map_or(now, |last| (last + interval).max(oldest));
@@ -116,6 +124,11 @@ impl Pace {
         let full = usable(rate_per_second);
         self.current = (self.current / self.full * full).clamp(SLOWEST, full);
         self.full = full;
+    }
+
+    /// Hands out turns until then and no longer, unless this is called again; `None`: without an end.
+    pub fn open_until(&mut self, until: Option<Instant>) {
+        self.open_until = until;
     }
 
     /// Sends a second now.
@@ -173,6 +186,11 @@ impl SharedPace {
     /// See [`Pace::set_rate`].
     pub fn set_rate(&self, rate_per_second: f64, now: Instant) {
         self.locked().set_rate(rate_per_second, now);
+    }
+
+    /// See [`Pace::open_until`].
+    pub fn open_until(&self, until: Option<Instant>) {
+        self.locked().open_until(until);
     }
 
     /// See [`Pace::current_rate`].
@@ -374,6 +392,17 @@ mod tests {
         assert_eq!(again, start + SECOND);
         pace.set_rate(50.0, start + millis(10));
         assert_eq!(pace.next(again), Turn::SendAt(again));
+    }
+
+    #[test]
+    fn nothing_goes_out_after_the_right_to_send_has_ended() {
+        let start = origin();
+        let mut pace = Pace::new(50.0, start);
+        pace.open_until(Some(start));
+        assert_eq!(pace.next(start), Turn::AskAgainAt(start + millis(100)), "it has no share yet");
+        pace.open_until(Some(start + millis(500)));
+        assert_eq!(pace.next(start + millis(100)), Turn::SendAt(start + millis(100)));
+        assert_eq!(pace.next(start + millis(500)), Turn::AskAgainAt(start + millis(600)), "nobody renewed it");
     }
 
     #[test]

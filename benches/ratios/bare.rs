@@ -1,5 +1,6 @@
-//! Bare clients: reqwest in a loop that keeps nothing.
+//! Bare clients: reqwest in a loop that keeps nothing. The sender runs in a process of its own, as ours does.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,6 +8,8 @@ use lianbo::simulator::{SALE_TEMPLATE_ID, Simulator};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+
+use crate::space::run;
 
 #[derive(Deserialize)]
 struct Token {
@@ -39,7 +42,7 @@ struct Detail {
 }
 
 #[derive(Deserialize)]
-struct Sent {
+struct SendAnswer {
     errcode: i64,
 }
 
@@ -49,8 +52,40 @@ pub struct Bare {
     token: String,
 }
 
+/// The first argument of a process of this benchmark that is to be a bare sender.
+pub const SENDER: &str = "bare-sender";
+
+/// What a bare sender in a process of its own took: seconds of the sends alone, processor seconds of the whole process.
+pub struct Sent {
+    pub seconds: f64,
+    pub cpu_seconds: f64,
+}
+
+/// Sends to everybody from a process of its own, as the program under test is one.
+pub fn send_all_apart(simulator: &Simulator, width: usize) -> Sent {
+    let options = simulator.options();
+    let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
+    command.arg(SENDER).arg(simulator.base_url()).arg(&options.app_id).arg(&options.app_secret).arg(width.to_string());
+    let (output, (_, cpu_seconds)) = run(command);
+    let seconds = String::from_utf8_lossy(&output).trim().parse().expect("a bare sender says its seconds");
+    Sent { seconds, cpu_seconds }
+}
+
+/// The whole life of a bare sender.
+pub async fn sender(arguments: &[String]) {
+    let [base, app_id, app_secret, width] = arguments else { panic!("{SENDER} BASE APPID SECRET WIDTH") };
+    let bare = Arc::new(Bare::at(base.clone(), app_id, app_secret).await);
+    let openids = bare.openids().await;
+    println!("{}", bare.send_all(&openids, width.parse().expect("a width")).await);
+}
+
 impl Bare {
     pub async fn new(simulator: &Simulator) -> Self {
+        let options = simulator.options();
+        Self::at(simulator.base_url(), &options.app_id, &options.app_secret).await
+    }
+
+    async fn at(base: String, app_id: &str, app_secret: &str) -> Self {
         // Another provider may have been installed by an earlier client of this process.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
@@ -59,11 +94,7 @@ impl Bare {
             .pool_max_idle_per_host(256)
             .build()
             .expect("a client is built");
-        let options = simulator.options();
-        let body = serde_json::json!({
-            "grant_type": "client_credential", "appid": options.app_id, "secret": options.app_secret,
-        });
-        let base = simulator.base_url();
+        let body = serde_json::json!({ "grant_type": "client_credential", "appid": app_id, "secret": app_secret });
         let answer = client.post(format!("{base}/cgi-bin/stable_token")).body(body.to_string()).send().await;
         let bytes = answer.expect("an answer").bytes().await.expect("a body");
         let token: Token = serde_json::from_slice(&bytes).expect("a token");
@@ -142,15 +173,18 @@ impl Bare {
         let slots = Arc::new(Semaphore::new(width));
         let url: Arc<str> = format!("{}/cgi-bin/message/template/send?access_token={}", self.base, self.token).into();
         let mut sends = JoinSet::new();
+        // Another sender's message: the same again within a minute would be refused, the same id answered from memory.
+        let process = std::process::id();
         for (number, openid) in openids.iter().enumerate() {
             let body = format!(
-                r#"{{"touser":"{openid}","template_id":"{SALE_TEMPLATE_ID}","miniprogram":{{"appid":"wx1111111111111111","pagepath":"pages/sale/index"}},"client_msg_id":"bare-{number}","data":{{"thing1":{{"value":"巧克力"}},"time2":{{"value":"2026-11-23 09:30"}},"amount3":{{"value":"39.80元"}}}}}}"#
+                r#"{{"touser":"{openid}","template_id":"{SALE_TEMPLATE_ID}","miniprogram":{{"appid":"wx1111111111111111","pagepath":"pages/sale/index"}},"client_msg_id":"bare-{process}-{number}","data":{{"thing1":{{"value":"巧克力{process}"}},"time2":{{"value":"2026-11-23 09:30"}},"amount3":{{"value":"39.80元"}}}}}}"#
             );
             let slot = slots.clone().acquire_owned().await.expect("it is never closed");
             let (bare, url) = (self.clone(), url.clone());
             sends.spawn(async move {
                 let answer = bare.client.post(&*url).body(body).send().await.expect("an answer");
-                let sent: Sent = serde_json::from_slice(&answer.bytes().await.expect("a body")).expect("an answer");
+                let sent: SendAnswer =
+                    serde_json::from_slice(&answer.bytes().await.expect("a body")).expect("an answer");
                 drop(slot);
                 assert_eq!(sent.errcode, 0);
             });

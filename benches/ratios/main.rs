@@ -28,11 +28,15 @@ pub struct Figure {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime starts");
+    if let Some((bare::SENDER, rest)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        runtime.block_on(bare::sender(rest));
+        return ExitCode::SUCCESS;
+    }
     let is_small = arguments.iter().any(|argument| argument == "--small");
     let wanted: Vec<&str> =
         arguments.iter().map(String::as_str).filter(|argument| !argument.starts_with("--")).collect();
     let scale = if is_small { 10 } else { 1 };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime starts");
     let mut figures = Vec::new();
     let takes = |name: &str| wanted.is_empty() || wanted.contains(&name);
     if takes("startup") {

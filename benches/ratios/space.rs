@@ -108,16 +108,9 @@ impl Space {
 
 fn cost(workspace: &Path, arguments: &[&str]) -> Cost {
     let began = Instant::now();
-    let child = Command::new(env!("CARGO_BIN_EXE_lianbo"))
-        .arg("--workspace")
-        .arg(workspace)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .expect("the binary starts");
-    let (output, usage) = wait_with_usage(child);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lianbo"));
+    command.arg("--workspace").arg(workspace).args(arguments);
+    let (output, usage) = run(command);
     let seconds = began.elapsed().as_secs_f64();
     let document: serde_json::Value =
         serde_json::from_slice(&output).unwrap_or_else(|error| panic!("no JSON came out of {arguments:?}: {error}"));
@@ -131,6 +124,12 @@ fn cost(workspace: &Path, arguments: &[&str]) -> Cost {
     }
     eprintln!("  whole process: {seconds:.3} s, processor {:.3} s, peak {} MB", usage.1, usage.0 / 1_000_000);
     Cost { seconds, peak_bytes: usage.0, cpu_seconds: usage.1, document }
+}
+
+/// Runs a program to its end: what it printed, its peak bytes and processor seconds.
+pub fn run(mut command: Command) -> (Vec<u8>, (u64, f64)) {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    wait_with_usage(command.spawn().expect("the program starts"))
 }
 
 /// The operating system's own account of the finished process: peak bytes, processor seconds.

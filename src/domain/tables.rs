@@ -274,6 +274,7 @@ pub const TABLES: &[TableSpec] = &[
             column("sent_at", Timestamp, "when WeChat accepted it, UTC"),
             column("delivered", Text, "success, blocked, failed; NULL while unknown"),
             column("delivered_at", Timestamp, "time of the finish event, UTC"),
+            column("is_test", Boolean, "of a run with --test: it counts for nothing"),
         ],
     },
     TableSpec {

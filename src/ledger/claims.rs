@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, SqliteConnection};
 use super::error::Doing;
 use super::pushes::Growth;
 use super::sql::{Columns, batches, int, repeated};
-use super::{Lease, Ledger, LedgerError, quota};
+use super::{Lease, Ledger, LedgerError, overlap, quota};
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::{AccountName, DeliveryState, OpenId, QuotaDay, UnionId};
 
@@ -49,6 +49,7 @@ pub struct Begin<'a> {
 #[must_use]
 pub enum Begun {
     /// The intents are durable: each seq with its attempt, first the fresh ones in their order, then those again.
+    /// Whoever another push of the account is sending to at this moment is not among them, and owed a little later.
     Yes { attempts: Vec<(u64, u32)> },
     /// The quota has fewer calls left than the batch needs. Nothing was written.
     QuotaShort { left: u64 },
@@ -77,10 +78,15 @@ impl Ledger {
             }
         }
         move_claim(&mut tx, push_key, &batch).await?;
-        insert_sending(&mut tx, push_key, &batch).await?;
+        let busy = overlap::busy_elsewhere(&mut tx, push_key, batch.now).await?;
+        let (deferred, fresh): (Vec<Intent<'_>>, Vec<Intent<'_>>) =
+            batch.fresh.iter().partition(|intent| busy.contains(intent.openid.as_str()));
+        insert_sending(&mut tx, push_key, (&fresh, batch.now)).await?;
+        overlap::insert_deferred(&mut tx, push_key, (&deferred, batch.now)).await?;
         insert_skipped(&mut tx, push_key, &batch).await?;
-        let mut attempts: Vec<(u64, u32)> = batch.fresh.iter().map(|intent| (intent.seq, 1)).collect();
-        attempts.extend(send_again(&mut tx, push_key, &batch).await?);
+        let again = overlap::without_busy(&mut tx, push_key, (batch.again, batch.now), &busy).await?;
+        let mut attempts: Vec<(u64, u32)> = fresh.iter().map(|intent| (intent.seq, 1)).collect();
+        attempts.extend(send_again(&mut tx, push_key, (&again, batch.now)).await?);
         if let Some(charge) = &batch.quota {
             let unused = wanted - rows(attempts.len());
             if unused > 0 {
@@ -120,9 +126,13 @@ async fn move_claim(tx: &mut SqliteConnection, push_key: i64, batch: &Begin<'_>)
     Ok(())
 }
 
-async fn insert_sending(tx: &mut SqliteConnection, push_key: i64, batch: &Begin<'_>) -> Result<(), LedgerError> {
-    let now = to_micros(batch.now);
-    for intents in batches(batch.fresh) {
+async fn insert_sending(
+    tx: &mut SqliteConnection,
+    push_key: i64,
+    (fresh, now): (&[Intent<'_>], Timestamp),
+) -> Result<(), LedgerError> {
+    let now = to_micros(now);
+    for intents in batches(fresh) {
         let sql = format!(
             "insert into deliveries (push_key, seq, state, attempt, openid, unionid, first_try_at, updated_at) values {}",
             repeated("(?,?,'sending',1,?,?,?,?)", intents.len())
@@ -173,10 +183,10 @@ async fn insert_skipped(tx: &mut SqliteConnection, push_key: i64, batch: &Begin<
 async fn send_again(
     tx: &mut SqliteConnection,
     push_key: i64,
-    batch: &Begin<'_>,
+    (again, now): (&[u64], Timestamp),
 ) -> Result<Vec<(u64, u32)>, LedgerError> {
-    let mut attempts = Vec::with_capacity(batch.again.len());
-    for seqs in batches(batch.again) {
+    let mut attempts = Vec::with_capacity(again.len());
+    for seqs in batches(again) {
         let sql = format!(
             "update deliveries set state = 'sending', attempt = attempt + 1, reason = null, errcode = null,
                  retry_at = null, first_try_at = coalesce(first_try_at, ?), updated_at = ?
@@ -184,7 +194,7 @@ async fn send_again(
             repeated("?", seqs.len())
         );
         let mut query = sqlx::query(AssertSqlSafe(sql));
-        query = query.bind(to_micros(batch.now)).bind(to_micros(batch.now)).bind(push_key);
+        query = query.bind(to_micros(now)).bind(to_micros(now)).bind(push_key);
         for seq in seqs {
             query = query.bind(int(*seq));
         }
@@ -236,6 +246,29 @@ mod tests {
             assert!(matches!(error, LedgerError::OutOfStep { .. }), "{error}");
         }
         assert_eq!(house.ledger.left_in_flight(push.key).await.unwrap().len(), 10);
+    }
+
+    #[tokio::test]
+    async fn who_another_push_is_sending_to_comes_later_and_costs_no_call() {
+        let house = House::new().await;
+        let (first, second) = (house.push("r1", 3).await, house.push("r2", 3).await);
+        let people = people(1..=3);
+        let all = intents(&people);
+        let _ = house.begin(&first, fresh(&all[..2])).await;
+        let main = AccountName::new("main");
+        let quota = Some(QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: Some(3) });
+        let begun = house.begin(&second, Begin { quota, now: at(1), ..fresh(&all) }).await;
+        assert_eq!(begun, Begun::Yes { attempts: vec![(3, 1)] });
+        assert_eq!(house.ledger.usage(None, None).await.unwrap()[0].calls, 1);
+        assert_eq!(house.reload(&second).await.counts.pending, 3);
+        assert!(house.ledger.owed(second.key, at(1), 9).await.unwrap().is_empty(), "not at once");
+
+        let _ = house.record(&first, &[outcome(1, 1, DeliveryState::Sent)]).await;
+        let again = Begin { again: &[1, 2], claimed_to: 3, now: at(9), ..fresh(&[]) };
+        assert_eq!(house.begin(&second, again).await, Begun::Yes { attempts: vec![(1, 1)] });
+        assert!(house.ledger.next_retry_at(second.key).await.unwrap().unwrap() > at(9), "the second waits on");
+        let long_after = Begin { again: &[2], claimed_to: 3, now: at(1_000), ..fresh(&[]) };
+        assert_eq!(house.begin(&second, long_after).await, Begun::Yes { attempts: vec![(2, 1)] });
     }
 
     #[tokio::test]

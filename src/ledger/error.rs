@@ -14,6 +14,11 @@ pub enum LedgerError {
     Newer { path: PathBuf, found: i64, known: i64 },
     #[error("cannot {doing}: the disk is full")]
     DiskFull { doing: &'static str, source: sqlx::Error },
+    #[error(
+        "cannot set {} KiB aside in {} to record what is sent: nothing is sent before that; make room on that disk",
+        bytes / 1024, path.display()
+    )]
+    NoRoom { path: PathBuf, bytes: u64, source: std::io::Error },
     #[error("cannot {doing}: another process keeps the ledger busy")]
     Busy { doing: &'static str, source: sqlx::Error },
     #[error("cannot {doing}")]
@@ -39,7 +44,9 @@ impl LedgerError {
     pub fn is_disk_full(&self) -> bool {
         match self {
             Self::DiskFull { .. } => true,
-            Self::Create { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
+            Self::Create { source, .. } | Self::NoRoom { source, .. } => {
+                source.kind() == std::io::ErrorKind::StorageFull
+            }
             _ => false,
         }
     }

@@ -8,8 +8,11 @@ use super::LedgerError;
 use super::error::Doing;
 
 /// The steps, in order; a step that was released is never changed.
-const MIGRATIONS: [(i64, &str); 2] =
-    [(1, include_str!("migrations/0001_ledger.sql")), (3, include_str!("migrations/0003_callbacks.sql"))];
+const MIGRATIONS: [(i64, &str); 3] = [
+    (1, include_str!("migrations/0001_ledger.sql")),
+    (2, include_str!("migrations/0002_send_rows.sql")),
+    (3, include_str!("migrations/0003_callbacks.sql")),
+];
 
 /// # Errors
 ///

@@ -78,6 +78,7 @@ const DELIVERIES: &[Column] = &[
     ("sent_at", Timestamp),
     ("delivered", Text),
     ("delivered_at", Timestamp),
+    ("is_test", Boolean),
 ];
 
 const SUPPRESSIONS: &[Column] = &[
@@ -210,7 +211,7 @@ impl LiveTable {
             Self::Deliveries => {
                 "p.run_id, p.pipeline, p.stage, p.account, p.template_id, d.seq, d.openid, d.unionid,
                      case when d.state = 'sending' then 'pending' else d.state end as state, d.reason, d.errcode,
-                     d.msgid, d.attempt as attempts, d.sent_at, d.delivered, d.delivered_at,
+                     d.msgid, d.attempt as attempts, d.sent_at, d.delivered, d.delivered_at, p.is_test,
                      d.push_key as cursor_1, d.seq as cursor_2
                  from deliveries as d join pushes as p on p.key = d.push_key
                  where (d.push_key, d.seq) > ($1, $2) and p.archived_path is null

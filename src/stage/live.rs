@@ -15,8 +15,8 @@ use super::{Hands, StageError};
 
 /// Where tables are written out, relative to the lake.
 pub const FOLDER: &str = "work/live";
-/// Rows in memory at a time.
-const CHUNK: u32 = 20_000;
+/// Rows in memory at a time: the ledger's driver takes kilobytes for a row with many columns.
+const CHUNK: u32 = 4_000;
 
 /// Whether a table is fed by the ledger (and no snapshot of the lake).
 pub fn is_live(name: &str) -> bool {
@@ -218,10 +218,12 @@ fn unclaimed_sql(push: &Push) -> String {
     format!(
         "select run_id, pipeline, {stage} as stage, account, seq, openid, unionid, {template} as template_id,
                 '{state}' as state, {reason} as reason,
-                substr(sha256(concat_ws('/', run_id, {stage}, seq)), 1, 32) as client_msg_id, 0 as attempts
+                substr(sha256(concat_ws('/', run_id, {stage}, seq)), 1, 32) as client_msg_id, 0 as attempts,
+                {is_test} as is_test
          from \"set\" where arm = 'send' and seq > {claimed}",
         stage = text(push.stage.as_str()),
         template = text(push.template_id.as_str()),
         claimed = push.claimed_to,
+        is_test = push.is_test,
     )
 }

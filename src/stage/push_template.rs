@@ -1,14 +1,16 @@
 //! `push_template`: sends to a frozen set, each recipient once.
 //!
-//! The way: the set's messages are rendered and checked, all of them, before the first send ([`messages`]) → a claimer
-//! reserves quota and writes intents, at most a second's sends ahead ([`claim`]) → one sender paces and sends
-//! ([`send`]) → every answer is judged by the code table ([`judge`]) and guarded ([`guard`]) → a recorder commits
-//! outcomes in groups ([`record`]). No byte leaves before its intent is durable; whatever the crash, the ledger knows
+//! The way: the set's messages are rendered and checked, all of them, before the first send ([`messages`], [`render`]) →
+//! a claimer reads them back ([`frozen`]), reserves quota and writes intents, at most a second's sends ahead ([`claim`]) → one sender paces and sends
+//! ([`send`], [`desk`]) → every answer is judged by the code table ([`judge`]) and guarded ([`guard`]) → a recorder
+//! commits outcomes in groups ([`record`]). No byte leaves before its intent is durable; whatever the crash, the ledger knows
 //! who is done, who is owed, and who is in doubt.
 //!
 //! What is *not* here: choosing recipients, SQL, the meaning of error codes.
 
 mod claim;
+mod desk;
+mod frozen;
 mod guard;
 mod judge;
 mod messages;
@@ -16,10 +18,11 @@ mod orders;
 mod preview;
 mod quota;
 mod record;
+mod render;
 mod send;
 mod silence;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -33,13 +36,18 @@ use crate::calendar;
 use crate::clock::Timestamp;
 use crate::config::settings::PushTemplate;
 use crate::domain::{Counts, DeliveryState, OpenId, QuotaDay, UnionId};
-use crate::ledger::{NewPush, Outcome, OutcomeBatch, Push, PushChange, Recorded, Run};
+use crate::ledger::{NewPush, Outcome, OutcomeBatch, Push, PushChange, Recorded, Room, Run};
 
 /// WeChat keeps one id from going out twice for ten minutes; beyond this age we do not lean on it any more.
 pub(super) const SAFE_REPEAT: Duration = Duration::from_secs(8 * 60);
 
 /// How long a push waits that was answered by nobody.
 const SILENCE_WAIT: chrono::TimeDelta = chrono::TimeDelta::minutes(2);
+/// Bytes of the ledger's log for outcomes that come one by one, a few pages each, until a stop has settled everything.
+const ROOM_AT_LEAST: u64 = 8 << 20;
+/// Bytes for an outcome among many.
+const ROOM_A_SEND: u64 = 512;
+const ROOM_AT_MOST: u64 = 64 << 20;
 
 /// One recipient on the way out.
 #[derive(Debug)]
@@ -96,14 +104,24 @@ pub(super) struct Pushing<'a> {
     pub plan: &'a PushTemplate,
     pub push: Push,
     pub expires_at: Option<Timestamp>,
-    /// Cancelled to take no more; what is in flight still settles.
-    pub halt: CancellationToken,
-    pub ending: std::sync::Mutex<Option<End>>,
-    /// Why no more is claimed; what is claimed is still sent.
-    pub run_out: std::sync::Mutex<Option<End>>,
+    pub room: &'a Room,
+    pub stops: Arc<Stops>,
 }
 
-impl Pushing<'_> {
+/// Why and whether a push comes to a stop.
+pub(super) struct Stops {
+    /// Cancelled to take no more; what is in flight still settles.
+    pub halt: CancellationToken,
+    ending: Mutex<Option<End>>,
+    /// Why no more is claimed; what is claimed is still sent.
+    run_out: Mutex<Option<End>>,
+}
+
+impl Stops {
+    fn new(halt: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { halt, ending: Mutex::new(None), run_out: Mutex::new(None) })
+    }
+
     /// Stops at once: what is in flight settles, what was claimed and not sent is put back. The first reason stands.
     pub fn stop(&self, end: End) {
         let mut ending = self.ending.lock().expect("nobody panics while holding the reason");
@@ -117,6 +135,24 @@ impl Pushing<'_> {
     /// Claims come to an end; what is claimed has its call reserved, so it is sent. Whatever stops that comes before this.
     pub fn run_out(&self, end: End) {
         *self.run_out.lock().expect("nobody panics while holding the reason") = Some(end);
+    }
+
+    /// Why it came to a stop, once it has.
+    fn reason(&self, is_interrupted: bool) -> End {
+        let ending = self.ending.lock().expect("nobody panics while holding the reason").take();
+        let run_out = self.run_out.lock().expect("nobody panics while holding the reason").take();
+        match ending {
+            Some(end) => end,
+            None if is_interrupted => End::Interrupted,
+            None => run_out.unwrap_or(End::Exhausted),
+        }
+    }
+}
+
+impl Pushing<'_> {
+    /// See [`Stops::stop`].
+    pub fn stop(&self, end: End) {
+        self.stops.stop(end);
     }
 }
 
@@ -142,6 +178,8 @@ pub async fn run(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<StageOutc
     };
     let expires_at = expiry(cx.run, plan);
     let mut attempts = Patience::default();
+    // Whoever cannot write down what becomes of a send must not send.
+    let room = cx.hands.ledger.set_room_aside(push.key, room_needed(plan)).await?;
     loop {
         settle_left_in_doubt(cx, &push, in_doubt, SAFE_REPEAT).await?;
         let pushing = Pushing {
@@ -149,9 +187,8 @@ pub async fn run(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<StageOutc
             plan,
             push: reread(cx, &push).await?,
             expires_at,
-            halt: cx.stop.child_token(),
-            ending: std::sync::Mutex::new(None),
-            run_out: std::sync::Mutex::new(None),
+            room: &room,
+            stops: Stops::new(cx.stop.child_token()),
         };
         set_state(cx, &push, "sending", None, None).await?;
         let end = session(&pushing, &mut attempts.guard).await;
@@ -168,30 +205,41 @@ async fn session(pushing: &Pushing<'_>, guard: &mut Guard) -> End {
         Ok(quota) => quota,
         Err(error) => return End::Failed(error),
     };
-    let in_doubt_most = claim::most_in_doubt(pushing.plan);
+    let in_doubt_most = claim::most_in_doubt(pushing);
     let permits = Arc::new(tokio::sync::Semaphore::new(in_doubt_most));
     let (send_claimed, claimed) = tokio::sync::mpsc::channel(2);
-    let (send_settled, settled) = tokio::sync::mpsc::unbounded_channel();
+    let outbox = Arc::new(record::Outbox::default());
     let claimer = claim::Claimer::new(pushing, quota, permits.clone(), in_doubt_most);
-    let recorder = record::Recorder::new(pushing, permits);
-    let sender = send::Sender::new(pushing, guard);
+    let recorder = record::Recorder::new(pushing, permits, outbox.clone());
+    let sender = send::Sender::new(pushing, std::mem::take(guard), outbox.clone());
     let (pace, over) = (sender.pace(), CancellationToken::new());
-    let ((), (), (), ()) = tokio::join!(
+    if let Err(error) = orders::set_pace(pushing, &pace, pushing.push.rate_override).await {
+        return End::Failed(error);
+    }
+    ((), *guard, (), ()) = tokio::join!(
         claimer.run(send_claimed),
         async {
-            sender.run(claimed, send_settled).await;
+            let guard = sender.run(claimed).await;
+            outbox.close();
             over.cancel();
+            guard
         },
-        recorder.run(settled),
+        recorder.run(),
         orders::obey(pushing, &pace, &over),
     );
-    let ending = pushing.ending.lock().expect("nobody panics while holding the reason").take();
-    let run_out = pushing.run_out.lock().expect("nobody panics while holding the reason").take();
-    match ending {
-        Some(end) => end,
-        None if pushing.cx.stop.is_cancelled() => End::Interrupted,
-        None => run_out.unwrap_or(End::Exhausted),
+    // Best at once; else it runs out by itself.
+    let given_back = pushing.cx.hands.ledger.release_share(&pushing.plan.account, pushing.push.key).await;
+    if let Err(error) = given_back {
+        tracing::debug!(error = %error, "the share of the account's rate was not given back");
     }
+    pushing.stops.reason(pushing.cx.stop.is_cancelled())
+}
+
+/// Bytes that recording a whole second's sends takes, with what the end of a push writes besides.
+fn room_needed(plan: &PushTemplate) -> u64 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive")]
+    let second = plan.rate.ceil() as u64;
+    (ROOM_AT_LEAST + second.saturating_mul(ROOM_A_SEND)).min(ROOM_AT_MOST)
 }
 
 enum Next {

@@ -17,6 +17,7 @@ mod odd_sends;
 mod planned;
 mod push;
 mod serve;
+mod together;
 mod tokens;
 mod unreachable;
 mod windows;

@@ -136,6 +136,6 @@ async fn no_file_and_no_word_holds_the_secret_or_a_token_or_a_whole_openid_in_a_
             continue;
         }
         let holds = |secret: &&str| bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
-        assert!(!secrets.iter().any(|secret| holds(secret)), "{} holds a secret", path.display());
+        assert!(!secrets.iter().any(holds), "{} holds a secret", path.display());
     }
 }

@@ -269,12 +269,12 @@ fn pairs(rows: &crate::domain::Rows) -> Vec<(String, u64)> {
 
 const CAPPED: &str = "
 select coalesce(unionid, openid) as person from _deliveries
-where state in ('sent', 'held', 'unconfirmed') and coalesce(sent_at, $_now) > $_cap_since
+where state in ('sent', 'held', 'unconfirmed') and not is_test and coalesce(sent_at, $_now) > $_cap_since
 group by coalesce(unionid, openid) having count(*) >= $_cap";
 
 const AGAIN: &str = "
 select coalesce(unionid, openid) as person from _deliveries
-where pipeline = $_pipeline and run_id <> $_run_id and state in ('sent', 'held', 'unconfirmed')
+where pipeline = $_pipeline and run_id <> $_run_id and state in ('sent', 'held', 'unconfirmed') and not is_test
   and coalesce(sent_at, $_now) > $_not_again_since
 group by coalesce(unionid, openid)";
 

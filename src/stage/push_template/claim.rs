@@ -9,11 +9,10 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 
-use super::messages::{Message, MessageReader};
+use super::frozen::{Message, MessageReader};
 use super::quota::Allowance;
 use super::{End, Item, Pushing, SAFE_REPEAT};
 use crate::clock::Timestamp;
-use crate::config::settings::PushTemplate;
 use crate::domain::{DeliveryState, QuotaDay};
 use crate::ledger::{Begin, Begun, DeliveryRow, Intent, Outcome, OutcomeBatch, Push, QuotaCharge};
 use crate::stage::StageError;
@@ -25,14 +24,15 @@ const MOST_A_CLAIM: usize = 2_000;
 const ORDERS_EVERY: Duration = Duration::from_secs(1);
 
 /// How many recipients may be in doubt at once: a second's sends, or one `concurrency`, whichever is more.
-pub fn most_in_doubt(plan: &PushTemplate) -> usize {
+pub fn most_in_doubt(pushing: &Pushing<'_>) -> usize {
+    let rate = super::orders::allowed_rate(pushing, pushing.push.rate_override);
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "a rate is positive and far below 2^32"
     )]
-    let second = plan.rate.ceil() as usize;
-    second.max(plan.concurrency).max(1)
+    let second = rate.ceil() as usize;
+    second.max(pushing.plan.concurrency).max(1)
 }
 
 pub struct Claimer<'a> {
@@ -81,7 +81,7 @@ impl<'a> Claimer<'a> {
         loop {
             let permits = tokio::select! {
                 permits = self.permits.acquire_many(u32::try_from(self.batch_rows).unwrap_or(u32::MAX)) => permits,
-                () = self.pushing.halt.cancelled() => return Ok(()),
+                () = self.pushing.stops.halt.cancelled() => return Ok(()),
             };
             permits.expect("the semaphore is never closed").forget();
             if let Some(end) = self.orders().await? {
@@ -109,7 +109,7 @@ impl<'a> Claimer<'a> {
                 return Ok(());
             }
             if let Some(end) = end {
-                self.pushing.run_out(end);
+                self.pushing.stops.run_out(end);
                 return Ok(());
             }
         }
@@ -178,6 +178,8 @@ impl<'a> Claimer<'a> {
             }
             Begun::Yes { attempts } => {
                 self.claimed_to = last;
+                // Whoever another push is sending to at this moment comes later.
+                self.give_back_daily(fresh.len().saturating_sub(attempts.len())).await?;
                 Ok(taken(messages, &attempts, now))
             }
         }

@@ -8,10 +8,14 @@ use tokio_util::sync::CancellationToken;
 use super::{End, Pushing, reread};
 use crate::calendar;
 use crate::clock::Timestamp;
+use crate::ledger::ShareRequest;
 use crate::pace::SharedPace;
 use crate::stage::StageError;
 
 const EVERY: Duration = Duration::from_secs(1);
+/// How long a share of the account's ceiling holds: a push that cannot renew it so long sends nothing more, and one that
+/// died leaves it to the others.
+const SHARE_HOLDS: Duration = Duration::from_secs(5);
 
 /// Obeys orders until the sending is over or stops.
 pub async fn obey(pushing: &Pushing<'_>, pace: &SharedPace, over: &CancellationToken) {
@@ -19,7 +23,7 @@ pub async fn obey(pushing: &Pushing<'_>, pace: &SharedPace, over: &CancellationT
     loop {
         tokio::select! {
             () = over.cancelled() => return,
-            () = pushing.halt.cancelled() => return,
+            () = pushing.stops.halt.cancelled() => return,
             () = clock.sleep(EVERY) => {}
         }
         match look(pushing, pace).await {
@@ -40,8 +44,28 @@ async fn look(pushing: &Pushing<'_>, pace: &SharedPace) -> Result<Option<End>, S
     if push.is_paused {
         return Ok(Some(End::Paused));
     }
-    pace.set_rate(allowed_rate(pushing, push.rate_override), clock.monotonic());
+    set_pace(pushing, pace, push.rate_override).await?;
     Ok(None)
+}
+
+/// Sets the pace to the ordered or configured rate; where the account has a ceiling, to this push's share of it.
+pub async fn set_pace(pushing: &Pushing<'_>, pace: &SharedPace, ordered: Option<f64>) -> Result<(), StageError> {
+    let clock = pushing.cx.hands.clock;
+    let wanted = allowed_rate(pushing, ordered);
+    let account = &pushing.plan.account;
+    let Some(ceiling) = pushing.cx.hands.account(account).send_rate else {
+        pace.set_rate(wanted, clock.monotonic());
+        return Ok(());
+    };
+    // The share counts from before the call, so that it never outlasts what the ledger says.
+    let asked_at = clock.monotonic();
+    let request = ShareRequest { account, push_key: pushing.push.key, wanted, ceiling, ttl: SHARE_HOLDS };
+    let share = pushing.cx.hands.ledger.renew_share(pushing.cx.lease, request).await?;
+    if share > 0.0 {
+        pace.set_rate(share, clock.monotonic());
+    }
+    pace.open_until(Some(if share > 0.0 { asked_at + SHARE_HOLDS } else { asked_at }));
+    Ok(())
 }
 
 /// The ordered or configured rate, within the account's ceiling, in sends a second.

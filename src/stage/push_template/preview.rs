@@ -1,6 +1,6 @@
 //! The first frozen messages of a push, for people to look at before they approve.
 
-use super::messages::{self, Message};
+use super::frozen::{self, Message};
 use crate::ledger::Push;
 use crate::stage::{Hands, StageError};
 
@@ -15,5 +15,5 @@ pub async fn preview(hands: &Hands, push: &Push, n: u32) -> Result<Option<Vec<Me
         return Ok(None);
     };
     let engine = hands.engine.single_threaded();
-    tokio::task::spawn_blocking(move || messages::first(&engine, file, n).map(Some)).await?
+    tokio::task::spawn_blocking(move || frozen::first(&engine, file, n).map(Some)).await?
 }

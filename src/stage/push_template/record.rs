@@ -1,12 +1,13 @@
 //! Committing outcomes in groups: 100 ms or 500 rows, whichever is first; one transaction each.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore};
 
 use super::{End, Item, Pushing};
+use crate::clock::Timestamp;
 use crate::domain::{AccountName, DeliveryState, OpenId, QuotaDay, UnionId};
 use crate::ledger::{GiveBack, NewSuppression, Outcome, OutcomeBatch, QuotaCharge, Recorded};
 use crate::stage::StageError;
@@ -14,6 +15,8 @@ use crate::wechat::Endpoint;
 
 const MOST_ROWS: usize = 500;
 const MOST_DELAY: Duration = Duration::from_millis(100);
+/// Rows of one transaction at most, when they gathered while the one before was written.
+const MOST_AT_ONCE: usize = 2_000;
 /// A person who refused a template may be asked again after this: they can switch it back on.
 const REFUSAL_HOLDS: TimeDelta = TimeDelta::days(90);
 /// The person refused this template.
@@ -29,7 +32,7 @@ pub struct Settled {
     unionid: Option<UnionId>,
     tries: u32,
     /// Claimed but not sent: its call is given back.
-    pub never_sent: bool,
+    never_sent: bool,
 }
 
 impl Settled {
@@ -38,55 +41,124 @@ impl Settled {
     }
 }
 
+/// A recipient who is owed a message again.
+pub fn put_back(item: Item, now: Timestamp) -> Settled {
+    let outcome = Outcome {
+        seq: item.seq,
+        attempt: item.attempt,
+        state: DeliveryState::Pending,
+        reason: None,
+        errcode: item.last_errcode,
+        msgid: None,
+        at: now,
+        retry_at: None,
+    };
+    let never_sent = item.tries == 0;
+    Settled { never_sent, ..Settled::new(item, outcome) }
+}
+
+/// Where settled recipients wait to be recorded: never more than are claimed. Whoever puts one here goes on at once, and
+/// the recorder is woken only for the first and for a full group.
+#[derive(Default)]
+pub struct Outbox {
+    waiting: Mutex<Vec<Settled>>,
+    changed: Notify,
+    over: std::sync::atomic::AtomicBool,
+}
+
+impl Outbox {
+    pub fn put(&self, one: Settled) {
+        let mut waiting = self.waiting();
+        waiting.push(one);
+        let count = waiting.len();
+        drop(waiting);
+        if count == 1 || count == MOST_ROWS {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Nothing more comes.
+    pub fn close(&self) {
+        self.over.store(true, std::sync::atomic::Ordering::Release);
+        self.changed.notify_one();
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    fn len(&self) -> usize {
+        self.waiting().len()
+    }
+
+    fn take(&self) -> Vec<Settled> {
+        let mut waiting = self.waiting();
+        if waiting.len() <= MOST_AT_ONCE {
+            return std::mem::replace(&mut *waiting, Vec::with_capacity(MOST_ROWS));
+        }
+        let rest = waiting.split_off(MOST_AT_ONCE);
+        std::mem::replace(&mut *waiting, rest)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Settled>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 pub struct Recorder<'a> {
     pushing: &'a Pushing<'a>,
     permits: Arc<Semaphore>,
-    group: Vec<Settled>,
+    outbox: Arc<Outbox>,
     day: QuotaDay,
+    done: u64,
 }
 
 impl<'a> Recorder<'a> {
-    pub fn new(pushing: &'a Pushing<'a>, permits: Arc<Semaphore>) -> Self {
+    pub fn new(pushing: &'a Pushing<'a>, permits: Arc<Semaphore>, outbox: Arc<Outbox>) -> Self {
         let day = QuotaDay::of(pushing.cx.hands.clock.now());
-        Self { pushing, permits, group: Vec::with_capacity(MOST_ROWS), day }
+        let counts = pushing.push.counts;
+        Self { pushing, permits, outbox, day, done: counts.recipients - counts.pending }
     }
 
     /// Records until the sender ends. When the ledger cannot be written the push stops before the next send.
-    pub async fn run(mut self, mut settled: mpsc::UnboundedReceiver<Settled>) {
-        let clock = self.pushing.cx.hands.clock;
-        let mut due = None;
+    pub async fn run(mut self) {
         loop {
-            let left = due.map_or(MOST_DELAY, |at: std::time::Instant| at.saturating_duration_since(clock.monotonic()));
-            let is_open = tokio::select! {
-                one = settled.recv() => match one {
-                    Some(one) => {
-                        due.get_or_insert_with(|| clock.monotonic() + MOST_DELAY);
-                        self.group.push(one);
-                        while self.group.len() < MOST_ROWS && let Ok(one) = settled.try_recv() {
-                            self.group.push(one);
-                        }
-                        true
-                    }
-                    None => false,
-                },
-                () = clock.sleep(left), if due.is_some() => true,
-            };
-            let is_due = due.is_some_and(|at| at <= clock.monotonic());
-            if !self.group.is_empty() && (!is_open || is_due || self.group.len() >= MOST_ROWS) {
-                if let Err(error) = self.commit().await {
-                    return self.pushing.stop(End::Failed(error));
+            let is_over = self.gather().await;
+            let group = self.outbox.take();
+            if group.is_empty() {
+                if is_over {
+                    return;
                 }
-                due = None;
+                continue;
             }
-            if !is_open {
-                return;
+            if let Err(error) = self.commit(group).await {
+                return self.pushing.stop(End::Failed(error));
             }
         }
     }
 
-    async fn commit(&mut self) -> Result<(), StageError> {
+    /// Waits until a group is due; says whether the sender had ended before.
+    async fn gather(&self) -> bool {
+        let clock = self.pushing.cx.hands.clock;
+        while self.outbox.len() == 0 {
+            if self.outbox.is_over() {
+                return true;
+            }
+            self.outbox.changed.notified().await;
+        }
+        let due = clock.sleep(MOST_DELAY);
+        tokio::pin!(due);
+        while self.outbox.len() < MOST_ROWS && !self.outbox.is_over() {
+            tokio::select! {
+                () = self.outbox.changed.notified() => {}
+                () = &mut due => break,
+            }
+        }
+        false
+    }
+
+    async fn commit(&mut self, group: Vec<Settled>) -> Result<(), StageError> {
         let Pushing { cx, plan, .. } = *self.pushing;
-        let group = std::mem::take(&mut self.group);
         let now = cx.hands.clock.now();
         let outcomes: Vec<Outcome> = group.iter().map(|one| one.outcome.clone()).collect();
         let gone: Vec<(AccountName, OpenId)> = group
@@ -108,13 +180,27 @@ impl<'a> Recorder<'a> {
             errors: u64::try_from(outcomes.iter().filter(|one| one.errcode.is_some()).count()).unwrap_or(u64::MAX),
             now,
         };
-        match cx.hands.ledger.record_outcomes(cx.lease, self.pushing.push.key, batch).await? {
+        let key = self.pushing.push.key;
+        let recorded = match cx.hands.ledger.record_outcomes(cx.lease, key, batch).await {
+            Err(error) if error.is_disk_full() => {
+                // The room is for exactly this; nothing more is sent, and what was sent is known.
+                self.pushing.room.give_up();
+                let recorded = cx.hands.ledger.record_outcomes(cx.lease, key, batch).await?;
+                self.pushing.stop(End::Failed(error.into()));
+                recorded
+            }
+            recorded => recorded?,
+        };
+        match recorded {
             Recorded::LeaseLost => return Err(StageError::LeaseLost),
             Recorded::Yes { .. } => {}
         }
         self.charge_repeats(&group).await?;
         self.permits.add_permits(group.len());
         self.day = QuotaDay::of(now);
+        let ended = outcomes.iter().filter(|outcome| outcome.state != DeliveryState::Pending).count();
+        self.done += u64::try_from(ended).unwrap_or(0);
+        cx.tell("sends", self.done, Some(self.pushing.push.recipients));
         Ok(())
     }
 

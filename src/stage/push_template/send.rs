@@ -1,279 +1,165 @@
 //! The one sender of a push: paces, keeps `concurrency` sends in flight, and hands each settled recipient on.
 //!
-//! Sends run as tasks of a set that ends with this object; their answers are judged here, one after another, so that
-//! guards and pace see them in order. The first send goes out alone: a dead template then costs one call.
+//! Sends run as tasks of a set that ends with this object. A task that has its answer judges it under the lock of the
+//! [`Desk`] and takes the next message there, so that guards and pace see the answers in order and nobody is woken in
+//! between; a task that finds nothing to send ends, and the sender starts another when there is. The first send goes out
+//! alone: a dead template then costs one call.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
+use super::desk::Desk;
 use super::guard::Guard;
-use super::judge::{Verdict, judge};
-use super::record::Settled;
-use super::silence::Silence;
+use super::record::{Outbox, put_back};
 use super::{End, Item, Pushing};
-use crate::domain::DeliveryState;
-use crate::ledger::Outcome;
-use crate::pace::{SharedPace, Turn};
-use crate::wechat::{SendOutcome, WeChat};
+use crate::clock::Clock;
+use crate::pace::SharedPace;
+use crate::wechat::WeChat;
 
 /// How long sends in flight may still settle after a stop.
 const SETTLE_LIMIT: Duration = Duration::from_secs(8);
-/// Turns this near are taken at once: timers are no finer.
-const AT_ONCE: Duration = Duration::from_micros(500);
 
 pub struct Sender<'a> {
     pushing: &'a Pushing<'a>,
-    guard: &'a mut Guard,
+    hands: Hands,
+    at_work: JoinSet<()>,
+}
+
+/// What each sending task holds.
+#[derive(Clone)]
+struct Hands {
+    desk: Arc<Mutex<Desk>>,
+    outbox: Arc<Outbox>,
+    /// Something changed that the sender waits for.
+    changed: Arc<Notify>,
     wechat: WeChat,
-    pace: SharedPace,
-    ready: VecDeque<Item>,
-    later: BinaryHeap<Reverse<Later>>,
-    in_flight: JoinSet<(Item, SendOutcome)>,
-    turn: Option<Instant>,
-    ask_at: Option<Instant>,
-    constant_fields: Vec<String>,
-    any_answer: bool,
-    silence: Silence,
-    done_before: u64,
-    done: u64,
+    clock: Clock,
 }
 
-/// A message that goes out again at a time.
-struct Later {
-    at: Instant,
-    item: Item,
-}
+impl Hands {
+    /// No call leaves the desk half changed, so a panic elsewhere under the lock does no harm.
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-impl PartialEq for Later {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.item.seq) == (other.at, other.item.seq)
-    }
-}
-impl Eq for Later {}
-impl PartialOrd for Later {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Later {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.item.seq).cmp(&(other.at, other.item.seq))
+    /// Sends this message, and then whatever is to be sent at once.
+    async fn send_on(self, mut item: Item) {
+        loop {
+            let answer = self.wechat.send(item.body.clone()).await;
+            let (now, monotonic) = (self.clock.now(), self.clock.monotonic());
+            let mut desk = self.desk();
+            if let Some(settled) = desk.settle(item, &answer, (now, monotonic)) {
+                self.outbox.put(settled);
+            }
+            let next = desk.next(monotonic);
+            if desk.take_wants_attention() {
+                self.changed.notify_one();
+            }
+            drop(desk);
+            match next {
+                Some(next) => item = next,
+                None => return,
+            }
+        }
     }
 }
 
 impl<'a> Sender<'a> {
-    pub fn new(pushing: &'a Pushing<'a>, guard: &'a mut Guard) -> Self {
+    pub fn new(pushing: &'a Pushing<'a>, guard: Guard, outbox: Arc<Outbox>) -> Self {
         let (cx, plan) = (pushing.cx, pushing.plan);
         let rate = super::orders::allowed_rate(pushing, pushing.push.rate_override);
-        let counts = pushing.push.counts;
-        Self {
-            pushing,
-            guard,
+        let pace = SharedPace::new(rate, cx.hands.clock.monotonic());
+        let desk = Desk::new(plan, pace, guard, pushing.stops.clone());
+        let hands = Hands {
+            desk: Arc::new(Mutex::new(desk)),
+            outbox,
+            changed: Arc::new(Notify::new()),
             wechat: cx.wechat(&plan.account),
-            pace: SharedPace::new(rate, cx.hands.clock.monotonic()),
-            ready: VecDeque::new(),
-            later: BinaryHeap::new(),
-            in_flight: JoinSet::new(),
-            turn: None,
-            ask_at: None,
-            constant_fields: plan
-                .data
-                .iter()
-                .filter(|field| !field.text.contains("{{"))
-                .map(|field| field.name.clone())
-                .collect(),
-            any_answer: false,
-            silence: Silence::default(),
-            done_before: counts.recipients - counts.pending,
-            done: 0,
-        }
+            clock: cx.hands.clock,
+        };
+        Self { pushing, hands, at_work: JoinSet::new() }
     }
 
     /// The pace of this sender, for whoever changes its rate.
     pub fn pace(&self) -> SharedPace {
-        self.pace.clone()
+        self.hands.desk().pace().clone()
     }
 
-    /// Sends what is claimed until the claims end or there is a reason to stop, then settles what is in flight.
-    pub async fn run(mut self, mut claimed: mpsc::Receiver<Vec<Item>>, settled: mpsc::UnboundedSender<Settled>) {
+    /// Sends what is claimed until the claims end or there is a reason to stop, then settles what is in flight. Gives the
+    /// guard back.
+    pub async fn run(mut self, mut claimed: mpsc::Receiver<Vec<Item>>) -> Guard {
+        let stops = self.pushing.stops.clone();
+        let clock = self.hands.clock;
         let mut is_open = true;
-        while !self.pushing.halt.is_cancelled() {
-            let now = self.pushing.cx.hands.clock.monotonic();
-            self.start_what_may(now);
-            if !is_open && self.ready.is_empty() && self.later.is_empty() && self.in_flight.is_empty() {
-                return;
+        while !stops.halt.is_cancelled() {
+            let now = clock.monotonic();
+            let (wake, is_idle, has_room) = self.start_what_may(now, is_open);
+            if !is_open && is_idle {
+                break;
             }
-            let wake = self.next_wake();
             tokio::select! {
                 biased;
-                () = self.pushing.halt.cancelled() => {}
-                Some(done) = self.in_flight.join_next(), if !self.in_flight.is_empty() => {
-                    self.settle(done, &settled);
-                    while let Some(done) = self.in_flight.try_join_next() {
-                        self.settle(done, &settled);
+                () = stops.halt.cancelled() => {}
+                Some(ended) = self.at_work.join_next(), if !self.at_work.is_empty() => {
+                    self.look_at(ended);
+                    while let Some(ended) = self.at_work.try_join_next() {
+                        self.look_at(ended);
                     }
                 }
-                batch = claimed.recv(), if is_open && self.ready.is_empty() => match batch {
-                    Some(batch) => self.ready.extend(batch),
+                batch = claimed.recv(), if is_open && has_room => match batch {
+                    Some(batch) => self.hands.desk().add(batch),
                     None => is_open = false,
                 },
-                () = self.pushing.cx.hands.clock.sleep(wake.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))),
+                () = self.hands.changed.notified() => {}
+                () = clock.sleep(wake.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))),
                     if wake.is_some() => {}
             }
         }
-        self.come_to_rest(&mut claimed, &settled).await;
+        if stops.halt.is_cancelled() {
+            self.come_to_rest(&mut claimed).await;
+        }
+        self.hands.desk().take_guard()
     }
 
-    fn start_what_may(&mut self, now: Instant) {
-        while self.later.peek().is_some_and(|Reverse(later)| later.at <= now) {
-            let Some(Reverse(later)) = self.later.pop() else { break };
-            self.ready.push_front(later.item);
+    /// Starts a task for each message that may go out now. Gives when the next one may, whether all is done, and whether
+    /// more should be fetched.
+    fn start_what_may(&mut self, now: std::time::Instant, is_open: bool) -> (Option<std::time::Instant>, bool, bool) {
+        let mut desk = self.hands.desk();
+        desk.expects_more(is_open);
+        while let Some(item) = desk.next(now) {
+            self.at_work.spawn(self.hands.clone().send_on(item));
         }
-        let width = if self.any_answer { self.pushing.plan.concurrency.max(1) } else { 1 };
-        if self.ask_at.is_some_and(|at| at > now) {
-            return;
-        }
-        self.ask_at = None;
-        while self.in_flight.len() < width && !self.ready.is_empty() {
-            let at = match self.turn.take() {
-                Some(at) => at,
-                None => match self.pace.next(now) {
-                    Turn::SendAt(at) => at,
-                    Turn::AskAgainAt(at) => {
-                        self.ask_at = Some(at);
-                        return;
-                    }
-                },
-            };
-            if at > now + AT_ONCE {
-                self.turn = Some(at);
-                return;
-            }
-            let Some(mut item) = self.ready.pop_front() else { return };
-            item.tries += 1;
-            let wechat = self.wechat.clone();
-            self.in_flight.spawn(async move {
-                let answer = wechat.send(item.body.clone()).await;
-                (item, answer)
-            });
-        }
+        (desk.next_wake(), desk.is_idle(), desk.has_room())
     }
 
-    /// The next instant at which something may start; `None`: an answer or a claim comes first.
-    fn next_wake(&self) -> Option<Instant> {
-        let retry = self.later.peek().map(|Reverse(later)| later.at);
-        let turn = if self.ready.is_empty() { None } else { self.turn.or(self.ask_at) };
-        [retry, turn].into_iter().flatten().min()
-    }
-
-    fn settle(
-        &mut self,
-        done: Result<(Item, SendOutcome), tokio::task::JoinError>,
-        settled: &mpsc::UnboundedSender<Settled>,
-    ) {
-        let (mut item, answer) = match done {
-            Ok(done) => done,
-            Err(error) => return self.pushing.stop(End::Failed(error.into())),
-        };
-        let cx = self.pushing.cx;
-        let (verdict, pace) = judge(&item, &answer, cx.hands.clock.now(), &self.constant_fields);
-        let monotonic = cx.hands.clock.monotonic();
-        self.pace.report(pace, monotonic);
-        self.any_answer |= !matches!(answer, SendOutcome::NoAnswer { .. });
-        if let Some(why) = self.silence.heard(&answer, monotonic) {
-            self.pushing.stop(End::Unanswered { why });
-        }
-        let errcode = match &answer {
-            SendOutcome::Refused { errcode, .. } => Some(*errcode),
-            SendOutcome::Accepted { .. } | SendOutcome::NoAnswer { .. } => None,
-        };
-        item.last_errcode = errcode.or(item.last_errcode);
-        match verdict {
-            Verdict::Settled(outcome) => {
-                self.done += 1;
-                self.watch(&outcome);
-                cx.tell("sends", self.done_before + self.done, Some(self.pushing.push.recipients));
-                send(settled, Settled::new(item, outcome));
-            }
-            Verdict::Again { after, in_doubt } => {
-                item.in_doubt = in_doubt;
-                self.later.push(Reverse(Later { at: monotonic + after, item }));
-            }
-            Verdict::PutBack(outcome) => send(settled, Settled::new(item, outcome)),
-            Verdict::Stop(end) => {
-                tracing::warn!(errcode, "the push stops: {end:?}");
-                self.pushing.stop(end);
-                put_back(settled, item, cx.hands.clock.now(), false);
-            }
-        }
-    }
-
-    fn watch(&mut self, outcome: &Outcome) {
-        let rule = self.pushing.plan.halt_when;
-        let why = match outcome.state {
-            DeliveryState::Failed => self.guard.failed(outcome.errcode.unwrap_or_default(), rule),
-            DeliveryState::Held => self.guard.held(rule),
-            _ => {
-                self.guard.ended_well();
-                None
-            }
-        };
-        if let Some(why) = why {
-            self.pushing.stop(End::Halted { errcode: outcome.errcode, why });
+    fn look_at(&self, ended: Result<(), tokio::task::JoinError>) {
+        if let Err(error) = ended {
+            self.pushing.stop(End::Failed(error.into()));
         }
     }
 
     /// No more sends: what is in flight settles within a limit; what was claimed and not sent is put back; what is in
     /// doubt stays in flight in the ledger, so that it is repeated with its id or ends as unconfirmed.
-    async fn come_to_rest(
-        &mut self,
-        claimed: &mut mpsc::Receiver<Vec<Item>>,
-        settled: &mpsc::UnboundedSender<Settled>,
-    ) {
-        let clock = self.pushing.cx.hands.clock;
+    async fn come_to_rest(&mut self, claimed: &mut mpsc::Receiver<Vec<Item>>) {
+        let clock = self.hands.clock;
         claimed.close();
         let deadline = clock.monotonic() + SETTLE_LIMIT;
-        while !self.in_flight.is_empty() {
+        while !self.at_work.is_empty() {
             let left = deadline.saturating_duration_since(clock.monotonic());
             tokio::select! {
-                Some(done) = self.in_flight.join_next() => self.settle(done, settled),
+                Some(ended) = self.at_work.join_next() => self.look_at(ended),
                 () = clock.sleep(left) => break,
             }
         }
         while let Some(batch) = claimed.recv().await {
-            self.ready.extend(batch);
+            self.hands.desk().add(batch);
         }
         let now = clock.now();
-        let later = std::mem::take(&mut self.later).into_iter().map(|Reverse(later)| later.item);
-        for item in self.ready.drain(..).chain(later).filter(|item| !item.in_doubt) {
-            let never_sent = item.tries == 0;
-            put_back(settled, item, now, never_sent);
+        for item in self.hands.desk().clear().filter(|item| !item.in_doubt) {
+            self.hands.outbox.put(put_back(item, now));
         }
     }
-}
-
-fn put_back(settled: &mpsc::UnboundedSender<Settled>, item: Item, now: crate::clock::Timestamp, never_sent: bool) {
-    let outcome = Outcome {
-        seq: item.seq,
-        attempt: item.attempt,
-        state: DeliveryState::Pending,
-        reason: None,
-        errcode: item.last_errcode,
-        msgid: None,
-        at: now,
-        retry_at: None,
-    };
-    let mut one = Settled::new(item, outcome);
-    one.never_sent = never_sent;
-    send(settled, one);
-}
-
-/// The recorder ends only after this sender, unless the ledger failed: then the push stops anyway, and the row stays in
-/// flight.
-fn send(settled: &mpsc::UnboundedSender<Settled>, one: Settled) {
-    let _ = settled.send(one);
 }
