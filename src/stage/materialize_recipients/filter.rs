@@ -54,19 +54,27 @@ const MOST_STRANGERS: f64 = 0.5;
 impl Filter {
     /// Writes the set and those left out. Blocking.
     pub fn write(&self, session: &Session) -> Result<FrozenSet, StageError> {
-        let (columns, judged) = self.judge(session)?;
-        let set = session.copy(&self.set_sql(&columns, judged.send), &self.params, &self.set_target)?;
+        let judged = self.judge(session)?;
+        let mut arms = vec![("send", 0)];
+        if self.plan.holdout > 0.0 {
+            arms.push(("holdout", judged.send));
+        }
+        for (arm, _) in &arms {
+            session.execute(&self.kept_sql(arm), &Params::new())?;
+        }
+        let numbered: Vec<String> = arms.iter().map(|(arm, before)| numbered_sql(arm, *before)).collect();
+        let set = session.copy(&numbered.join(" union all "), &self.params, &self.set_target)?;
         let left = session.copy(LEFT, &self.params, &self.left_target)?;
         Ok(FrozenSet { judged, set, left })
     }
 
     /// Judges everybody and writes nothing. Blocking.
     pub fn count(&self, session: &Session) -> Result<Judged, StageError> {
-        Ok(self.judge(session)?.1)
+        self.judge(session)
     }
 
-    /// Makes `judged` in the session; gives the SELECT's columns and how everybody was judged.
-    fn judge(&self, session: &Session) -> Result<(Vec<(String, String)>, Judged), StageError> {
+    /// Makes `judged` in the session; gives how everybody was judged.
+    fn judge(&self, session: &Session) -> Result<Judged, StageError> {
         let columns = self.take_given(session)?;
         self.add_tables(session)?;
         let mut params = self.user_params.clone();
@@ -85,7 +93,7 @@ impl Filter {
         };
         let (send, holdout) = (take("send"), take("holdout"));
         let given = send + holdout + reasons.iter().map(|(_, people)| people).sum::<u64>();
-        Ok((columns, Judged { given, send, holdout, reasons }))
+        Ok(Judged { given, send, holdout, reasons })
     }
 
     /// Makes `given` readable: the SELECT, each row with its number where the SELECT has an order to keep.
@@ -174,6 +182,7 @@ impl Filter {
             .replace("{row}", if self.keeps_order() { "row_number() over ()" } else { "0" })
             .replace("{within}", if self.keeps_order() { "order by _row" } else { "" })
             .replace("{unionid}", unionid)
+            .replace("{variables}", &variables(columns))
             .replace("{reasons}", &reasons.join(" "))
             .replace("{arm}", &arm)
             .replace("{joins}", &joins.join("\n"))
@@ -193,40 +202,13 @@ impl Filter {
         SUPPRESSED.replace("{templates}", &templates)
     }
 
-    /// Numbers and booleans stay what they are in the variables; everything else is text exactly as DuckDB prints it.
-    /// Recipients are numbered first, those held out after them.
-    fn set_sql(&self, columns: &[(String, String)], send: u64) -> String {
-        let variables: Vec<String> = columns
-            .iter()
-            .filter(|(name, _)| name != "openid")
-            .map(|(name, ty)| {
-                let column = quoted(name);
-                match ty.as_str() {
-                    "TINYINT" | "SMALLINT" | "INTEGER" | "BIGINT" | "DOUBLE" | "BOOLEAN" => {
-                        format!("{column} := {column}")
-                    }
-                    _ => format!("{column} := cast({column} as varchar)"),
-                }
-            })
-            .collect();
-        let variables = if variables.is_empty() {
-            "'{}'".to_owned()
-        } else {
-            format!("cast(to_json(struct_pack({})) as varchar)", variables.join(", "))
-        };
+    /// Makes a table of those of one arm who are in the set, in the SELECT's order: the place of a row is its number.
+    fn kept_sql(&self, arm: &str) -> String {
         let order = if self.keeps_order() { "order by _row" } else { "" };
-        let arm = |arm: &str, before: u64| {
-            format!(
-                "select $_run_id as run_id, $_pipeline as pipeline, $_stage as stage, row_number() over () + {before} as seq,
-                        $_account as account, _openid as openid, _unionid as unionid, '{arm}' as arm, {variables} as variables
-                 from (select * from judged where reason is null and arm = '{arm}' {order})"
-            )
-        };
-        if self.plan.holdout > 0.0 {
-            format!("{} union all {}", arm("send", 0), arm("holdout", send))
-        } else {
-            arm("send", 0)
-        }
+        format!(
+            "create temp table kept_{arm} as
+             select _openid, _unionid, _variables from judged where reason is null and arm = '{arm}' {order}"
+        )
     }
 
     /// A SELECT that gives openids nobody follows with is almost surely giving the mini program's.
@@ -243,6 +225,39 @@ impl Filter {
             )));
         }
         Ok(())
+    }
+}
+
+/// Everybody of one arm with a number. `rowid` counts from 0 without a gap, and is read on all threads, which a window
+/// over the whole set is not.
+fn numbered_sql(arm: &str, before: u64) -> String {
+    format!(
+        "select $_run_id as run_id, $_pipeline as pipeline, $_stage as stage, rowid + {} as seq, $_account as account,
+                _openid as openid, _unionid as unionid, '{arm}' as arm, _variables as variables
+         from kept_{arm}",
+        before + 1
+    )
+}
+
+/// Numbers and booleans stay what they are in the variables; everything else is text exactly as DuckDB prints it.
+fn variables(columns: &[(String, String)]) -> String {
+    let variables: Vec<String> = columns
+        .iter()
+        .filter(|(name, _)| name != "openid")
+        .map(|(name, ty)| {
+            let column = quoted(name);
+            match ty.as_str() {
+                "TINYINT" | "SMALLINT" | "INTEGER" | "BIGINT" | "DOUBLE" | "BOOLEAN" => {
+                    format!("{column} := given.{column}")
+                }
+                _ => format!("{column} := cast(given.{column} as varchar)"),
+            }
+        })
+        .collect();
+    if variables.is_empty() {
+        "'{}'".to_owned()
+    } else {
+        format!("cast(to_json(struct_pack({})) as varchar)", variables.join(", "))
     }
 }
 
@@ -296,7 +311,7 @@ const BY_UNIONID: &str = "left join (
 
 const JUDGED: &str = "
 create temp table judged as
-select given.* exclude (_nth), {unionid} as _unionid, case {reasons} end as reason, {arm} as arm
+select given._row, given._openid, {unionid} as _unionid, {variables} as _variables, case {reasons} end as reason, {arm} as arm
 from (
     select *, row_number() over (partition by _openid {within}) as _nth
     from (
