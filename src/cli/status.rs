@@ -20,7 +20,7 @@ pub struct Args {}
 pub async fn run(context: &Context, _args: Args) -> Result<Exit, Failure> {
     let settings = context.settings()?;
     let (zone, now) = (settings.timezone, context.clock.now());
-    let app = App::open_existing(settings.clone(), context.clock).await?;
+    let app = App::open_to_read(settings.clone(), context.clock).await?;
     let ledger = app.as_ref().map(|app| &app.hands().ledger);
     let view = StatusView::of(&settings, ledger, now).await?;
     if let Some(ledger) = ledger {

@@ -45,7 +45,7 @@ struct Shown {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let app = context.existing_app().await?;
+    let app = context.app_to_read().await?;
     let (run, push) = find_push(app.hands(), &args.which.run).await?;
     let Some(messages) = preview(app.hands(), &push, args.n).await? else {
         return Err(Failure::Usage(absent(&push)));

@@ -26,7 +26,7 @@ struct Shown {
 }
 
 pub async fn run(context: &Context, which: Which) -> Result<Exit, Failure> {
-    let app = context.existing_app().await?;
+    let app = context.app_to_read().await?;
     let (hands, now) = (app.hands(), context.clock.now());
     let (run, pushes) = find_pushes(hands, &which.run).await?;
     let mut views = Vec::with_capacity(pushes.len());
