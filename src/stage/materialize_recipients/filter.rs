@@ -67,8 +67,8 @@ impl Filter {
 
     /// Makes `judged` in the session; gives the SELECT's columns and how everybody was judged.
     fn judge(&self, session: &Session) -> Result<(Vec<(String, String)>, Judged), StageError> {
-        let columns = self.take_given(session)?;
         self.add_tables(session)?;
+        let columns = self.take_given(session)?;
         let mut params = self.user_params.clone();
         params.extend(self.params.clone());
         let in_stage = |source: EngineError| StageError::Sql { stage: self.stage.clone(), source };
@@ -93,6 +93,7 @@ impl Filter {
         for source in &self.sources {
             session.add_table(source)?;
         }
+        session.confine(&[&self.set_target, &self.left_target])?;
         let in_stage = |source: EngineError| StageError::Sql { stage: self.stage.clone(), source };
         let columns = session.bind(self.select(), &self.user_params).map_err(in_stage)?;
         if columns.iter().any(|(name, _)| name == "openid") {
