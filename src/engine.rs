@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use chrono_tz::Tz;
 
 pub use inspect::{Reference, SqlFacts};
-pub use local_time::local_time_macros;
+pub use local_time::{local_time_macros, utc_time_macro};
 pub use session::{Param, Params, Session, TableSource, Written, quoted, text};
 
 /// Opens sessions with one set of limits.
