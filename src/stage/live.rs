@@ -155,6 +155,21 @@ pub async fn export_marks(hands: &Hands, account: &AccountName, since: Timestamp
     Ok(source)
 }
 
+/// The hashes of everybody who was forgotten as the table `_forgotten`, and their salt; nothing when nobody was.
+///
+/// # Errors
+///
+/// As [`export`].
+pub async fn export_forgotten(hands: &Hands) -> Result<Option<(TableSource, String)>, StageError> {
+    let Some((salt, hashes)) = hands.ledger.forgotten().await? else { return Ok(None) };
+    let lake = hands.lake.scratch();
+    let path = format!("{FOLDER}/forgotten-{}.parquet", hands.clock.random_id(12));
+    let mut writer = lake.writer(&path, &[("hash", ColumnType::Text)])?;
+    writer.write(Rows { columns: vec![("hash".to_owned(), Values::Text(hashes.into_iter().map(Some).collect()))] })?;
+    let part = lake.absolute(&writer.finish()?.path);
+    Ok(Some((TableSource { name: "_forgotten".to_owned(), columns: Vec::new(), parts: vec![part] }, salt)))
+}
+
 fn error_codes() -> Rows {
     let codes = all_codes();
     let column = |name: &str, of: fn(&crate::wechat::Code) -> String| {

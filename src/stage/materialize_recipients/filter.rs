@@ -19,6 +19,8 @@ pub struct Filter {
     pub marks: TableSource,
     /// `_suppressions`
     pub suppressions: TableSource,
+    /// `_forgotten`, and the salt of its hashes, where anybody was.
+    pub forgotten: Option<(TableSource, String)>,
     /// `_deliveries`, where a cap or `not_again` looks back.
     pub deliveries: Option<TableSource>,
     pub templates: Vec<String>,
@@ -109,7 +111,8 @@ impl Filter {
 
     fn add_tables(&self, session: &Session) -> Result<(), StageError> {
         let tables = [&self.profiles, &self.marks, &self.suppressions].into_iter();
-        for table in tables.chain(&self.followers).chain(&self.deliveries) {
+        let forgotten = self.forgotten.as_ref().map(|(table, _)| table);
+        for table in tables.chain(&self.followers).chain(&self.deliveries).chain(forgotten) {
             session.add_table(table)?;
         }
         Ok(())
@@ -150,6 +153,15 @@ impl Filter {
                  when by_openid.wholly = 0 or by_unionid.wholly = 0 then 'refused_template'"
                     .to_owned(),
             );
+        }
+        if let Some((_, salt)) = &self.forgotten {
+            let hash = |id: &str| format!("sha256(concat({}, ':', {id}))", text(salt));
+            reasons.push(format!(
+                "when {} in (select hash from _forgotten) or coalesce({} in (select hash from _forgotten), false)
+                 then 'suppressed'",
+                hash("given._openid"),
+                hash(unionid)
+            ));
         }
         let looks_back = self.deliveries.as_ref().is_some_and(|deliveries| !deliveries.parts.is_empty());
         for (is_asked, people, name) in [
