@@ -36,6 +36,7 @@ fn describe(report: &Report) -> String {
     let ledger = [
         (report.ledger.deliveries, "deliveries stay counted, without a name"),
         (report.ledger.follower_marks, "marks of events"),
+        (report.ledger.callbacks, "events of WeChat"),
         (report.ledger.suppressions, "suppressions, now kept as hashes"),
     ];
     for (rows, what) in ledger.iter().filter(|(rows, _)| *rows > 0) {

@@ -31,6 +31,7 @@ pub struct Forgetting<'a> {
 pub struct Forgotten {
     pub deliveries: u64,
     pub follower_marks: u64,
+    pub callbacks: u64,
     pub suppressions: u64,
 }
 
@@ -52,7 +53,7 @@ impl Ledger {
             .fetch_one(&mut *tx)
             .await
             .doing(DOING)?;
-        let mut found = Forgotten { deliveries: 0, follower_marks: 0, suppressions: 0 };
+        let mut found = Forgotten { deliveries: 0, follower_marks: 0, callbacks: 0, suppressions: 0 };
         let ids = whom.openids.iter().map(String::as_str).chain([whom.unionid.as_str()]);
         for id in ids {
             remember_hash(&mut tx, &person_hash(&salt, id), order).await?;
@@ -63,6 +64,7 @@ impl Ledger {
             found.deliveries +=
                 count("update deliveries set openid = $2, unionid = null where openid = $1 or unionid = $1").await?;
             found.follower_marks += count("delete from follower_marks where openid = $1 and $2 is not null").await?;
+            found.callbacks += count("delete from callbacks where openid = $1 and $2 is not null").await?;
             found.suppressions +=
                 count("delete from suppressions where (openid = $1 or unionid = $1) and $2 is not null").await?;
             count("update audit set detail = replace(detail, $1, $2) where instr(detail, $1) > 0").await?;
@@ -174,7 +176,7 @@ mod tests {
         let openids = [people[1].1.as_str().to_owned()];
         let whom = Forgetting { unionid: &unionid, openids: &openids, new_salt: "salt" };
         let found = ledger.forget(whom, Order { who: "ada", at: at(9) }).await.unwrap();
-        assert_eq!(found, Forgotten { deliveries: 1, follower_marks: 0, suppressions: 1 });
+        assert_eq!(found, Forgotten { deliveries: 1, follower_marks: 0, callbacks: 0, suppressions: 1 });
         let rows: Vec<DeliveryRow> = ledger.deliveries(push.key, 0, 9).await.unwrap();
         assert_eq!(rows.iter().map(|row| row.openid.as_str()).collect::<Vec<_>>()[1], "forgotten");
         assert_eq!(house.reload(&push).await.counts.sent, 3, "what was sent stays counted");
