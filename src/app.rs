@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::config::settings::{Account, Settings, TokenSource};
 use crate::domain::AccountName;
 use crate::engine::{Engine, EngineError};
-use crate::lake::Lake;
+use crate::lake::{Lake, LakeError};
 use crate::ledger::{Holder, Ledger, LedgerError};
 use crate::scheduler::alert::Alerts;
 use crate::scheduler::conductor::Conductor;
@@ -44,6 +44,8 @@ pub enum AppError {
         #[source]
         source: LedgerError,
     },
+    #[error(transparent)]
+    Lake(#[from] LakeError),
     #[error("the client of an account cannot be made")]
     WeChat(#[from] WeChatError),
     #[error("the SQL cannot be checked")]
@@ -64,7 +66,7 @@ impl App {
         Self::build(settings, ledger, clock)
     }
 
-    /// The same, only when the ledger is there: for commands that look and leave nothing behind.
+    /// The same, only when the ledger is there: for orders about what ran.
     ///
     /// # Errors
     ///
@@ -76,6 +78,22 @@ impl App {
             Ok(None) => Ok(None),
             Err(source) => Err(AppError::Ledger { path, source }),
         }
+    }
+
+    /// The same for commands that look and leave nothing behind: the data folder need not be writable.
+    ///
+    /// # Errors
+    ///
+    /// [`AppError`].
+    pub async fn open_to_read(settings: Settings, clock: Clock) -> Result<Option<Self>, AppError> {
+        let path = settings.ledger.path.clone();
+        let ledger = match Ledger::open_to_read(&path).await {
+            Ok(Some(ledger)) => ledger,
+            Ok(None) => return Ok(None),
+            Err(source) => return Err(AppError::Ledger { path, source }),
+        };
+        let lake = Lake::new(&settings.lake.root).to_read()?;
+        Self::build_on(settings, ledger, lake, clock).map(Some)
     }
 
     /// The same house under other settings: its ledger and its numbers stay.
@@ -96,7 +114,11 @@ impl App {
 
     fn build(settings: Settings, ledger: Ledger, clock: Clock) -> Result<Self, AppError> {
         let lake = Lake::new(&settings.lake.root);
-        let engine = engine(&settings);
+        Self::build_on(settings, ledger, lake, clock)
+    }
+
+    fn build_on(settings: Settings, ledger: Ledger, lake: Lake, clock: Clock) -> Result<Self, AppError> {
+        let engine = engine_on(&settings, &lake);
         let mut accounts = BTreeMap::new();
         let mut meters = BTreeMap::new();
         for account in settings.accounts.values() {
@@ -123,8 +145,11 @@ impl App {
 
 /// The engine of a workspace; needs no ledger.
 pub fn engine(settings: &Settings) -> Engine {
-    let spill = Lake::new(&settings.lake.root).spill();
-    Engine::new(settings.engine.memory_limit.clone(), settings.engine.threads, spill, settings.timezone)
+    engine_on(settings, &Lake::new(&settings.lake.root))
+}
+
+fn engine_on(settings: &Settings, lake: &Lake) -> Engine {
+    Engine::new(settings.engine.memory_limit.clone(), settings.engine.threads, lake.spill(), settings.timezone)
 }
 
 fn client_settings(account: &Account) -> WeChatSettings {

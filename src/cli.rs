@@ -10,6 +10,9 @@ mod context;
 mod coverage;
 mod demo;
 mod exit;
+mod explain;
+mod forget;
+mod freeze;
 mod init;
 mod measures;
 mod plan;
@@ -23,6 +26,7 @@ mod serve;
 mod simulate;
 mod sql;
 mod status;
+mod suppress;
 mod table;
 mod tables;
 mod token;
@@ -89,6 +93,16 @@ enum Command {
     Serve(serve::Args),
     /// Pushes and what became of each recipient
     Push(push::Args),
+    /// One person's whole way, from the follower list to each send
+    Explain(explain::Args),
+    /// The stop switch: send nothing for an account, or for all
+    Freeze(freeze::Args),
+    /// Lift the stop switch
+    Thaw(freeze::Args),
+    /// People never to send to
+    Suppress(suppress::Args),
+    /// Remove a person from every table and the ledger
+    Forget(forget::Args),
     /// A read-only query over the tables
     Sql(sql::Args),
     /// The coverage table and its trend
@@ -173,6 +187,11 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit, Failure> 
         Command::Status(args) => status::run(context, args).await,
         Command::Serve(args) => serve::run(context, args).await,
         Command::Push(args) => push::run(context, args).await,
+        Command::Explain(args) => explain::run(context, args).await,
+        Command::Freeze(args) => freeze::freeze(context, args).await,
+        Command::Thaw(args) => freeze::thaw(context, args).await,
+        Command::Suppress(args) => suppress::run(context, args).await,
+        Command::Forget(args) => forget::run(context, args).await,
         Command::Sql(args) => sql::run(context, args).await,
         Command::Coverage(args) => coverage::run(context, args).await,
         Command::Tables(args) => tables::run(context, args).await,

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use chrono_tz::Tz;
 
 pub use inspect::{Reference, SqlFacts};
-pub use local_time::local_time_macros;
+pub use local_time::{local_time_macros, utc_time_macro};
 pub use session::{Param, Params, Session, TableSource, Written, quoted, text};
 
 /// Opens sessions with one set of limits.
@@ -58,6 +58,13 @@ pub enum EngineError {
         /// Byte offset in the SQL, where DuckDB says it.
         offset: Option<usize>,
     },
+    /// SQL of a confined session that names a file, a folder or an address.
+    #[error("this reaches for `{what}`, and SQL reads tables alone")]
+    Outside {
+        what: String,
+        /// Byte offset in the SQL, where DuckDB says it.
+        offset: Option<usize>,
+    },
     #[error("cannot write {path}")]
     Write {
         path: PathBuf,
@@ -80,6 +87,9 @@ impl EngineError {
             other => other.to_string(),
         };
         let offset = inspect::caret_offset(&text, sql, prefix_lines);
+        if let Some(what) = inspect::kept_from(&text) {
+            return Self::Outside { what: what.to_owned(), offset };
+        }
         let message = text.split("\n\nLINE ").next().unwrap_or(&text).trim().replace('\n', " ");
         Self::Sql { message, offset }
     }

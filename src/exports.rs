@@ -16,6 +16,7 @@ mod format;
 mod json;
 mod layout;
 mod source;
+mod utf16;
 
 use std::path::Path;
 

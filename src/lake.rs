@@ -13,6 +13,7 @@ mod part;
 mod vacuum;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use part::{Part, PartWriter};
 pub use vacuum::Dropped;
@@ -23,6 +24,8 @@ use crate::domain::TableName;
 #[derive(Debug, Clone)]
 pub struct Lake {
     root: PathBuf,
+    /// Where a lake that cannot be written keeps what is written for one question.
+    scratch: Option<Arc<tempfile::TempDir>>,
 }
 
 /// What went wrong with a file of the lake.
@@ -80,16 +83,40 @@ impl LakeError {
 impl Lake {
     /// The lake at `root`; nothing is created before something is written.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), scratch: None }
     }
 
     pub fn root(&self) -> &Path {
         &self.root
     }
 
+    /// The same lake for somebody who only reads it: one that cannot be written gets a temporary folder elsewhere for
+    /// what a question needs to write, removed with the last clone.
+    ///
+    /// # Errors
+    ///
+    /// [`LakeError::CreateFolder`] when there is no room for that folder either.
+    pub fn to_read(self) -> Result<Self, LakeError> {
+        // The file has no name, so that nobody sees it and nothing stays.
+        if tempfile::tempfile_in(&self.root).is_ok() {
+            return Ok(self);
+        }
+        let scratch = tempfile::Builder::new().prefix("lianbo-").tempdir();
+        let scratch = scratch.map_err(|source| LakeError::CreateFolder { path: std::env::temp_dir(), source })?;
+        Ok(Self { scratch: Some(Arc::new(scratch)), ..self })
+    }
+
+    /// Where what is written for one question goes: this lake, or where it cannot be written a folder elsewhere.
+    pub fn scratch(&self) -> Self {
+        match &self.scratch {
+            Some(folder) => Self { root: folder.path().to_owned(), scratch: self.scratch.clone() },
+            None => self.clone(),
+        }
+    }
+
     /// Where the engine may spill.
     pub fn spill(&self) -> PathBuf {
-        self.root.join("spill")
+        self.scratch().root.join("spill")
     }
 
     /// The path of part `number` of a snapshot, relative to the lake.

@@ -18,6 +18,8 @@ mod claims;
 mod deliveries;
 mod error;
 mod fires;
+mod forgotten;
+mod freezes;
 mod leases;
 mod marks;
 mod meta;
@@ -28,6 +30,7 @@ mod overlap;
 mod pushes;
 mod quota;
 mod rates;
+mod reading;
 mod room;
 mod runs;
 mod snapshots;
@@ -45,6 +48,7 @@ mod testing;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -59,9 +63,11 @@ pub use claims::{Begin, Begun, Intent, QuotaCharge};
 pub use deliveries::{DeliveryRow, ErrcodeCount};
 pub use error::LedgerError;
 pub use fires::{Fire, FireOutcome};
+pub use forgotten::{Forgetting, Forgotten};
+pub use freezes::{EVERY_ACCOUNT, Freeze};
 pub use leases::{Acquired, Holder, Lease};
 pub use marks::FollowerMark;
-pub use orders::Order;
+pub use orders::{DeliveredCounts, Order};
 pub use outcomes::{GiveBack, Outcome, OutcomeBatch, Recorded};
 pub use pushes::{NewPush, Push, PushChange};
 pub use quota::{QuotaFigure, Usage};
@@ -89,7 +95,9 @@ const READERS: u32 = 4;
 pub struct Ledger {
     writer: SqlitePool,
     readers: SqlitePool,
-    path: std::sync::Arc<Path>,
+    path: Arc<Path>,
+    /// Where it is read from when it cannot be read where it lies.
+    _copy: Option<Arc<tempfile::TempDir>>,
 }
 
 /// An open transaction of the writer. Dropped without a commit, it is rolled back.
@@ -103,25 +111,28 @@ impl Ledger {
     /// When the file cannot be made, opened or migrated, and when a newer version of the program wrote it.
     pub async fn open(path: &Path) -> Result<Self, LedgerError> {
         create_file(path).map_err(|source| LedgerError::Create { path: path.to_owned(), source })?;
-        let writer = connect_writer(path).await?;
-        migrate::migrate(&writer, path).await?;
+        let unwritable = |error: LedgerError| match error {
+            LedgerError::ReadOnly { source, .. } => LedgerError::Unwritable { path: path.to_owned(), source },
+            other => other,
+        };
+        let writer = connect_writer(path).await.map_err(unwritable)?;
+        migrate::migrate(&writer, path).await.map_err(unwritable)?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .idle_timeout(None)
             .max_lifetime(None)
             .test_before_acquire(false)
             .connect_lazy_with(options(path).pragma("query_only", "on"));
-        Ok(Self { writer, readers, path: path.into() })
+        Ok(Self { writer, readers, path: path.into(), _copy: None })
     }
 
-    /// Opens the ledger only if its file is there: for commands that look and must not leave anything behind.
+    /// Opens the ledger only if its file is there: for orders about what ran.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ledger::open`].
     pub async fn open_existing(path: &Path) -> Result<Option<Self>, LedgerError> {
-        match fs::metadata(path) {
-            Ok(metadata) if metadata.len() > 0 => Self::open(path).await.map(Some),
-            Ok(_) => Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(LedgerError::Create { path: path.to_owned(), source }),
-        }
+        if is_there(path)? { Self::open(path).await.map(Some) } else { Ok(None) }
     }
 
     /// Closes all connections. The last one to close folds the write-ahead log into the file.
@@ -145,6 +156,15 @@ impl Ledger {
     async fn begin_held(&self, lease: &Lease, doing: &'static str) -> Result<WriteTx, LedgerError> {
         let tx = self.begin_under(lease, doing).await?;
         tx.ok_or_else(|| LedgerError::LeaseLost { doing, lease: lease.name.clone() })
+    }
+}
+
+/// Whether there is a ledger; a file without a byte is none yet.
+fn is_there(path: &Path) -> Result<bool, LedgerError> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.len() > 0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(LedgerError::Unopened { path: path.to_owned(), source }),
     }
 }
 

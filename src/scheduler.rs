@@ -14,6 +14,8 @@ pub mod conductor;
 pub mod coverage;
 pub mod due;
 pub mod events;
+pub mod explain;
+pub mod forget;
 pub mod inventory;
 pub mod next_step;
 pub mod online;

@@ -15,6 +15,7 @@ pub mod measure_coverage;
 pub mod publish;
 pub mod push_template;
 pub mod query;
+mod sheet;
 pub mod sql;
 pub mod tables;
 

@@ -42,7 +42,7 @@ pub async fn load_and_check(root: &Path, environment: &Environment) -> Result<Ch
 
 /// A ledger that cannot be read is told by who needs it; here it only means that less is known.
 async fn known_tables(settings: &Settings) -> KnownTables {
-    let Ok(Some(ledger)) = Ledger::open_existing(&settings.ledger.path).await else { return KnownTables::default() };
+    let Ok(Some(ledger)) = Ledger::open_to_read(&settings.ledger.path).await else { return KnownTables::default() };
     let known = match ledger.current_snapshots().await {
         Ok(snapshots) => KnownTables::of_snapshots(&snapshots),
         Err(_) => KnownTables::default(),

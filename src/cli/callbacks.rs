@@ -64,7 +64,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
 }
 
 async fn list(context: &Context) -> Result<Exit, Failure> {
-    let app = context.existing_app().await?;
+    let app = context.app_to_read().await?;
     let counts: Vec<Listed> = app.hands().ledger.count_callbacks().await?.into_iter().map(listed).collect();
     context.print(&serde_json::json!({ "callbacks": &counts }), |_| {
         if counts.is_empty() {

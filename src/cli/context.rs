@@ -1,6 +1,7 @@
 //! What every command shares: the workspace, its settings, the house, and how results are printed.
 
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -70,7 +71,7 @@ impl Context {
         Ok(app)
     }
 
-    /// The house of a workspace that ran before.
+    /// The house of a workspace that ran before, for orders about what ran.
     ///
     /// # Errors
     ///
@@ -78,12 +79,18 @@ impl Context {
     pub async fn existing_app(&self) -> Result<App, Failure> {
         let settings = self.settings()?;
         let root = settings.root.clone();
-        match App::open_existing(settings, self.clock).await? {
-            Some(app) => Ok(app),
-            None => {
-                Err(Failure::Usage(format!("nothing ran in {} yet; begin with `lianbo run PIPELINE`", root.display())))
-            }
-        }
+        App::open_existing(settings, self.clock).await?.ok_or_else(|| nothing_ran(&root))
+    }
+
+    /// The same for commands that only look: the data folder need not be writable.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Usage`] when nothing ran yet.
+    pub async fn app_to_read(&self) -> Result<App, Failure> {
+        let settings = self.settings()?;
+        let root = settings.root.clone();
+        App::open_to_read(settings, self.clock).await?.ok_or_else(|| nothing_ran(&root))
     }
 
     /// Prints `value` as JSON where that was asked for, else what `human` makes of it.
@@ -100,6 +107,10 @@ impl Context {
     pub fn is_interactive(&self) -> bool {
         !self.is_json && std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
     }
+}
+
+fn nothing_ran(root: &std::path::Path) -> Failure {
+    Failure::Usage(format!("nothing ran in {} yet; begin with `lianbo run PIPELINE`", root.display()))
 }
 
 /// Prints a line on stdout; a closed pipe is not a failure.
@@ -134,7 +145,8 @@ pub fn stop_on_signals() -> CancellationToken {
 
 /// Who orders something: the user of this machine, for `audit`.
 pub fn who() -> String {
-    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "unknown".to_owned());
+    let number = || std::fs::metadata("/proc/self").map_or("unknown".to_owned(), |own| format!("uid {}", own.uid()));
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| number());
     format!("{user} (command line)")
 }
 

@@ -20,7 +20,7 @@ pub struct Args {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let app = context.existing_app().await?;
+    let app = context.app_to_read().await?;
     let hands = app.hands();
     match args.by {
         None => {

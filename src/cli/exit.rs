@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use super::context::Context;
 use crate::config::Problems;
 use crate::domain::RunStatus;
+use crate::scheduler::conductor::RunError;
 
 /// How a command ended, as the shell sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +59,14 @@ pub enum Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Other(error.into())
+    }
+}
+
+/// What a run, or an order about one, says when it cannot be.
+pub fn of_run(error: RunError) -> Failure {
+    match error {
+        RunError::Usage(text) => Failure::Usage(text),
+        other => Failure::Other(other.into()),
     }
 }
 

@@ -25,8 +25,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let settings = context.checked_settings().await?;
     let pipeline = find_pipeline(&settings, &args.pipeline)?;
     let params = params(pipeline, &args.params)?;
-    let app = App::open_existing(settings.clone(), context.clock).await?;
-    let engine = app::engine(&settings);
+    let app = App::open_to_read(settings.clone(), context.clock).await?;
+    let engine = app.as_ref().map_or_else(|| app::engine(&settings), |app| app.hands().engine.clone());
     let request = PlanRequest {
         settings: &settings,
         house: app.as_ref().map(App::hands),

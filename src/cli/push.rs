@@ -5,6 +5,7 @@ mod failures;
 mod list;
 mod orders;
 mod preview;
+mod resend;
 mod show;
 
 use clap::Subcommand;
@@ -45,6 +46,8 @@ enum What {
     Rate(orders::Rate),
     /// Who failed, was skipped, is held or unconfirmed, and why
     Failures(failures::Args),
+    /// Make a new push of just those who failed
+    Resend(resend::Args),
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
@@ -58,5 +61,6 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         What::Cancel(which) => orders::cancel(context, which).await,
         What::Rate(args) => orders::rate(context, args).await,
         What::Failures(args) => failures::run(context, args).await,
+        What::Resend(args) => resend::run(context, args).await,
     }
 }

@@ -5,6 +5,7 @@ use super::exit::{Exit, Failure};
 use super::measures::local;
 use super::table::{grouped, plain};
 use super::token::find_account;
+use crate::ledger::LedgerError;
 use crate::scheduler::quotas::{AccountQuotas, EndpointQuota, quotas};
 
 #[derive(Debug, clap::Args)]
@@ -19,7 +20,11 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         Some(name) => Some(find_account(&settings, name)?.name.clone()),
         None => None,
     };
-    let app = context.existing_app().await?;
+    // Asking WeChat counts as a call, which has to be written down; where it cannot be, our own count is told alone.
+    let app = match context.existing_app().await {
+        Err(Failure::Other(error)) if is_read_only(&error) => context.app_to_read().await?,
+        app => app?,
+    };
     let hands = app.hands();
     let views = quotas(hands, only.as_ref()).await?;
     let zone = hands.settings.timezone;
@@ -29,6 +34,10 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     });
     hands.ledger.close().await;
     Ok(Exit::Done)
+}
+
+fn is_read_only(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<LedgerError>()).any(LedgerError::is_read_only)
 }
 
 fn describe(view: &AccountQuotas, zone: chrono_tz::Tz) -> String {

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 use super::context::{Context, exit_of, stop_on_signals, who};
-use super::exit::{Exit, Failure};
+use super::exit::{Exit, Failure, of_run};
 use super::progress::Bars;
 use super::runs::describe;
 use crate::config::nearest;
 use crate::config::settings::{ParamValue, Pipeline, Settings};
 use crate::domain::{PipelineName, RunStatus, StageName};
-use crate::scheduler::conductor::{Confirm, RunError, RunRequest, Trigger, Watch};
+use crate::scheduler::conductor::{Confirm, RunRequest, Trigger, Watch};
 
 /// How often `--wait` looks whether a waiting run may go on, when nobody knows until when it waits.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(30);
@@ -55,7 +55,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let confirm: Option<Box<Confirm>> = if context.is_interactive() && !args.yes { Some(Box::new(ask)) } else { None };
     let view = loop {
         let watch = Watch { progress: &bars, confirm: confirm.as_deref(), stop: &stop };
-        let view = app.conductor.run(&request, &watch).await.map_err(failure)?;
+        let view = app.conductor.run(&request, &watch).await.map_err(of_run)?;
         if view.status != RunStatus::Waiting || !args.wait || stop.is_cancelled() {
             break view;
         }
@@ -140,13 +140,6 @@ pub fn params(pipeline: &Pipeline, given: &[String]) -> Result<BTreeMap<String, 
         params.insert(name.to_owned(), value);
     }
     Ok(params)
-}
-
-fn failure(error: RunError) -> Failure {
-    match error {
-        RunError::Usage(text) => Failure::Usage(text),
-        other => Failure::Other(other.into()),
-    }
 }
 
 /// Asks on the terminal; anything but yes is no.

@@ -54,7 +54,7 @@ struct Line {
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let settings = context.settings()?;
     let zone = settings.timezone;
-    let Some(app) = App::open_existing(settings, context.clock).await? else {
+    let Some(app) = App::open_to_read(settings, context.clock).await? else {
         if let Some(name) = args.run {
             return Err(Failure::Usage(format!("there is no run `{name}`: nothing ran here yet")));
         }

@@ -44,6 +44,26 @@ enum Format {
     Json,
     /// With the SELECT's own types; needs -o
     Parquet,
+    /// One sheet; ids of 64 bits as text; needs -o
+    Xlsx,
+}
+
+impl Format {
+    const ENDINGS: [(&'static str, Self); 4] =
+        [("csv", Self::Csv), ("json", Self::Json), ("parquet", Self::Parquet), ("xlsx", Self::Xlsx)];
+
+    /// The format that a file's ending names.
+    fn of_file(path: &Path) -> Result<Self, Failure> {
+        let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
+        let named = Self::ENDINGS.iter().find(|(own, _)| ending.as_deref() == Some(own));
+        named.map(|(_, format)| *format).ok_or_else(|| {
+            let found = ending.map_or("has no ending".to_owned(), |ending| format!("ends in .{ending}"));
+            Failure::Usage(format!(
+                "{} {found}, which names no format; let it end in .csv, .json, .parquet or .xlsx, or add --format",
+                path.display()
+            ))
+        })
+    }
 }
 
 /// What was written to a file.
@@ -56,7 +76,7 @@ struct Written<'a> {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let format = format(context, &args)?;
-    let app = context.existing_app().await?;
+    let app = context.app_to_read().await?;
     let (hands, stop) = (app.hands(), stop_on_signals());
     let question = Question { sql: &args.sql, format, stop: &stop };
     let done = match &args.output {
@@ -79,21 +99,35 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
 }
 
 fn format(context: &Context, args: &Args) -> Result<Format, Failure> {
-    let ending = args.output.as_deref().and_then(Path::extension).and_then(|ending| ending.to_str());
-    let format = match (args.format, ending) {
+    let format = match (args.format, &args.output) {
         (Some(format), _) => format,
-        (None, Some("csv")) => Format::Csv,
-        (None, Some("json")) => Format::Json,
-        (None, Some("parquet")) => Format::Parquet,
-        (None, _) if context.is_json => Format::Json,
-        (None, _) => Format::Table,
+        (None, Some(path)) => Format::of_file(path)?,
+        (None, None) if context.is_json => Format::Json,
+        (None, None) => Format::Table,
     };
     match (format, &args.output) {
-        (Format::Parquet, None) => Err(Failure::Usage("--format parquet needs a file: add -o FILE".to_owned())),
+        (Format::Parquet | Format::Xlsx, None) => {
+            let name = if format == Format::Parquet { "parquet" } else { "xlsx" };
+            Err(Failure::Usage(format!("--format {name} needs a file: add -o FILE")))
+        }
         (Format::Table | Format::Csv, None) if context.is_json => {
             Err(Failure::Usage("--json prints one JSON document: leave --format out, or add -o FILE".to_owned()))
         }
+        (_, Some(path)) => may_be_written(path).map(|()| format),
         _ => Ok(format),
+    }
+}
+
+/// What can be known before the question is asked.
+fn may_be_written(path: &Path) -> Result<(), Failure> {
+    let refused = |why: &str| Err(Failure::Usage(format!("{} cannot be written: {why}", path.display())));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return refused("its folder is not there");
+    }
+    match path.metadata() {
+        Ok(found) if !found.is_file() => refused("it is there, and is no file; leave -o out to write to stdout"),
+        _ => Ok(()),
     }
 }
 
@@ -104,37 +138,49 @@ struct Question<'a> {
 }
 
 impl Question<'_> {
-    /// Streams the rows in the chosen format, which is not Parquet.
+    /// Streams the rows in the chosen format, which is one of those that are written row by row.
     async fn to(&self, hands: &Hands, out: Box<dyn Write + Send>) -> Result<u64, QueryError> {
         let out = BufWriter::with_capacity(1 << 16, out);
         let sink: Box<dyn RowSink> = match self.format {
             Format::Csv => Box::new(Csv::new(out)),
             Format::Json => Box::new(Json::new(out)),
-            Format::Table | Format::Parquet => Box::new(Plain::new(out)),
+            Format::Table | Format::Parquet | Format::Xlsx => Box::new(Plain::new(out)),
         };
         query::stream(hands, self.sql, self.stop, Shape(sink)).await
     }
 
+    /// The file appears under its name when it is whole and on disk; before, and after an error, what was there stays.
     async fn to_file(&self, hands: &Hands, path: &Path, id: &str) -> Result<u64, QueryError> {
-        if self.format == Format::Parquet {
-            return Ok(query::parquet(hands, self.sql, self.stop, path).await?.rows);
-        }
         let failed = |source| QueryError::Write { path: path.to_owned(), source };
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{id}.tmp"));
-        let aside = path.with_file_name(name);
-        let file = File::create(&aside).map_err(failed)?;
-        let durable = file.try_clone().map_err(failed)?;
-        let rows = self.to(hands, Box::new(file)).await;
-        let placed = match &rows {
-            Ok(_) => durable.sync_all().and_then(|()| std::fs::rename(&aside, path)).map_err(failed),
-            Err(_) => Ok(()),
+        let beside = |ending: &str| {
+            let mut name = path.file_name().unwrap_or_default().to_owned();
+            name.push(format!(".{id}.{ending}"));
+            std::path::absolute(path.with_file_name(name))
         };
+        let (aside, unfinished) = (beside("tmp").map_err(failed)?, beside("parquet.tmp").map_err(failed)?);
+        let rows = self.write(hands, &aside, path).await;
+        let placed = if rows.is_ok() { std::fs::rename(&aside, path).map_err(failed) } else { Ok(()) };
         if rows.is_err() || placed.is_err() {
             // The error that is told is the first one.
             let _ = std::fs::remove_file(&aside);
+            let _ = std::fs::remove_file(&unfinished);
         }
         placed.and(rows)
+    }
+
+    async fn write(&self, hands: &Hands, aside: &Path, path: &Path) -> Result<u64, QueryError> {
+        let failed = |source| QueryError::Write { path: path.to_owned(), source };
+        match self.format {
+            Format::Parquet => Ok(query::parquet(hands, self.sql, self.stop, aside).await?.rows),
+            Format::Xlsx => query::xlsx(hands, self.sql, self.stop, aside).await,
+            Format::Table | Format::Csv | Format::Json => {
+                let file = File::create(aside).map_err(failed)?;
+                let durable = file.try_clone().map_err(failed)?;
+                let rows = self.to(hands, Box::new(file)).await?;
+                durable.sync_all().map_err(failed)?;
+                Ok(rows)
+            }
+        }
     }
 }
 

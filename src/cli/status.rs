@@ -11,6 +11,7 @@ use super::words::{between, local, plural, span};
 use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::RunStatus;
+use crate::ledger::EVERY_ACCOUNT;
 use crate::scheduler::status::{DataAge, StatusView};
 use crate::scheduler::view::RunView;
 
@@ -20,7 +21,7 @@ pub struct Args {}
 pub async fn run(context: &Context, _args: Args) -> Result<Exit, Failure> {
     let settings = context.settings()?;
     let (zone, now) = (settings.timezone, context.clock.now());
-    let app = App::open_existing(settings.clone(), context.clock).await?;
+    let app = App::open_to_read(settings.clone(), context.clock).await?;
     let ledger = app.as_ref().map(|app| &app.hands().ledger);
     let view = StatusView::of(&settings, ledger, now).await?;
     if let Some(ledger) = ledger {
@@ -32,6 +33,15 @@ pub async fn run(context: &Context, _args: Args) -> Result<Exit, Failure> {
 
 fn describe(view: &StatusView, zone: Tz) -> String {
     let mut text = format!("workspace {}, {}", view.workspace, local(view.at, zone));
+    for freeze in &view.frozen {
+        let (name, thaw) = match freeze.account.as_str() {
+            EVERY_ACCOUNT => ("every account".to_owned(), "lianbo thaw".to_owned()),
+            account => (format!("account `{account}`"), format!("lianbo thaw {account}")),
+        };
+        let since = local(freeze.at, zone);
+        let _ =
+            write!(text, "\n\n{name} is frozen since {since}, by {}: nothing is sent; `{thaw}` lifts it", freeze.who);
+    }
     if view.has_run {
         if !view.data.is_empty() {
             let rows = view.data.iter().map(|age| data_row(age, zone));

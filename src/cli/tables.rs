@@ -17,7 +17,7 @@ pub struct Args {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let settings = context.settings()?;
-    let app = App::open_existing(settings.clone(), context.clock).await?;
+    let app = App::open_to_read(settings.clone(), context.clock).await?;
     let ledger = app.as_ref().map(|app| &app.hands().ledger);
     match args.describe {
         None => {

@@ -70,7 +70,7 @@ async fn show(context: &Context, which: Which) -> Result<Exit, Failure> {
     let settings = context.settings()?;
     let account = find_account(&settings, &which.account)?.clone();
     let zone = settings.timezone;
-    let stored = match App::open_existing(settings, context.clock).await? {
+    let stored = match App::open_to_read(settings, context.clock).await? {
         None => None,
         Some(app) => {
             let stored = app.hands().wechat(&account.name).stored_token().await?;

@@ -372,6 +372,7 @@ pub const TABLES: &[TableSpec] = &[
             RUN_ID,
             PIPELINE,
             STAGE,
+            column("name", Text, "the stage again, as `run --json` calls it"),
             column("kind", Text, "kind of the stage"),
             column("status", Text, "pending, running, waiting, halted, failed, partial, succeeded, skipped"),
             column("rows_in", Integer, "rows read"),

@@ -38,7 +38,34 @@ impl Session {
             .connection
             .query_row(&format!("select json_serialize_sql({})", text(sql)), [], |row| row.get(0))
             .map_err(|error| EngineError::in_sql(&error, sql, 0))?;
-        let tree: Value = serde_json::from_str(&tree)
+        SqlFacts::of_tree(&tree)
+    }
+
+    /// The same for many, in their order: asked for together, each costs a sixth of what it costs alone.
+    pub fn inspect_all(&self, sqls: &[&str]) -> Vec<Result<SqlFacts, EngineError>> {
+        match self.trees(sqls) {
+            Ok(trees) if trees.len() == sqls.len() => trees.iter().map(|tree| SqlFacts::of_tree(tree)).collect(),
+            // One that the parser chokes on must not be told of the others.
+            _ => sqls.iter().map(|sql| self.inspect(sql)).collect(),
+        }
+    }
+
+    fn trees(&self, sqls: &[&str]) -> Result<Vec<String>, duckdb::Error> {
+        if sqls.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<String> = sqls.iter().enumerate().map(|(at, sql)| format!("({at}, {})", text(sql))).collect();
+        let query =
+            format!("select json_serialize_sql(sql) from (values {}) as t(at, sql) order by at", rows.join(", "));
+        let mut statement = self.connection.prepare(&query)?;
+        let trees = statement.query_map([], |row| row.get(0))?;
+        trees.collect()
+    }
+}
+
+impl SqlFacts {
+    fn of_tree(tree: &str) -> Result<Self, EngineError> {
+        let tree: Value = serde_json::from_str(tree)
             .map_err(|error| EngineError::Sql { message: error.to_string(), offset: None })?;
         if tree["error"].as_bool() == Some(true) {
             let message = tree["error_message"].as_str().unwrap_or("not a SELECT").to_owned();
@@ -50,7 +77,7 @@ impl Session {
             let message = format!("found {statements} statements; exactly one SELECT is accepted");
             return Err(EngineError::Sql { message, offset: None });
         }
-        let mut facts = SqlFacts::default();
+        let mut facts = Self::default();
         collect(&tree["statements"][0], &mut Vec::new(), &mut facts);
         let modifiers = tree["statements"][0]["node"]["modifiers"].as_array();
         facts.is_ordered = modifiers.is_some_and(|all| all.iter().any(|one| one["type"] == "ORDER_MODIFIER"));
@@ -121,6 +148,12 @@ const CLOCK_FUNCTIONS: [&str; 9] = [
     "current_localtime",
 ];
 const CLOCK_WORDS: [&str; 5] = ["current_date", "current_timestamp", "current_time", "localtimestamp", "localtime"];
+
+/// The file, folder or address that a confined session was kept from.
+pub(super) fn kept_from(message: &str) -> Option<&str> {
+    let rest = message.split_once("Permission Error: Cannot access ")?.1;
+    rest.split('"').nth(1)
+}
 
 /// The byte offset in `sql` that DuckDB's `LINE n: …` and caret point to; `prefix_lines` lines stood before the SQL.
 pub(super) fn caret_offset(message: &str, sql: &str, prefix_lines: usize) -> Option<usize> {

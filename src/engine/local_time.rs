@@ -17,6 +17,19 @@ pub fn local_time_macros(timezone: Tz) -> String {
     )
 }
 
+/// The statement that creates `utc_time(ts)`: a wall clock's time in the workspace's zone as UTC. A time that came twice is
+/// the earlier one; one that never came is as the clock went on.
+pub fn utc_time_macro(timezone: Tz) -> String {
+    let steps = offset_steps(timezone);
+    let mut by_wall_clock = vec![steps[0]];
+    by_wall_clock.extend(steps.windows(2).map(|pair| {
+        let ((_, before), (at, after)) = (pair[0], pair[1]);
+        (at + chrono::TimeDelta::seconds(before.into()), after)
+    }));
+    let offset = tree(&by_wall_clock);
+    format!("create or replace macro utc_time(ts) as (cast(ts as timestamp) - to_seconds({offset}));\n")
+}
+
 /// The seconds east of UTC from each instant on; the first step holds since ever.
 fn offset_steps(timezone: Tz) -> Vec<(DateTime<Utc>, i32)> {
     const DAY: i64 = 86_400;
@@ -61,5 +74,57 @@ fn tree(steps: &[(DateTime<Utc>, i32)]) -> String {
                 tree(after)
             )
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Values;
+    use crate::engine::{Engine, Params};
+
+    /// Times as they come out, as texts.
+    fn asked(timezone: Tz, expressions: &[&str]) -> Vec<String> {
+        let session = Engine::new("100MB", 1, "spill", timezone).session().unwrap();
+        session.run(&utc_time_macro(timezone)).unwrap();
+        let items: Vec<String> = expressions.iter().map(|one| format!("select cast({one} as varchar) as t")).collect();
+        let rows = session.query(&items.join(" union all "), &Params::new()).unwrap();
+        match &rows.columns[0].1 {
+            Values::Text(values) => values.iter().flatten().cloned().collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_wall_clock_and_utc_are_each_others_inverse_also_when_clocks_change() {
+        let asked = asked(
+            chrono_tz::Europe::Berlin,
+            &[
+                "utc_time(timestamp '2026-07-01 12:00:00')",
+                "utc_time(timestamp '2026-10-25 01:59:59')",
+                "utc_time(timestamp '2026-10-25 02:30:00')",
+                "utc_time(timestamp '2026-10-25 03:00:00')",
+                "utc_time(timestamp '2026-03-29 01:59:59')",
+                "utc_time(timestamp '2026-03-29 03:00:00')",
+                "utc_time(local_time(timestamp '2026-12-24 18:00:00'))",
+            ],
+        );
+        assert_eq!(
+            asked,
+            [
+                "2026-07-01 10:00:00",
+                "2026-10-24 23:59:59",
+                "2026-10-25 00:30:00",
+                "2026-10-25 02:00:00",
+                "2026-03-29 00:59:59",
+                "2026-03-29 01:00:00",
+                "2026-12-24 18:00:00"
+            ]
+        );
+    }
+
+    #[test]
+    fn shanghai_is_eight_hours_ahead() {
+        assert_eq!(asked(chrono_tz::Asia::Shanghai, &["utc_time(date '2026-11-24')"]), ["2026-11-23 16:00:00"]);
     }
 }

@@ -1,5 +1,6 @@
 //! One connection of DuckDB with its tables: bind, copy into a part, query.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use chrono::NaiveDate;
@@ -55,6 +56,8 @@ pub struct Written {
 /// A connection with its tables. Blocking.
 pub struct Session {
     pub(super) connection: duckdb::Connection,
+    /// The parts of its tables.
+    parts: RefCell<Vec<PathBuf>>,
 }
 
 impl Engine {
@@ -79,7 +82,7 @@ impl Engine {
             .or_else(|_| connection.execute_batch("select 1"))
             .map_err(open)?;
         connection.execute_batch(&self.macros).map_err(open)?;
-        Ok(Session { connection })
+        Ok(Session { connection, parts: RefCell::default() })
     }
 }
 
@@ -94,7 +97,9 @@ impl Session {
         if source.parts.is_empty() {
             return self.run(&format!("create or replace view {name} as {}", empty_select(&source.columns)));
         }
-        self.run(&format!("create or replace view {name} as {}", scan(&source.columns, &source.parts)))
+        self.run(&format!("create or replace view {name} as {}", scan(&source.columns, &source.parts)))?;
+        self.parts.borrow_mut().extend_from_slice(&source.parts);
+        Ok(())
     }
 
     /// Runs statements that give no rows.
@@ -133,14 +138,14 @@ impl Session {
     ///
     /// [`EngineError::Sql`], [`EngineError::Write`], [`EngineError::UnknownParameter`].
     pub fn copy(&self, sql: &str, params: &Params, target: &Path) -> Result<Written, EngineError> {
-        let unfinished = target.with_extension("parquet.tmp");
+        let unfinished = unfinished(target);
         let write_error = |source| EngineError::Write { path: target.to_owned(), source };
         if let Some(folder) = target.parent() {
             std::fs::create_dir_all(folder).map_err(write_error)?;
         }
         let select = sql.trim_end().trim_end_matches(';');
         let copy = format!(
-            "copy (\n{select}\n) to {} (format parquet, compression zstd, row_group_size 65536)",
+            "copy (\n{select}\n) to {} (format parquet, compression zstd, row_group_size 65536, use_tmp_file false)",
             text(&unfinished.to_string_lossy())
         );
         let rows = self.changed_rows(&copy, sql, params)?;
@@ -191,15 +196,17 @@ impl Session {
         Ok(u64::try_from(number).unwrap_or(0))
     }
 
-    /// Confines the session to reading below `folders`, for SQL that somebody types: no other file, no network, no setting.
+    /// Confines the session to what it was given so far, before SQL that somebody else wrote is run: it reads the parts of
+    /// its tables, writes what is to be copied to `targets`, spills, and reaches no other file, no network and no setting.
     ///
     /// # Errors
     ///
-    /// [`EngineError::Sql`].
-    pub fn confine(&self, folders: &[PathBuf]) -> Result<(), EngineError> {
-        let folders: Vec<String> =
-            folders.iter().map(|folder| text(&format!("{}/", folder.to_string_lossy()))).collect();
-        self.run(&format!("set allowed_directories = [{}]", folders.join(", ")))?;
+    /// [`EngineError::Sql`]; the SQL must not be run then.
+    pub fn confine(&self, targets: &[&Path]) -> Result<(), EngineError> {
+        let parts = self.parts.borrow();
+        let unfinished: Vec<PathBuf> = targets.iter().map(|target| unfinished(target)).collect();
+        let allowed: Vec<String> = parts.iter().chain(&unfinished).map(|path| text(&path.to_string_lossy())).collect();
+        self.run(&format!("set allowed_paths = [{}]", allowed.join(", ")))?;
         self.run("set enable_external_access = false")?;
         self.run("set lock_configuration = true")
     }
@@ -230,6 +237,11 @@ impl Session {
     }
 }
 
+/// Where a part is written before it is whole.
+fn unfinished(target: &Path) -> PathBuf {
+    target.with_extension("parquet.tmp")
+}
+
 fn scan(columns: &[(String, String)], parts: &[PathBuf]) -> String {
     let files: Vec<String> = parts.iter().map(|part| text(&part.to_string_lossy())).collect();
     let select = if columns.is_empty() {
@@ -254,4 +266,69 @@ pub fn quoted(name: &str) -> String {
 /// A text as SQL quotes it.
 pub fn text(value: &str) -> String {
     format!("'{}'", value.replace('\'', "''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(folder: &Path) -> Session {
+        Engine::new("100MB", 2, folder.join("spill"), chrono_tz::UTC).session().unwrap()
+    }
+
+    fn table(folder: &Path, name: &str, sql: &str) -> TableSource {
+        let part = folder.join(format!("{name}.parquet"));
+        session(folder).copy(sql, &Params::new(), &part).unwrap();
+        TableSource { name: name.to_owned(), columns: Vec::new(), parts: vec![part] }
+    }
+
+    #[test]
+    fn a_confined_session_reads_its_tables_writes_its_target_and_spills() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = table(folder.path(), "own", "select i, md5(cast(i as varchar)) as hash from range(3000000) as t(i)");
+        let session = session(folder.path());
+        session.add_table(&own).unwrap();
+        let target = folder.path().join("made/part.parquet");
+        session.confine(&[&target]).unwrap();
+        let sql = "select * from own order by hash, i";
+        assert_eq!(session.copy(sql, &Params::new(), &target).unwrap().rows, 3_000_000);
+        // A process that was killed may have left something under the unfinished name.
+        std::fs::write(unfinished(&target), "half").unwrap();
+        assert_eq!(session.copy("select 1 as a", &Params::new(), &target).unwrap().rows, 1);
+    }
+
+    #[test]
+    fn a_confined_session_reaches_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = table(folder.path(), "own", "select 1 as a");
+        let other = table(folder.path(), "other", "select 1 as a");
+        let other = other.parts[0].to_string_lossy().into_owned();
+        let note = folder.path().join("note.csv");
+        std::fs::write(&note, "a,b\n1,2\n").unwrap();
+        let session = session(folder.path());
+        session.add_table(&own).unwrap();
+        session.confine(&[]).unwrap();
+        let note = note.to_string_lossy().into_owned();
+        for sql in [
+            format!("select * from read_csv('{note}')"),
+            format!("select * from read_text('{note}')"),
+            format!("select * from '{note}'"),
+            format!("select * from glob('{}/*')", folder.path().to_string_lossy()),
+            format!("select * from read_parquet('{other}')"),
+            format!("select * from parquet_schema('{other}')"),
+            format!("select * from sniff_csv('{note}')"),
+            format!("copy (select 1) to '{note}'"),
+            format!("attach '{note}.db' as elsewhere"),
+            "install httpfs".to_owned(),
+            "load httpfs".to_owned(),
+            "set threads = 4".to_owned(),
+            "reset lock_configuration".to_owned(),
+            "set enable_external_access = true".to_owned(),
+            "select * from read_csv('http://127.0.0.1:1/a.csv')".to_owned(),
+        ] {
+            assert!(session.run(&sql).is_err(), "{sql}");
+        }
+        assert_eq!(std::fs::read_to_string(note).unwrap(), "a,b\n1,2\n");
+        assert_eq!(session.count("select count(*) from own", &Params::new()).unwrap(), 1);
+    }
 }

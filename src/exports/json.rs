@@ -128,6 +128,14 @@ impl<'a> Keys<'a> {
             }
             pieces.pass()?;
         }
+        if seen == 0 && format == Format::Json && !pieces.is_array() {
+            let reason = "it is empty; an export without anybody is []";
+            return Err(ExportError::BrokenJson { file: job.path.to_owned(), line: 1, reason });
+        }
+        if seen > 0 && header.is_empty() {
+            let reason = "none of its first rows is an object";
+            return Err(ExportError::BrokenJson { file: job.path.to_owned(), line: 1, reason });
+        }
         if seen == 0 {
             header = asked_for(job.options);
         }

@@ -68,10 +68,13 @@ pub(super) fn cleaned_names<'a>(cells: impl Iterator<Item = &'a str>) -> Vec<Str
     cells.enumerate().map(named).collect()
 }
 
-/// Text without white space of any width (U+3000 too), byte order marks and invisible joiners at its ends.
+/// Text without white space of any width (U+3000 too), control characters, byte order marks and invisible joiners at its
+/// ends.
 pub(super) fn trimmed(text: &str) -> &str {
     text.trim_matches(|c: char| {
-        c.is_whitespace() || matches!(c, '\u{FEFF}' | '\u{200B}' | '\u{200C}' | '\u{200D}' | '\u{2060}')
+        c.is_whitespace()
+            || c.is_control()
+            || matches!(c, '\u{FEFF}' | '\u{200B}' | '\u{200C}' | '\u{200D}' | '\u{2060}')
     })
 }
 
@@ -172,7 +175,7 @@ mod tests {
 
     #[test]
     fn ids_lose_every_kind_of_space_and_words_for_nothing() {
-        assert_eq!(cleaned_id("\u{FEFF}\u{3000} oA1\u{200B}\t"), Some("oA1"));
+        assert_eq!(cleaned_id("\u{FEFF}\u{3000} oA1\u{200B}\t\0"), Some("oA1"));
         for nothing in ["", " \u{3000}", "NULL", "null", "\\N"] {
             assert_eq!(cleaned_id(nothing), None);
         }

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use super::utf16::Utf16;
 use super::{Compression, ExportError};
 
 /// A row longer than this is no row of an export.
@@ -60,8 +61,19 @@ impl Source {
             line: 1,
         };
         source.reach(4)?;
+        source.read_utf16()?;
         source.refuse_foreign()?;
         Ok(source)
+    }
+
+    /// Text in UTF-16, as Excel saves "Unicode text", is turned into UTF-8 on its way in.
+    fn read_utf16(&mut self) -> Result<(), ExportError> {
+        let Some(encoding) = Utf16::encoding_of(self.window()) else { return Ok(()) };
+        let begun = io::Cursor::new(self.window().to_vec());
+        let reader = std::mem::replace(&mut self.reader, Box::new(io::empty()));
+        self.reader = Box::new(Utf16::new(begun.chain(reader), encoding));
+        (self.at, self.filled, self.ended) = (0, 0, false);
+        self.reach(4).map(drop)
     }
 
     pub(super) fn file(&self) -> &Path {
@@ -156,7 +168,6 @@ impl Source {
             [0x1F, 0x8B, ..] => ("gzip data", "let its name end in .gz"),
             [0x28, 0xB5, 0x2F, 0xFD, ..] => ("zstd data", "let its name end in .zst"),
             [b'P', b'A', b'R', b'1', ..] => ("Parquet", "let its name end in .parquet"),
-            [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => ("UTF-16 text", "save it as UTF-8 or GB18030"),
             _ => return Ok(()),
         };
         Err(ExportError::Mislabelled { file: self.file.clone(), holds, instead })

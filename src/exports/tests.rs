@@ -209,7 +209,7 @@ fn packed_files_read_as_plain_ones_and_cut_off_ones_fail() {
 
 #[test]
 fn a_file_that_is_not_what_its_name_says_is_refused() {
-    for content in [&b"PK\x03\x04rest"[..], &gzip(b"openid\n"), b"\xFF\xFEo\0p\0", b"PAR1"] {
+    for content in [&b"PK\x03\x04rest"[..], &gzip(b"openid\n"), b"PAR1"] {
         assert!(matches!(read("u.csv", content), Err(ExportError::Mislabelled { .. })));
     }
     assert!(matches!(read("u.parquet", "PAR1"), Err(ExportError::ForTheEngine { .. })));

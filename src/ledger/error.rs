@@ -10,6 +10,23 @@ use sqlx::error::DatabaseError;
 pub enum LedgerError {
     #[error("cannot create the ledger {}", path.display())]
     Create { path: PathBuf, source: std::io::Error },
+    #[error("the ledger {} cannot be read by this user{}", path.display(), owner(source))]
+    Unopened { path: PathBuf, source: std::io::Error },
+    /// What is to be done writes to the ledger.
+    #[error(
+        "this needs to write to the ledger {}, which cannot be written: its folder must be writable too, for SQLite's \
+         -wal and -shm files; do it as a user who may write there",
+        path.display()
+    )]
+    Unwritable { path: PathBuf, source: sqlx::Error },
+    #[error("cannot {doing}: the ledger can only be read here; do it as a user who may write to its folder")]
+    ReadOnly { doing: &'static str, source: sqlx::Error },
+    #[error(
+        "the ledger {} is of version {found} and has to be brought to version {known} first, but it cannot be written \
+         here; `lianbo status` by a user who may write to its folder does it",
+        path.display()
+    )]
+    Older { path: PathBuf, found: i64, known: i64 },
     #[error("the ledger {} is of version {found}; this program knows versions up to {known}", path.display())]
     Newer { path: PathBuf, found: i64, known: i64 },
     #[error("cannot {doing}: the disk is full")]
@@ -40,6 +57,11 @@ impl LedgerError {
         matches!(self, Self::Busy { .. })
     }
 
+    /// Whether the ledger, or its folder, cannot be written by this user.
+    pub fn is_read_only(&self) -> bool {
+        matches!(self, Self::ReadOnly { .. } | Self::Unwritable { .. })
+    }
+
     /// Whether the disk was full: nothing was written, and nothing may be sent until something can be.
     pub fn is_disk_full(&self) -> bool {
         match self {
@@ -62,6 +84,7 @@ impl<T> Doing<T> for Result<T, sqlx::Error> {
         self.map_err(|source| match primary_code(&source) {
             Some(Primary::Full) => LedgerError::DiskFull { doing, source },
             Some(Primary::Busy) => LedgerError::Busy { doing, source },
+            Some(Primary::ReadOnly) => LedgerError::ReadOnly { doing, source },
             None => LedgerError::Statement { doing, source },
         })
     }
@@ -70,13 +93,26 @@ impl<T> Doing<T> for Result<T, sqlx::Error> {
 enum Primary {
     Full,
     Busy,
+    ReadOnly,
+}
+
+/// Why nobody else may read it, where that is why.
+fn owner(source: &std::io::Error) -> &'static str {
+    if source.kind() == std::io::ErrorKind::PermissionDenied {
+        ": access tokens are in it, so that only its owner may; run this as its owner, or let the owner grant it"
+    } else {
+        ""
+    }
 }
 
 /// SQLite's result codes: the low byte is the kind, the rest the circumstance.
 fn primary_code(error: &sqlx::Error) -> Option<Primary> {
     const SQLITE_BUSY: i32 = 5;
     const SQLITE_LOCKED: i32 = 6;
+    const SQLITE_READONLY: i32 = 8;
     const SQLITE_FULL: i32 = 13;
+    /// The file is there when this room opens it: what cannot be opened is the log or the index beside it.
+    const SQLITE_CANTOPEN: i32 = 14;
     /// The shared-memory file could not grow: the disk is full in WAL's own words.
     const SQLITE_IOERR_SHMSIZE: i32 = 10 | (19 << 8);
     if let sqlx::Error::PoolTimedOut = error {
@@ -87,6 +123,7 @@ fn primary_code(error: &sqlx::Error) -> Option<Primary> {
         SQLITE_IOERR_SHMSIZE => Some(Primary::Full),
         _ => match code & 0xff {
             SQLITE_BUSY | SQLITE_LOCKED => Some(Primary::Busy),
+            SQLITE_READONLY | SQLITE_CANTOPEN => Some(Primary::ReadOnly),
             SQLITE_FULL => Some(Primary::Full),
             _ => None,
         },

@@ -8,18 +8,35 @@ use super::LedgerError;
 use super::error::Doing;
 
 /// The steps, in order; a step that was released is never changed.
-const MIGRATIONS: [(i64, &str); 3] = [
+const MIGRATIONS: [(i64, &str); 4] = [
     (1, include_str!("migrations/0001_ledger.sql")),
     (2, include_str!("migrations/0002_send_rows.sql")),
     (3, include_str!("migrations/0003_callbacks.sql")),
+    (4, include_str!("migrations/0004_control.sql")),
 ];
+
+/// The version that this program makes.
+pub(super) fn newest() -> i64 {
+    MIGRATIONS.last().map_or(0, |(version, _)| *version)
+}
+
+/// The version of a ledger; 0 while it is being made.
+pub(super) async fn version(readers: &SqlitePool) -> Result<i64, sqlx::Error> {
+    let tables: i64 = sqlx::query_scalar("select count(*) from sqlite_master where name = 'schema_versions'")
+        .fetch_one(readers)
+        .await?;
+    if tables == 0 {
+        return Ok(0);
+    }
+    sqlx::query_scalar("select coalesce(max(version), 0) from schema_versions").fetch_one(readers).await
+}
 
 /// # Errors
 ///
 /// [`LedgerError::Newer`] for a file that a later version of the program wrote: nothing is touched then.
 pub(super) async fn migrate(writer: &SqlitePool, path: &Path) -> Result<(), LedgerError> {
     const DOING: &str = "bring the ledger's tables up to date";
-    let known = MIGRATIONS.last().map_or(0, |(version, _)| *version);
+    let known = newest();
     let mut tx = writer.begin_with("begin immediate").await.doing(DOING)?;
     sqlx::query("create table if not exists schema_versions (version integer primary key)")
         .execute(&mut *tx)

@@ -5,12 +5,23 @@ use super::error::Doing;
 use super::sql::Columns;
 use super::{AuditEntry, Ledger, LedgerError, Push, WriteTx};
 use crate::clock::{Timestamp, to_micros};
+use crate::domain::RunId;
 
 /// Who orders, and when.
 #[derive(Debug, Clone, Copy)]
 pub struct Order<'a> {
     pub who: &'a str,
     pub at: Timestamp,
+}
+
+/// Of the messages that were accepted: what their finish events say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct DeliveredCounts {
+    pub success: u64,
+    pub blocked: u64,
+    pub failed: u64,
+    /// No event came yet.
+    pub unknown: u64,
 }
 
 impl Ledger {
@@ -84,6 +95,101 @@ impl Ledger {
         Ok(true)
     }
 
+    /// Approves exactly what has this hash; whether it is the hash of what would be sent, the caller knows. False when the
+    /// push is over.
+    pub async fn order_approval(&self, push: &Push, hash: &str, order: Order<'_>) -> Result<bool, LedgerError> {
+        const DOING: &str = "approve a push";
+        let mut tx = self.begin(DOING).await?;
+        let done = sqlx::query(
+            "update pushes set approved_by = $1, approved_at = $2, approved_hash = $3
+             where key = $4 and ended_at is null",
+        )
+        .bind(order.who)
+        .bind(to_micros(order.at))
+        .bind(hash)
+        .bind(push.key)
+        .execute(&mut *tx)
+        .await
+        .doing(DOING)?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        audit(&mut tx, push, order, ("push approve", format!("{}: {hash}", push.stage))).await?;
+        tx.commit().await.doing(DOING)?;
+        Ok(true)
+    }
+
+    /// Links a run's push of the same stage to the one whose failures it sends to again.
+    pub async fn record_resend(
+        &self,
+        run_id: &RunId,
+        of: &Push,
+        order: Order<'_>,
+        detail: String,
+    ) -> Result<(), LedgerError> {
+        const DOING: &str = "link a push to the one before";
+        let mut tx = self.begin(DOING).await?;
+        let name = format!("{}/{}", of.run_id, of.stage);
+        sqlx::query("insert into resends (run_id, stage, of_push) values ($1, $2, $3)")
+            .bind(run_id.as_str())
+            .bind(of.stage.as_str())
+            .bind(&name)
+            .execute(&mut *tx)
+            .await
+            .doing(DOING)?;
+        let entry = AuditEntry {
+            at: order.at,
+            who: order.who.to_owned(),
+            command: "push resend".to_owned(),
+            run_id: Some(run_id.clone()),
+            detail: format!("{name}: {detail}"),
+        };
+        super::audit::insert(&mut tx, &entry).await?;
+        tx.commit().await.doing(DOING)
+    }
+
+    /// The runs whose pushes sent again to the failures of a push.
+    pub async fn resends_of(&self, push: &Push) -> Result<Vec<RunId>, LedgerError> {
+        let rows = sqlx::query("select run_id from resends where of_push = $1 and stage = $2 order by run_id")
+            .bind(format!("{}/{}", push.run_id, push.stage))
+            .bind(push.stage.as_str())
+            .fetch_all(&self.readers)
+            .await
+            .doing("look up who was sent to again")?;
+        super::sql::read_all(rows, |row| Ok(RunId::new(row.text("run_id")?)))
+    }
+
+    /// The push whose failures a push sends to again, as `RUN/STAGE`.
+    pub async fn resend_of(&self, push: &Push) -> Result<Option<String>, LedgerError> {
+        sqlx::query_scalar("select of_push from resends where run_id = $1 and stage = $2")
+            .bind(push.run_id.as_str())
+            .bind(push.stage.as_str())
+            .fetch_optional(&self.readers)
+            .await
+            .doing("look up which push is sent again")
+    }
+
+    /// What WeChat said became of the messages of a push that it accepted.
+    pub async fn delivered_counts(&self, push_key: i64) -> Result<DeliveredCounts, LedgerError> {
+        let row = sqlx::query(
+            "select count(*) filter (where delivered = 'success') as success,
+                 count(*) filter (where delivered = 'blocked') as blocked,
+                 count(*) filter (where delivered = 'failed') as failed,
+                 count(*) filter (where delivered is null) as unknown
+             from deliveries where push_key = $1 and state = 'sent'",
+        )
+        .bind(push_key)
+        .fetch_one(&self.readers)
+        .await
+        .doing("count what was delivered")?;
+        Ok(DeliveredCounts {
+            success: row.count("success")?,
+            blocked: row.count("blocked")?,
+            failed: row.count("failed")?,
+            unknown: row.count("unknown")?,
+        })
+    }
+
     /// Messages of a push that were accepted at `from` or later.
     pub async fn sent_since(&self, push_key: i64, from: Timestamp) -> Result<u64, LedgerError> {
         let row = sqlx::query("select count(*) as n from deliveries where push_key = $1 and sent_at >= $2")
@@ -130,6 +236,19 @@ mod tests {
         assert_eq!((run.status, run.reason.as_deref()), (RunStatus::Waiting, Some("resumed")));
         let orders: Vec<String> = house.ledger.audit(9).await.unwrap().into_iter().map(|entry| entry.command).collect();
         assert_eq!(orders, ["push resume", "push pause"]);
+    }
+
+    #[tokio::test]
+    async fn an_approval_is_of_a_hash_and_may_be_taken_back() {
+        let house = House::new().await;
+        let push = house.push("r1", 10).await;
+        let order = Order { who: "ada", at: at(5) };
+        assert!(house.ledger.order_approval(&push, "cafe", order).await.unwrap());
+        let approved = house.reload(&push).await;
+        assert_eq!((approved.approved_by.as_deref(), approved.approved_hash.as_deref()), (Some("ada"), Some("cafe")));
+        assert_eq!(house.ledger.audit(1).await.unwrap()[0].detail, "push: cafe");
+        house.ledger.void_approval(&house.lease, push.key).await.unwrap();
+        assert_eq!(house.reload(&push).await.approved_by, None);
     }
 
     #[tokio::test]

@@ -44,6 +44,10 @@ pub struct Push {
     pub is_test: bool,
     pub approved_by: Option<String>,
     pub approved_at: Option<Timestamp>,
+    /// What was approved: anything else waits for approval again.
+    pub approved_hash: Option<String>,
+    /// The stop switch that holds it: its account, or `*`.
+    pub frozen: Option<String>,
     pub first_send_at: Option<Timestamp>,
     pub started_at: Option<Timestamp>,
     pub ended_at: Option<Timestamp>,
@@ -122,7 +126,8 @@ impl Growth {
 const SELECT: &str = "select key, run_id, pipeline, stage, account, template_id, set_hash, set_path, message_hash,
     messages_path, frozen_at, recipients, state, reason, sent, failed, skipped, held, unconfirmed, claimed, claimed_to,
     rest_reason, rate_override, is_paused, is_test, approved_by, approved_at, first_send_at, started_at, ended_at,
-    halted_errcode, archived_path from pushes";
+    halted_errcode, archived_path, approved_hash,
+    (select max(freezes.account) from freezes where freezes.account in (pushes.account, '*')) as frozen from pushes";
 
 impl Ledger {
     /// Makes the push of a run's stage, `pending`, or returns the one there is: a stage pushes one set once.
@@ -215,7 +220,7 @@ impl Ledger {
         tx.commit().await.doing(DOING)
     }
 
-    /// Names the rendered messages of a push. Other messages than were approved void the approval.
+    /// Names the rendered messages of a push.
     pub async fn set_messages(
         &self,
         lease: &Lease,
@@ -225,18 +230,13 @@ impl Ledger {
     ) -> Result<(), LedgerError> {
         const DOING: &str = "name a push's messages";
         let mut tx = self.begin_held(lease, DOING).await?;
-        sqlx::query(
-            "update pushes set approved_by = case when message_hash = $1 then approved_by end,
-                 approved_at = case when message_hash = $1 then approved_at end,
-                 message_hash = $1, messages_path = $2
-             where key = $3",
-        )
-        .bind(message_hash)
-        .bind(messages_path)
-        .bind(push_key)
-        .execute(&mut *tx)
-        .await
-        .doing(DOING)?;
+        sqlx::query("update pushes set message_hash = $1, messages_path = $2 where key = $3")
+            .bind(message_hash)
+            .bind(messages_path)
+            .bind(push_key)
+            .execute(&mut *tx)
+            .await
+            .doing(DOING)?;
         tx.commit().await.doing(DOING)
     }
 
@@ -295,48 +295,16 @@ impl Ledger {
         tx.commit().await.doing(DOING)
     }
 
-    /// Orders a push to pause or to go on. Needs no lease: a person orders it while a worker sends.
-    pub async fn pause_push(&self, push_key: i64, is_paused: bool) -> Result<(), LedgerError> {
-        sqlx::query("update pushes set is_paused = $1 where key = $2")
-            .bind(is_paused)
+    /// Takes an approval back: what was approved is no longer what would be sent.
+    pub async fn void_approval(&self, lease: &Lease, push_key: i64) -> Result<(), LedgerError> {
+        const DOING: &str = "take back the approval of a push";
+        let mut tx = self.begin_held(lease, DOING).await?;
+        sqlx::query("update pushes set approved_by = null, approved_at = null, approved_hash = null where key = $1")
             .bind(push_key)
-            .execute(&self.writer)
+            .execute(&mut *tx)
             .await
-            .doing("pause a push")?;
-        Ok(())
-    }
-
-    /// Orders another rate, in sends a second; `None` goes back to the configured one.
-    pub async fn set_push_rate(&self, push_key: i64, per_second: Option<f64>) -> Result<(), LedgerError> {
-        sqlx::query("update pushes set rate_override = $1 where key = $2")
-            .bind(per_second)
-            .bind(push_key)
-            .execute(&self.writer)
-            .await
-            .doing("order a push's rate")?;
-        Ok(())
-    }
-
-    /// Approves a push whose messages still have this hash; false when they have another.
-    pub async fn approve_push(
-        &self,
-        push_key: i64,
-        message_hash: &str,
-        who: &str,
-        now: Timestamp,
-    ) -> Result<bool, LedgerError> {
-        let done = sqlx::query(
-            "update pushes set approved_by = $1, approved_at = $2
-             where key = $3 and message_hash = $4 and ended_at is null",
-        )
-        .bind(who)
-        .bind(to_micros(now))
-        .bind(push_key)
-        .bind(message_hash)
-        .execute(&self.writer)
-        .await
-        .doing("approve a push")?;
-        Ok(done.rows_affected() == 1)
+            .doing(DOING)?;
+        tx.commit().await.doing(DOING)
     }
 
     /// `tail` is one of the constants above; what comes from outside is bound.
@@ -374,6 +342,8 @@ fn read_push(row: &SqliteRow) -> Result<Push, LedgerError> {
         is_test: row.read("is_test")?,
         approved_by: row.optional_text("approved_by")?,
         approved_at: row.optional_time("approved_at")?,
+        approved_hash: row.optional_text("approved_hash")?,
+        frozen: row.optional_text("frozen")?,
         first_send_at: row.optional_time("first_send_at")?,
         started_at: row.optional_time("started_at")?,
         ended_at: row.optional_time("ended_at")?,
@@ -409,30 +379,5 @@ mod tests {
         assert_eq!(house.push_again("r1", 99).await, push);
         assert_eq!(house.ledger.latest_pushes(5).await.unwrap(), std::slice::from_ref(&push));
         assert_eq!(push.counts, Counts { recipients: 10, pending: 10, ..Counts::default() });
-    }
-
-    #[tokio::test]
-    async fn approval_is_for_the_very_messages() {
-        let house = House::new().await;
-        let push = house.push("r1", 10).await;
-        let ledger = &house.ledger;
-        ledger.set_messages(&house.lease, push.key, "hash-1", "messages-1").await.unwrap();
-        assert!(!ledger.approve_push(push.key, "hash-0", "ada", at(1)).await.unwrap());
-        assert!(ledger.approve_push(push.key, "hash-1", "ada", at(1)).await.unwrap());
-        ledger.set_messages(&house.lease, push.key, "hash-1", "messages-1").await.unwrap();
-        assert_eq!(house.reload(&push).await.approved_by.as_deref(), Some("ada"));
-        ledger.set_messages(&house.lease, push.key, "hash-2", "messages-2").await.unwrap();
-        assert_eq!(house.reload(&push).await.approved_by, None);
-    }
-
-    #[tokio::test]
-    async fn orders_reach_a_push_without_its_lease() {
-        let house = House::new().await;
-        let push = house.push("r1", 10).await;
-        house.ledger.pause_push(push.key, true).await.unwrap();
-        house.ledger.set_push_rate(push.key, Some(2.5)).await.unwrap();
-        let push = house.reload(&push).await;
-        assert!(push.is_paused);
-        assert_eq!(push.rate_override, Some(2.5));
     }
 }

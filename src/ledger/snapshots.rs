@@ -78,6 +78,32 @@ impl Ledger {
         tx.commit().await.doing(DOING)
     }
 
+    /// Every snapshot that was not dropped: current, superseded and staged.
+    pub async fn every_snapshot(&self) -> Result<Vec<SnapshotRecord>, LedgerError> {
+        self.select_snapshots("order by table_name, slice, made_at", &[]).await
+    }
+
+    /// Puts other parts in the place of a snapshot's own, which hold less than those did; gives rows and bytes.
+    pub async fn replace_parts(
+        &self,
+        id: &str,
+        parts: &[String],
+        (rows, bytes): (u64, u64),
+    ) -> Result<(), LedgerError> {
+        const DOING: &str = "replace the parts of a snapshot";
+        let mut tx = self.begin(DOING).await?;
+        sqlx::query("update snapshots set parts = $1, row_count = $2, bytes = $3 where id = $4")
+            .bind(to_json(&parts))
+            .bind(int(rows))
+            .bind(int(bytes))
+            .bind(id)
+            .execute(&mut *tx)
+            .await
+            .doing(DOING)?;
+        meta::grow_snapshots_generation(&mut tx).await?;
+        tx.commit().await.doing(DOING)
+    }
+
     /// What a run has staged and not published.
     pub async fn staged_snapshots(&self, run_id: &RunId) -> Result<Vec<SnapshotRecord>, LedgerError> {
         let tail = "where run_id = $1 and published_at is null and superseded_at is null order by table_name, slice";

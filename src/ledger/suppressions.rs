@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::error::Doing;
 use super::sql::{Columns, batches, micros, read_all, repeated};
-use super::{Ledger, LedgerError, marks};
+use super::{AuditEntry, Ledger, LedgerError, Order, audit, forgotten, marks};
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::{AccountName, OpenId, TemplateId, UnionId};
 
@@ -43,13 +43,46 @@ impl Ledger {
         Ok(added)
     }
 
-    /// Removes every suppression of a unionid or openid; returns how many there were.
-    pub async fn remove_suppressions(&self, person: &str) -> Result<u64, LedgerError> {
-        let done = sqlx::query("delete from suppressions where unionid = $1 or openid = $1")
-            .bind(person)
-            .execute(&self.writer)
-            .await
-            .doing("remove suppressions")?;
+    /// The same on somebody's order: all of them or none, with a line in the audit.
+    pub async fn order_suppressions(
+        &self,
+        new: &[NewSuppression],
+        order: Order<'_>,
+        detail: String,
+    ) -> Result<u64, LedgerError> {
+        const DOING: &str = "add suppressions";
+        let mut tx = self.begin(DOING).await?;
+        let added = insert(&mut tx, new).await?;
+        audit::insert(&mut tx, &entry(order, "suppress add", detail)).await?;
+        tx.commit().await.doing(DOING)?;
+        Ok(added)
+    }
+
+    /// Removes the suppressions of a unionid or openid on somebody's order, all of them or those of `scope`; returns how
+    /// many there were.
+    pub async fn order_unsuppress(
+        &self,
+        person: &str,
+        scope: (Option<&AccountName>, Option<&TemplateId>),
+        order: Order<'_>,
+    ) -> Result<u64, LedgerError> {
+        const DOING: &str = "remove suppressions";
+        let mut tx = self.begin(DOING).await?;
+        let done = sqlx::query(
+            "delete from suppressions where (unionid = $1 or openid = $1)
+                 and ($2 is null or account = $2) and ($3 is null or template_id = $3)",
+        )
+        .bind(person)
+        .bind(scope.0.map(AccountName::as_str))
+        .bind(scope.1.map(TemplateId::as_str))
+        .execute(&mut *tx)
+        .await
+        .doing(DOING)?;
+        if done.rows_affected() > 0 {
+            let detail = format!("{} suppressions of {person}", done.rows_affected());
+            audit::insert(&mut tx, &entry(order, "suppress remove", detail)).await?;
+        }
+        tx.commit().await.doing(DOING)?;
         Ok(done.rows_affected())
     }
 
@@ -80,7 +113,8 @@ impl Ledger {
         let mut connection = self.readers.acquire().await.doing(DOING)?;
         let row = sqlx::query(
             "select exists (select 1 from suppressions) as suppressed,
-                 exists (select 1 from follower_marks where not active) as gone",
+                 exists (select 1 from follower_marks where not active) as gone,
+                 exists (select 1 from forgotten) as forgotten",
         )
         .fetch_one(&mut *connection)
         .await
@@ -99,8 +133,15 @@ impl Ledger {
         if row.read("gone")? {
             marks::gone(&mut connection, account, people, &mut blocked).await?;
         }
+        if row.read("forgotten")? {
+            forgotten::blocked(&mut connection, people, &mut blocked).await?;
+        }
         Ok(blocked)
     }
+}
+
+fn entry(order: Order<'_>, command: &str, detail: String) -> AuditEntry {
+    AuditEntry { at: order.at, who: order.who.to_owned(), command: command.to_owned(), run_id: None, detail }
 }
 
 /// Which suppressions count.
@@ -248,7 +289,11 @@ mod tests {
         let all = [short.clone(), short.clone(), long, short, forever.clone(), forever];
         assert_eq!(house.ledger.add_suppressions(&all).await.unwrap(), 3);
         assert_eq!(house.ledger.list_suppressions(0, 10).await.unwrap().len(), 3);
-        assert_eq!(house.ledger.remove_suppressions("union-a").await.unwrap(), 3);
+        let order = Order { who: "ada", at: at(30) };
+        let side = AccountName::new("side");
+        assert_eq!(house.ledger.order_unsuppress("union-a", (Some(&side), None), order).await.unwrap(), 0);
+        assert_eq!(house.ledger.order_unsuppress("union-a", (None, None), order).await.unwrap(), 3);
+        assert_eq!(house.ledger.audit(9).await.unwrap().len(), 1);
         assert!(house.ledger.list_suppressions(0, 10).await.unwrap().is_empty());
     }
 }

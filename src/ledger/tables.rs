@@ -121,6 +121,8 @@ const RUNS: &[Column] = &[
 
 const RUN_STAGES: &[Column] = &[
     ("run_id", Text),
+    ("pipeline", Text),
+    ("stage", Text),
     ("name", Text),
     ("kind", Text),
     ("status", Text),
@@ -231,7 +233,9 @@ impl LiveTable {
                  from runs where id > $1 order by id limit $3"
             }
             Self::RunStages => {
-                "*, stage as name, id as cursor_1, 0 as cursor_2 from run_stages where id > $1 order by id limit $3"
+                "*, stage as name, (select pipeline from runs where runs.run_id = run_stages.run_id) as pipeline,
+                     id as cursor_1, 0 as cursor_2
+                 from run_stages where id > $1 order by id limit $3"
             }
             Self::Fires => "*, id as cursor_1, 0 as cursor_2 from fires where id > $1 order by id limit $3",
             Self::Callbacks => "*, id as cursor_1, 0 as cursor_2 from callbacks where id > $1 order by id limit $3",
@@ -367,6 +371,17 @@ mod tests {
                 assert_eq!(next, None);
                 let shape: Vec<_> = rows.columns.iter().map(|(name, v)| (name.as_str(), v.column_type())).collect();
                 assert_eq!(shape, table.columns());
+            }
+        }
+    }
+
+    #[test]
+    fn every_declared_column_is_read() {
+        for table in LiveTable::ALL {
+            let Some(spec) = crate::domain::tables::table_spec(table.name()) else { continue };
+            for column in spec.columns.iter().filter(|column| column.name != "client_msg_id") {
+                let is_read = table.columns().iter().any(|(name, _)| *name == column.name);
+                assert!(is_read, "{}.{}", spec.name, column.name);
             }
         }
     }

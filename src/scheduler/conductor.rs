@@ -5,9 +5,11 @@
 //! end ([`publish`]) → record how it ended. A run that is killed leaves nothing that the next one cannot go on from.
 
 mod cancel;
+mod hold;
 mod keeper;
 mod params;
 mod publish;
+mod resend;
 pub(super) mod stages;
 
 use std::collections::BTreeMap;
@@ -20,8 +22,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 pub use self::cancel::CancelOutcome;
+pub use self::hold::Held;
 use self::keeper::Keeper;
 pub(super) use self::params::{params_json, sql_params};
+pub use self::resend::{Resend, Resent};
 use self::stages::{Carried, Stages};
 use super::alert::{Alert, AlertKind, Alerts};
 use super::view::RunView;

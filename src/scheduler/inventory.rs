@@ -183,8 +183,8 @@ const USERS: [(&str, &str, &str); 4] = [
     ("unionid", "VARCHAR", "person towards the Open Platform account; NULL when unknown"),
     (
         "updated_at",
-        "VARCHAR",
-        "when the mini program last changed the row, as it wrote it; the latest row of an openid holds",
+        "TIMESTAMP",
+        "when the mini program last changed the row, UTC; NULL when it says nothing or no time; the latest row of an openid holds",
     ),
 ];
 

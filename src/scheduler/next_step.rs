@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::view::RunView;
 use crate::domain::{RunStatus, StageStatus};
+use crate::ledger::EVERY_ACCOUNT;
 
 /// What to do about a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -20,17 +21,19 @@ const NOT_CONFIRMED: &str = "not confirmed";
 
 /// What the run's own words do not say.
 #[derive(Debug, Clone, Copy)]
-pub struct Facts {
+pub struct Facts<'a> {
     /// Some process works on it now.
     pub is_carried_out: bool,
     /// A push of it is paused, whatever it waited for before.
     pub is_paused: bool,
+    /// The stop switch that holds a push of it: its account, or `*`.
+    pub frozen: Option<&'a str>,
     /// A push of it was approved.
     pub is_approved: bool,
 }
 
 /// What goes on with a run; nothing for one that came to its end, was cancelled, or is being carried out.
-pub(super) fn next_step(view: &RunView, facts: Facts) -> Option<NextStep> {
+pub(super) fn next_step(view: &RunView, facts: Facts<'_>) -> Option<NextStep> {
     let again = format!("lianbo run {}", view.pipeline);
     let resume = format!("lianbo push resume {}", view.run_id);
     let step = |commands: Vec<String>, needs_person| Some(NextStep { commands, needs_person });
@@ -39,6 +42,7 @@ pub(super) fn next_step(view: &RunView, facts: Facts) -> Option<NextStep> {
         RunStatus::Succeeded | RunStatus::Cancelled => None,
         RunStatus::Running if facts.is_carried_out => None,
         RunStatus::Running | RunStatus::Waiting if facts.is_paused => step(vec![resume, again], true),
+        RunStatus::Waiting if facts.frozen.is_some() => step(vec![thaw(facts.frozen), again], true),
         RunStatus::Running => step(vec![again], false),
         RunStatus::Halted => step(vec![resume, again], true),
         RunStatus::Failed | RunStatus::Partial => step(vec![again], true),
@@ -50,9 +54,16 @@ pub(super) fn next_step(view: &RunView, facts: Facts) -> Option<NextStep> {
     }
 }
 
+fn thaw(frozen: Option<&str>) -> String {
+    match frozen {
+        Some(account) if account != EVERY_ACCOUNT => format!("lianbo thaw {account}"),
+        _ => "lianbo thaw".to_owned(),
+    }
+}
+
 fn approve(view: &RunView) -> String {
     let waiting = view.stages.iter().find(|stage| stage.status == StageStatus::Waiting.as_str());
-    let hash = waiting.and_then(|stage| stage.detail.get("message_hash")).and_then(serde_json::Value::as_str);
+    let hash = waiting.and_then(|stage| stage.detail.get("approval_hash")).and_then(serde_json::Value::as_str);
     format!("lianbo push approve {} --hash {}", view.run_id, hash.unwrap_or("HASH"))
 }
 
@@ -85,13 +96,13 @@ mod tests {
                 rows_out: 0,
                 seconds: 0.0,
                 api_calls: std::collections::BTreeMap::new(),
-                detail: json!({ "message_hash": "abcd" }),
+                detail: json!({ "approval_hash": "abcd" }),
                 error: None,
             }],
         }
     }
 
-    const AT_REST: Facts = Facts { is_carried_out: false, is_paused: false, is_approved: false };
+    const AT_REST: Facts<'_> = Facts { is_carried_out: false, is_paused: false, frozen: None, is_approved: false };
 
     fn commands(status: RunStatus, reason: &str) -> Vec<String> {
         next_step(&view(status, reason), AT_REST).map(|step| step.commands).unwrap_or_default()
@@ -108,6 +119,9 @@ mod tests {
         let paused =
             next_step(&view(RunStatus::Waiting, "until midnight"), Facts { is_paused: true, ..AT_REST }).unwrap();
         assert_eq!(paused.commands, ["lianbo push resume r1", run], "whatever it waited for before");
+        let frozen =
+            next_step(&view(RunStatus::Waiting, "frozen: …"), Facts { frozen: Some("main"), ..AT_REST }).unwrap();
+        assert_eq!(frozen.commands, ["lianbo thaw main", run]);
         assert_eq!(commands(RunStatus::Waiting, "not confirmed; …"), ["lianbo run campaign --yes"]);
     }
 

@@ -9,8 +9,9 @@ use serde_json::Value;
 use crate::clock::Timestamp;
 use crate::config::settings::{PushTemplate, StageKind};
 use crate::domain::{Counts, RunStatus};
-use crate::ledger::{Ledger, LedgerError, Push, Run, StageRecord};
+use crate::ledger::{DeliveredCounts, Ledger, LedgerError, Push, Run, StageRecord};
 use crate::stage::Hands;
+use crate::stage::push_template::approval_hash;
 use crate::wechat::lookup_code;
 
 /// Buckets of the rate over time, at most about so many.
@@ -36,6 +37,10 @@ pub struct PushView {
     pub is_carried_out: bool,
     pub set_hash: String,
     pub message_hash: Option<String>,
+    /// What `push approve` approves: set, template, texts, rate and window. `None`: not frozen yet, or its stage is gone.
+    pub approval_hash: Option<String>,
+    /// The stop switch that holds it: its account, or `*`.
+    pub frozen: Option<String>,
     pub approved_by: Option<String>,
     pub approved_at: Option<Timestamp>,
     pub frozen_at: Timestamp,
@@ -49,6 +54,12 @@ pub struct PushView {
     pub holdout: u64,
     #[serde(flatten)]
     pub counts: Counts,
+    /// Of those sent, what WeChat said became of them.
+    pub delivered: DeliveredCounts,
+    /// The push whose failures it sends to again, as `RUN/STAGE`.
+    pub resend_of: Option<String>,
+    /// The runs that send to its own failures again.
+    pub resends: Vec<String>,
     pub errcodes: Vec<CodeView>,
     pub rate: RateView,
     /// At the rate of now; at the set rate while nothing is sent. `None` when nobody is pending.
@@ -99,6 +110,8 @@ impl PushView {
         #[expect(clippy::cast_precision_loss, reason = "a forecast")]
         let seconds_left = speed.filter(|_| push.counts.pending > 0).map(|speed| push.counts.pending as f64 / speed);
         let codes = ledger.errcode_counts(push.key).await?.into_iter();
+        let resends = ledger.resends_of(&push).await?;
+        let resend_of = ledger.resend_of(&push).await?;
         Ok(Self {
             run_id: run.run_id.to_string(),
             pipeline: run.pipeline.to_string(),
@@ -111,8 +124,10 @@ impl PushView {
             run_status: run.status,
             waiting_until: run.waiting_until,
             is_carried_out,
+            approval_hash: plan.and_then(|plan| approval_hash(plan, &push)),
             set_hash: push.set_hash,
             message_hash: push.message_hash,
+            frozen: push.frozen.filter(|_| push.ended_at.is_none()),
             approved_by: push.approved_by,
             approved_at: push.approved_at,
             frozen_at: push.frozen_at,
@@ -122,6 +137,9 @@ impl PushView {
             left_out: set.as_ref().map(left_out).unwrap_or_default(),
             holdout: set.as_ref().and_then(|set| set.detail.get("holdout")).and_then(Value::as_u64).unwrap_or(0),
             counts: push.counts,
+            delivered: ledger.delivered_counts(push.key).await?,
+            resend_of,
+            resends: resends.iter().map(ToString::to_string).collect(),
             errcodes: codes
                 .map(|code| CodeView {
                     state: if code.state.is_settled() { code.state.as_str() } else { "pending" },

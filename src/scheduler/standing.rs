@@ -16,6 +16,7 @@ pub const TRANSIENT: &str = "transient";
 /// How the reasons of runs that wait for a person begin.
 const WAITS_FOR_APPROVAL: &str = "waits for approval";
 const PAUSED: &str = "paused";
+const FROZEN: &str = "frozen";
 const NOT_CONFIRMED: &str = "not confirmed";
 
 /// An unfinished run, with what decides how it goes on.
@@ -25,6 +26,8 @@ pub struct Standing {
     /// Whether a living process carries it.
     pub is_carried: bool,
     pub is_paused: bool,
+    /// Whether the stop switch of an account holds it.
+    pub is_frozen: bool,
     pub is_approved: bool,
     /// Recipients of pushes that have begun who are still owed a message.
     pub owed: u64,
@@ -47,6 +50,7 @@ impl Standing {
         Ok(Some(Self {
             is_carried,
             is_paused: open().any(|push| push.is_paused),
+            is_frozen: open().any(|push| push.frozen.is_some()),
             is_approved: open().any(|push| push.approved_by.is_some()),
             owed: open().filter(|push| push.first_send_at.is_some()).map(|push| push.counts.pending).sum(),
             may_pass,
@@ -100,6 +104,7 @@ impl Standing {
         match self.run.waiting_until {
             Some(until) => until <= now,
             None if reason.starts_with(WAITS_FOR_APPROVAL) => self.is_approved,
+            None if reason.starts_with(FROZEN) => !self.is_frozen,
             None if reason.starts_with(PAUSED) => !self.is_paused,
             None => !reason.starts_with(NOT_CONFIRMED),
         }
@@ -154,7 +159,15 @@ mod tests {
             published: false,
             cancel_requested: false,
         };
-        Standing { run, is_carried: false, is_paused: false, is_approved: false, owed: 0, may_pass: false }
+        Standing {
+            run,
+            is_carried: false,
+            is_paused: false,
+            is_frozen: false,
+            is_approved: false,
+            owed: 0,
+            may_pass: false,
+        }
     }
 
     const RETRY: Option<Retry> = Some(Retry { times: 2, wait: Duration::from_secs(60) });
@@ -217,6 +230,9 @@ mod tests {
         let lifted = standing(RunStatus::Waiting, Some("paused; lianbo push resume X goes on"));
         assert!(lifted.goes_on(None, at(0)));
         assert!(!Standing { is_paused: true, ..lifted }.goes_on(None, at(9_999)));
+        let thawed = standing(RunStatus::Waiting, Some("frozen: account `main` is; lianbo thaw main lifts it"));
+        assert!(thawed.goes_on(None, at(0)));
+        assert!(!Standing { is_frozen: true, ..thawed }.goes_on(None, at(9_999)));
         assert!(!standing(RunStatus::Waiting, Some("not confirmed; lianbo run x goes on")).goes_on(None, at(9_999)));
         assert!(!standing(RunStatus::Halted, None).goes_on(RETRY, at(9_999)));
     }

@@ -10,7 +10,7 @@ use crate::calendar::next_fire;
 use crate::clock::Timestamp;
 use crate::config::settings::{Settings, StageKind};
 use crate::domain::{PipelineName, QuotaDay, TableName};
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Freeze, Ledger, LedgerError};
 
 /// A workspace as it stands.
 #[derive(Debug, Clone, Serialize)]
@@ -22,6 +22,8 @@ pub struct StatusView {
     /// Whether something stays as it is until a person acts.
     pub needs_person: bool,
     pub serve: Option<Serving>,
+    /// Stop switches that are on.
+    pub frozen: Vec<Freeze>,
     pub data: Vec<DataAge>,
     /// The latest run of each pipeline that ever ran.
     pub runs: Vec<RunView>,
@@ -73,6 +75,7 @@ impl StatusView {
             has_run: false,
             needs_person: false,
             serve: None,
+            frozen: Vec::new(),
             data: data(settings),
             runs: Vec::new(),
             quota_day: day.to_string(),
@@ -86,6 +89,7 @@ impl StatusView {
                 view.runs.push(RunView::of(ledger, &run, now).await?);
             }
         }
+        view.frozen = ledger.freezes().await?;
         view.has_run = !view.runs.is_empty();
         view.needs_person = view.runs.iter().any(|run| run.next.as_ref().is_some_and(|next| next.needs_person));
         view.serve = ledger

@@ -51,9 +51,10 @@ impl RunView {
     pub async fn of(ledger: &Ledger, run: &Run, now: Timestamp) -> Result<Self, LedgerError> {
         let stages = ledger.stages(&run.run_id).await?;
         let mut views: Vec<StageView> = stages.into_iter().map(StageView::of).collect();
-        let (mut is_paused, mut is_approved) = (false, false);
+        let (mut is_paused, mut is_approved, mut frozen) = (false, false, None);
         for push in ledger.pushes_of(&run.run_id).await? {
             is_paused |= push.is_paused && push.ended_at.is_none();
+            frozen = frozen.or(push.frozen.filter(|_| push.ended_at.is_none()));
             is_approved |= push.approved_by.is_some() && push.ended_at.is_none();
             let Some(view) = views.iter_mut().find(|view| view.name == push.stage.as_str()) else { continue };
             let counts = serde_json::to_value(push.counts).unwrap_or_default();
@@ -79,7 +80,7 @@ impl RunView {
             next: None,
             stages: views,
         };
-        view.next = next_step(&view, Facts { is_carried_out, is_paused, is_approved });
+        view.next = next_step(&view, Facts { is_carried_out, is_paused, frozen: frozen.as_deref(), is_approved });
         Ok(view)
     }
 

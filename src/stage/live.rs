@@ -73,7 +73,8 @@ pub async fn export_ending(hands: &Hands, name: &str, ending: Option<&Ending<'_>
     let spec = table_spec(name).expect("live tables are declared");
     let mut source = TableSource { name: name.to_owned(), columns: spec.sql_columns(), parts: Vec::new() };
     let path = |part: &str| format!("{FOLDER}/{name}-{}-{part}.parquet", hands.clock.random_id(12));
-    let mut writer = hands.lake.writer(&path("rows"), &spec.part_schema())?;
+    let lake = hands.lake.scratch();
+    let mut writer = lake.writer(&path("rows"), &spec.part_schema())?;
     match live_table(name) {
         None => writer.write(error_codes())?,
         Some(table) => {
@@ -99,9 +100,9 @@ pub async fn export_ending(hands: &Hands, name: &str, ending: Option<&Ending<'_>
     }
     let part = writer.finish()?;
     if part.rows > 0 {
-        source.parts.push(hands.lake.absolute(&part.path));
+        source.parts.push(lake.absolute(&part.path));
     } else {
-        hands.lake.remove(&part.path)?;
+        lake.remove(&part.path)?;
     }
     Ok(source)
 }
@@ -112,9 +113,10 @@ pub async fn export_ending(hands: &Hands, name: &str, ending: Option<&Ending<'_>
 ///
 /// [`StageError::Lake`] when a file cannot be removed.
 pub fn discard(hands: &Hands, source: &TableSource) -> Result<(), StageError> {
+    let lake = hands.lake.scratch();
     for part in &source.parts {
-        if let Ok(relative) = part.strip_prefix(hands.lake.root()) {
-            hands.lake.remove(&relative.to_string_lossy())?;
+        if let Ok(relative) = part.strip_prefix(lake.root()) {
+            lake.remove(&relative.to_string_lossy())?;
         }
     }
     Ok(())
@@ -137,7 +139,8 @@ pub async fn export_marks(hands: &Hands, account: &AccountName, since: Timestamp
         return Ok(source);
     }
     let path = format!("{FOLDER}/marks-{}.parquet", hands.clock.random_id(12));
-    let mut writer = hands.lake.writer(&path, &columns)?;
+    let lake = hands.lake.scratch();
+    let mut writer = lake.writer(&path, &columns)?;
     let openids = marks.iter().map(|mark| Some(mark.openid.as_str().to_owned())).collect();
     let active = marks.iter().map(|mark| Some(mark.active)).collect();
     let at = marks.iter().map(|mark| Some(to_micros(mark.at))).collect();
@@ -148,8 +151,23 @@ pub async fn export_marks(hands: &Hands, account: &AccountName, since: Timestamp
             ("at".to_owned(), Values::Timestamp(at)),
         ],
     })?;
-    source.parts.push(hands.lake.absolute(&writer.finish()?.path));
+    source.parts.push(lake.absolute(&writer.finish()?.path));
     Ok(source)
+}
+
+/// The hashes of everybody who was forgotten as the table `_forgotten`, and their salt; nothing when nobody was.
+///
+/// # Errors
+///
+/// As [`export`].
+pub async fn export_forgotten(hands: &Hands) -> Result<Option<(TableSource, String)>, StageError> {
+    let Some((salt, hashes)) = hands.ledger.forgotten().await? else { return Ok(None) };
+    let lake = hands.lake.scratch();
+    let path = format!("{FOLDER}/forgotten-{}.parquet", hands.clock.random_id(12));
+    let mut writer = lake.writer(&path, &[("hash", ColumnType::Text)])?;
+    writer.write(Rows { columns: vec![("hash".to_owned(), Values::Text(hashes.into_iter().map(Some).collect()))] })?;
+    let part = lake.absolute(&writer.finish()?.path);
+    Ok(Some((TableSource { name: "_forgotten".to_owned(), columns: Vec::new(), parts: vec![part] }, salt)))
 }
 
 fn error_codes() -> Rows {

@@ -6,6 +6,7 @@
 
 mod fold;
 mod stage_files;
+mod times;
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -13,12 +14,15 @@ use std::time::SystemTime;
 use serde_json::json;
 
 use self::stage_files::{Staged, stage_file};
+use self::times::Unread;
 use super::{NewSnapshot, StageContext, StageError, StageOutcome, StageReport, blocking};
 use crate::clock::Timestamp;
-use crate::config::settings::LoadUsers;
+use crate::config::settings::{Encoding, LoadUsers};
 use crate::domain::TableName;
 use crate::domain::tables::table_spec;
+use crate::exports;
 use crate::lake::Lake;
+use crate::redact;
 
 /// Loads the files of the stage's glob.
 ///
@@ -66,10 +70,13 @@ pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome
         parts: vec![loaded.quarantine_path],
         columns: table_spec("quarantine").expect("quarantine is declared").sql_columns(),
     };
-    let detail = json!({
+    let mut detail = json!({
         "files": files.len(), "rows": loaded.rows_in, "quarantined": loaded.quarantine.rows,
         "duplicates": loaded.rows_in.saturating_sub(loaded.users.rows + loaded.quarantine.rows),
     });
+    if let Some((rows, first)) = loaded.unread_times {
+        detail["unread_times"] = json!({ "rows": rows, "first": first });
+    }
     Ok(StageOutcome::Done(StageReport {
         rows_in: loaded.rows_in,
         rows_out: loaded.users.rows,
@@ -87,6 +94,8 @@ struct Loaded {
     columns: Vec<(String, String)>,
     quarantine: crate::engine::Written,
     quarantine_path: String,
+    /// How many values of `updated_at` were no times, and where the first of them stands.
+    unread_times: Option<(u64, String)>,
 }
 
 async fn load(cx: &StageContext<'_>, plan: &LoadUsers, files: &[PathBuf], work: &str) -> Result<Loaded, StageError> {
@@ -117,6 +126,7 @@ async fn load(cx: &StageContext<'_>, plan: &LoadUsers, files: &[PathBuf], work: 
     let job = fold::Job {
         stage: cx.stage.name.to_string(),
         plan: plan.clone(),
+        timezone: cx.hands.settings.timezone,
         staged,
         users_target: cx.hands.lake.absolute(&users_path),
         quarantine_target: cx.hands.lake.absolute(&quarantine_path),
@@ -130,7 +140,23 @@ async fn load(cx: &StageContext<'_>, plan: &LoadUsers, files: &[PathBuf], work: 
         columns: folded.columns,
         quarantine: folded.quarantine,
         quarantine_path,
+        unread_times: folded.unread_times.map(|unread| tell_unread(cx, &unread, files)),
     })
+}
+
+/// Says that people count as the oldest because their `updated_at` cannot be read.
+fn tell_unread(cx: &StageContext<'_>, unread: &Unread, files: &[PathBuf]) -> (u64, String) {
+    let (number, line, value) = &unread.first;
+    let file = usize::try_from(*number).ok().and_then(|at| files.get(at)).map(|file| shown(cx, file));
+    let place = format!("{} line {line}", file.unwrap_or_default());
+    // Where columns are mixed up an id may stand there.
+    let value = if value.chars().count() > 20 { redact::shortened(value) } else { value.clone() };
+    tracing::warn!(
+        rows = unread.rows,
+        "{} rows have an updated_at that is no time, first {place}: `{value}`; they count as the oldest",
+        unread.rows
+    );
+    (unread.rows, format!("{place}: {value}"))
 }
 
 fn check_bad_rows(plan: &LoadUsers, file: &Staged) -> Result<(), StageError> {
@@ -181,6 +207,15 @@ pub fn files_of(root: &std::path::Path, pattern: &str) -> Vec<PathBuf> {
         .collect();
     files.sort();
     files
+}
+
+/// The encoding that a stage asks for.
+pub fn encoding_of(plan: &LoadUsers) -> exports::Encoding {
+    match plan.encoding {
+        Encoding::Auto => exports::Encoding::Auto,
+        Encoding::Utf8 => exports::Encoding::Utf8,
+        Encoding::Gb18030 => exports::Encoding::Gb18030,
+    }
 }
 
 fn newest_change(files: &[PathBuf]) -> Result<Timestamp, StageError> {

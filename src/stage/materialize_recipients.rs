@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use self::filter::Filter;
 pub use self::forecast::{Forecast, forecast};
-use super::{NewSnapshot, StageContext, StageError, StageOutcome, StageReport, blocking, live, sql};
+use super::{Hands, NewSnapshot, StageContext, StageError, StageOutcome, StageReport, blocking, live, sql};
 use crate::config::settings::{MaterializeRecipients, StageKind};
 use crate::domain::TableName;
 use crate::domain::tables::table_spec;
@@ -39,7 +39,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Result<
     let filter = filter(cx, plan, sources, targets).await?;
     let engine: &Engine = &cx.hands.engine;
     let set = blocking(engine, cx.stop, move |session| filter.write(session)).await?;
-    let set_hash = hash_file(cx, &set_path).await?;
+    let set_hash = hash_file(cx.hands, &set_path).await?;
     let columns = table_spec("recipients").expect("recipients is declared").sql_columns();
     let snapshot = |table: TableName, slice: String, id: String, own: bool| NewSnapshot {
         table,
@@ -100,6 +100,7 @@ async fn filter(
         profiles: profiles(cx, plan),
         marks: live::export_marks(cx.hands, &plan.account, marks_since).await?,
         suppressions: renamed(live::export(cx.hands, "suppressions").await?, "_suppressions"),
+        forgotten: live::export_forgotten(cx.hands).await?,
         deliveries: if has_history {
             Some(renamed(live::export(cx.hands, "deliveries").await?, "_deliveries"))
         } else {
@@ -215,8 +216,8 @@ fn check_staleness(
 }
 
 /// The set's hash is that of its file: what was frozen, byte for byte.
-async fn hash_file(cx: &StageContext<'_>, path: &str) -> Result<String, StageError> {
-    let path = cx.hands.lake.absolute(path);
+pub async fn hash_file(hands: &Hands, path: &str) -> Result<String, StageError> {
+    let path = hands.lake.absolute(path);
     tokio::task::spawn_blocking(move || {
         let read_error = |source| LakeError::Read { path: path.clone(), source };
         let mut file = std::fs::File::open(&path).map_err(read_error)?;

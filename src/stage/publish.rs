@@ -4,13 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::sheet::{Sheet, SheetError};
 use super::{StageContext, StageError, StageOutcome, StageReport, blocking, live};
 use crate::config::settings::{Publish, PublishFormat};
-use crate::domain::Values;
 use crate::engine::{Params, Session, TableSource, quoted};
-
-/// Rows an xlsx sheet holds, without its header.
-const XLSX_ROWS: u64 = 1_048_575;
 
 /// Writes each table of the stage as `to/TABLE.FORMAT`.
 ///
@@ -73,83 +70,12 @@ fn write(
 }
 
 fn write_xlsx(session: &Session, source: &TableSource, select: &str, target: &Path) -> Result<u64, StageError> {
-    let rows = session.count(&format!("select count(*) from {}", quoted(&source.name)), &Params::new())?;
-    if rows > XLSX_ROWS {
-        return Err(StageError::Rule(format!(
-            "table `{}` has {rows} rows; a sheet of xlsx holds {XLSX_ROWS}: publish it as csv or parquet",
-            source.name
-        )));
-    }
-    let failed =
-        |error: rust_xlsxwriter::XlsxError| StageError::Rule(format!("cannot write {}: {error}", target.display()));
-    let mut book = rust_xlsxwriter::Workbook::new();
-    let sheet = book.add_worksheet_with_constant_memory().map_err(failed)?;
-    for (at, (name, _)) in session.bind(select, &Params::new())?.iter().enumerate() {
-        sheet.write_string(0, column_number(at), name).map_err(failed)?;
-    }
-    let mut line = 0_u32;
-    session.stream::<StageError>(select, &Params::new(), |batch| {
-        for row in 0..batch.len() {
-            line += 1;
-            for (at, (_, values)) in batch.columns.iter().enumerate() {
-                write_cell(sheet, (line, column_number(at)), values, row).map_err(failed)?;
-            }
-        }
-        Ok(true)
-    })?;
-    book.save(target).map_err(failed)?;
-    Ok(rows)
-}
-
-fn column_number(at: usize) -> u16 {
-    u16::try_from(at).unwrap_or(u16::MAX)
-}
-
-/// Long integers go out as text: a sheet's numbers hold 53 bits.
-fn write_cell(
-    sheet: &mut rust_xlsxwriter::Worksheet,
-    (line, column): (u32, u16),
-    values: &Values,
-    row: usize,
-) -> Result<(), rust_xlsxwriter::XlsxError> {
-    const EXACT: i64 = 1 << 53;
-    match values {
-        Values::Text(values) => {
-            if let Some(text) = &values[row] {
-                sheet.write_string(line, column, text)?;
-            }
-        }
-        Values::Integer(values) => match values[row] {
-            Some(number) if number.abs() < EXACT => {
-                #[expect(clippy::cast_precision_loss, reason = "below 53 bits, as the guard says")]
-                sheet.write_number(line, column, number as f64)?;
-            }
-            Some(number) => {
-                sheet.write_string(line, column, number.to_string())?;
-            }
-            None => {}
-        },
-        Values::Float(values) => {
-            if let Some(number) = values[row] {
-                sheet.write_number(line, column, number)?;
-            }
-        }
-        Values::Boolean(values) => {
-            if let Some(value) = values[row] {
-                sheet.write_boolean(line, column, value)?;
-            }
-        }
-        Values::Timestamp(values) => {
-            if let Some(micros) = values[row] {
-                let text = crate::clock::from_micros(micros).format("%Y-%m-%d %H:%M:%S").to_string();
-                sheet.write_string(line, column, text)?;
-            }
-        }
-        Values::Date(values) => {
-            if let Some(date) = values[row].and_then(chrono::NaiveDate::from_epoch_days) {
-                sheet.write_string(line, column, date.to_string())?;
-            }
-        }
-    }
-    Ok(())
+    let failed = |error: SheetError| {
+        StageError::Rule(format!("table `{}` does not become {}: {error}", source.name, target.display()))
+    };
+    let columns = session.bind(select, &Params::new())?;
+    let names: Vec<String> = columns.into_iter().map(|(name, _)| name).collect();
+    let mut sheet = Sheet::begin(&names).map_err(failed)?;
+    session.stream::<StageError>(select, &Params::new(), |batch| sheet.rows(&batch).map_err(failed).map(|()| true))?;
+    sheet.save(target).map_err(failed)
 }

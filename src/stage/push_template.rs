@@ -8,6 +8,7 @@
 //!
 //! What is *not* here: choosing recipients, SQL, the meaning of error codes.
 
+mod approval;
 mod claim;
 mod desk;
 mod frozen;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+pub use self::approval::approval_hash;
 pub use self::claim::daily_key;
 use self::guard::Guard;
 pub use self::preview::preview;
@@ -93,6 +95,10 @@ pub(super) enum End {
         until: Timestamp,
     },
     Paused,
+    /// The stop switch of its account is on.
+    Frozen,
+    /// Its approval is missing, or of something else.
+    Unapproved,
     Expired,
     Interrupted,
     Failed(StageError),
@@ -282,6 +288,8 @@ impl Patience {
             End::DailyLimit { until } => {
                 stop(wait(cx, &push, Some(until), "the push's daily_limit is reached".to_owned()).await?)
             }
+            End::Frozen => stop(wait(cx, &push, None, orders::frozen(&push)).await?),
+            End::Unapproved => stop(approval::wait_for(cx, pushing.plan, &push).await?),
             End::Paused => {
                 let reason = format!("paused; lianbo push resume {} goes on", cx.run.run_id);
                 stop(wait(cx, &push, None, reason).await?)
@@ -383,7 +391,7 @@ fn expiry(run: &Run, plan: &PushTemplate) -> Option<Timestamp> {
     plan.expires.and_then(|expires| from.checked_add_signed(chrono::TimeDelta::from_std(expires).ok()?))
 }
 
-/// Approval, the window, and a set that cannot end before it expires. One that has expired waits for nothing: it ends.
+/// The stop switch, approval, the window, and a set that cannot end before it expires. One that has expired waits for nothing: it ends.
 async fn may_not_start(
     cx: &StageContext<'_>,
     plan: &PushTemplate,
@@ -393,10 +401,11 @@ async fn may_not_start(
     if expires_at.is_some_and(|at| cx.hands.clock.now() >= at) {
         return Ok(None);
     }
-    if plan.approve && push.approved_by.is_none() {
-        let hash = push.message_hash.as_deref().unwrap_or_default();
-        let reason = format!("waits for approval: lianbo push approve {} --hash {hash}", cx.run.run_id);
-        return Ok(Some(wait(cx, push, None, reason).await?));
+    if push.frozen.is_some() {
+        return Ok(Some(wait(cx, push, None, orders::frozen(push)).await?));
+    }
+    if approval::is_missing(plan, push) {
+        return Ok(Some(approval::wait_for(cx, plan, push).await?));
     }
     if let Some(window) = plan.window {
         let now = cx.hands.clock.now();

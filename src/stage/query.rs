@@ -1,8 +1,8 @@
 //! A question over the tables as they stand: what `sql` answers, and what the views of coverage are read with.
 //!
 //! The SELECT is parsed first, which names its tables; those of the lake are read where they lie, those that the ledger
-//! feeds are written out for this one question and discarded after it. Then the session is confined to the lake's folder
-//! and locked, and only then the SELECT runs. Not here: how rows are shown, and which SQL a stage may use.
+//! feeds are written out for this one question and discarded after it. Then the session is confined to these tables and
+//! locked, and only then the SELECT runs. Not here: how rows are shown, and which SQL a stage may use.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::sheet::{Sheet, SheetError};
 use super::tables::Visible;
 use super::{Hands, StageError, blocking, live};
 use crate::clock::from_micros;
@@ -38,7 +39,9 @@ pub enum QueryError {
     },
     #[error("writing the rows")]
     Sink(#[source] io::Error),
-    #[error("writing {path}")]
+    #[error(transparent)]
+    Sheet(SheetError),
+    #[error("cannot write {path}")]
     Write {
         path: PathBuf,
         #[source]
@@ -54,6 +57,9 @@ impl From<EngineError> for QueryError {
             |message: String, offset, hint: Option<&str>| Self::Sql { message, offset, hint: hint.map(str::to_owned) };
         match error {
             EngineError::Sql { message, offset } => wrong(message, offset, None),
+            EngineError::Outside { offset, .. } => {
+                wrong(error.to_string(), offset, Some("`lianbo tables` lists the tables"))
+            }
             EngineError::UnknownParameter { .. } => {
                 wrong(error.to_string(), None, Some("there are $today and $run_at"))
             }
@@ -116,38 +122,34 @@ fn told_apart(columns: Vec<(String, String)>) -> Vec<String> {
     names
 }
 
-/// Writes the rows of `sql` to `target` as Parquet, with the SELECT's own types; it appears only when it is whole.
+/// Writes the rows of `sql` to `target` (an absolute path) as Parquet, with the SELECT's own types.
 ///
 /// # Errors
 ///
-/// [`QueryError`]; `target` is untouched then.
+/// [`QueryError`]; what was written stays under the name of a part that is not whole.
 pub async fn parquet(hands: &Hands, sql: &str, stop: &CancellationToken, target: &Path) -> Result<Written, QueryError> {
-    // The confined session may write below the lake alone.
-    let made = format!("work/query/{}.parquet", hands.clock.random_id(12));
-    let (text, path) = (sql.to_owned(), hands.lake.absolute(&made));
-    let copied = ask(hands, sql, stop, move |session, params| Ok(session.copy(&text, params, &path)?)).await;
-    let moved = match &copied {
-        Ok(_) => take(&hands.lake.absolute(&made), target),
-        Err(_) => Ok(()),
-    };
-    hands.lake.remove(&made).map_err(StageError::from)?;
-    let written = copied?;
-    moved.map_err(|source| QueryError::Write { path: target.to_owned(), source })?;
-    Ok(written)
+    let (text, path) = (sql.to_owned(), target.to_owned());
+    ask_into(hands, (sql, Some(target)), stop, move |session, params| Ok(session.copy(&text, params, &path)?)).await
 }
 
-fn take(made: &Path, target: &Path) -> io::Result<()> {
-    let mut name = target.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let aside = target.with_file_name(name);
-    let copied = std::fs::copy(made, &aside)
-        .and_then(|_| std::fs::File::open(&aside)?.sync_all())
-        .and_then(|()| std::fs::rename(&aside, target));
-    if copied.is_err() {
-        // It may not be there; the error that is told is the first one.
-        let _ = std::fs::remove_file(&aside);
-    }
-    copied
+/// Writes the rows of `sql` to `target` as a workbook of one sheet.
+///
+/// # Errors
+///
+/// [`QueryError`]; `target` may be there and is not whole then.
+pub async fn xlsx(hands: &Hands, sql: &str, stop: &CancellationToken, target: &Path) -> Result<u64, QueryError> {
+    let (text, path) = (sql.to_owned(), target.to_owned());
+    ask(hands, sql, stop, move |session, params| {
+        let columns = told_apart(session.bind(&text, params)?);
+        let failed = |error: SheetError| match error {
+            SheetError::Write(source) => QueryError::Write { path: path.clone(), source },
+            other => QueryError::Sheet(other),
+        };
+        let mut sheet = Sheet::begin(&columns).map_err(failed)?;
+        session.stream::<QueryError>(&text, params, |rows| sheet.rows(&rows).map_err(failed).map(|()| true))?;
+        sheet.save(&path).map_err(failed)
+    })
+    .await
 }
 
 /// All rows of a SELECT that is known to be small, as records.
@@ -214,6 +216,16 @@ async fn ask<T: Send + 'static>(
     stop: &CancellationToken,
     work: impl FnOnce(&Session, &Params) -> Result<T, QueryError> + Send + 'static,
 ) -> Result<T, QueryError> {
+    ask_into(hands, (sql, None), stop, work).await
+}
+
+/// As [`ask`], where the session may write one file.
+async fn ask_into<T: Send + 'static>(
+    hands: &Hands,
+    (sql, target): (&str, Option<&Path>),
+    stop: &CancellationToken,
+    work: impl FnOnce(&Session, &Params) -> Result<T, QueryError> + Send + 'static,
+) -> Result<T, QueryError> {
     refuse_other_statements(sql)?;
     let text = sql.to_owned();
     let facts = on_session(hands, stop, move |session| Ok(session.inspect(&text)?)).await.map_err(not_a_select)?;
@@ -229,12 +241,12 @@ async fn ask<T: Send + 'static>(
             let doubts: Vec<Doubt> =
                 unresolved.map(|table| Doubt::about(&table.name, table.offset, &known, &hands.settings)).collect();
             let (text, sources, params) = (sql.to_owned(), tables.clone(), params(hands));
-            let folders = [hands.lake.root().to_owned()];
+            let target = target.map(Path::to_owned);
             on_session(hands, stop, move |session| {
                 for source in &sources {
                     session.add_table(source)?;
                 }
-                session.confine(&folders)?;
+                session.confine(target.as_deref().as_slice())?;
                 bind(session, &text, &params, doubts)?;
                 work(session, &params)
             })
@@ -325,6 +337,8 @@ fn not_a_select(error: QueryError) -> QueryError {
     match error {
         QueryError::Sql { message, offset: None, hint: None } => {
             let hint = "give exactly one SELECT; `lianbo tables --describe TABLE` shows the columns of a table";
+            let is_other = message.starts_with("Only SELECT");
+            let message = if is_other { "this is not a SELECT; nothing else is run".to_owned() } else { message };
             QueryError::Sql { message, offset: None, hint: Some(hint.to_owned()) }
         }
         other => other,

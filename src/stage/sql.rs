@@ -106,11 +106,15 @@ struct Job {
 impl Job {
     fn write(&self, session: &Session) -> Result<(Written, Vec<(String, String)>), StageError> {
         let in_stage = |source| StageError::Sql { stage: self.stage.clone(), source };
+        let before = self.before.as_ref().filter(|_| !self.upsert_by.is_empty());
+        if let Some(before) = before {
+            session.add_table(&TableSource { name: BEFORE.to_owned(), ..before.clone() })?;
+        }
+        session.confine(&[&self.target])?;
         let columns = session.bind(&self.sql, &self.params).map_err(in_stage)?;
-        let (Some(before), false) = (&self.before, self.upsert_by.is_empty()) else {
+        if before.is_none() {
             return Ok((session.copy(&self.sql, &self.params, &self.target).map_err(in_stage)?, columns));
-        };
-        session.add_table(&TableSource { name: BEFORE.to_owned(), ..before.clone() })?;
+        }
         let select = self.sql.trim_end().trim_end_matches(';');
         session.execute(&format!("create temp table {FRESH} as\n{select}"), &self.params).map_err(in_stage)?;
         let keys: Vec<String> = self

@@ -7,6 +7,8 @@ mod callbacks;
 mod catalog;
 mod chat;
 mod checks;
+mod control;
+mod exports;
 #[allow(dead_code, reason = "what stories share; not every story needs all of it")]
 mod house;
 mod kills;

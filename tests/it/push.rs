@@ -169,6 +169,6 @@ async fn a_push_that_wants_approval_waits_for_the_hash_that_was_seen() {
 
 /// The hash that `push show` tells to approve by.
 fn find_hash(shown: &serde_json::Value) -> String {
-    let hash = shown["pushes"][0]["message_hash"].as_str();
+    let hash = shown["pushes"][0]["approval_hash"].as_str();
     hash.unwrap_or_else(|| panic!("no hash is shown: {shown}")).to_owned()
 }

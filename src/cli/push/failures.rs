@@ -57,7 +57,7 @@ impl<'a> Line<'a> {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let app = context.existing_app().await?;
+    let app = context.app_to_read().await?;
     let ledger = &app.hands().ledger;
     let (_, push) = find_push(app.hands(), &args.which.run).await?;
     let printed =

@@ -61,7 +61,7 @@ impl Line {
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let settings = context.settings()?;
     let zone = settings.timezone;
-    let pushes = match App::open_existing(settings, context.clock).await? {
+    let pushes = match App::open_to_read(settings, context.clock).await? {
         Some(app) => {
             let ledger = &app.hands().ledger;
             let pushes = ledger.latest_pushes(args.limit).await?;

@@ -10,8 +10,10 @@ use crate::cli::exit::{Exit, Failure};
 use crate::cli::run_name::{find_push, find_pushes, find_run, is_carried_out};
 use crate::cli::words;
 use crate::config::read_rate;
-use crate::ledger::{AuditEntry, Order, Push, Run};
+use crate::ledger::{Order, Push, Run};
 use crate::scheduler::conductor::CancelOutcome;
+use crate::scheduler::push_view::plan;
+use crate::stage::push_template::approval_hash;
 
 #[derive(Debug, clap::Args)]
 pub struct Approve {
@@ -75,25 +77,26 @@ pub async fn approve(context: &Context, args: Approve) -> Result<Exit, Failure> 
     let app = context.existing_app().await?;
     let ledger = &app.hands().ledger;
     let (run, push) = find_push(app.hands(), &args.which.run).await?;
-    let (who, now) = (who(), context.clock.now());
-    if !ledger.approve_push(push.key, &args.hash, &who, now).await? {
-        return Err(Failure::Usage(not_approved(&push, &args.hash)));
+    let current = plan(app.hands(), &push).and_then(|plan| approval_hash(plan, &push));
+    if push.ended_at.is_some() || current.as_ref() != Some(&args.hash) {
+        return Err(Failure::Usage(not_approved(&push, current.as_deref(), &args.hash)));
     }
-    let detail = format!("{}: messages {}", push.stage, args.hash);
-    let run_id = Some(run.run_id.clone());
-    ledger.record_audit(&AuditEntry { at: now, who, command: "push approve".to_owned(), run_id, detail }).await?;
+    let who = who();
+    if !ledger.order_approval(&push, &args.hash, Order { who: &who, at: context.clock.now() }).await? {
+        return Err(Failure::Usage(not_approved(&push, None, &args.hash)));
+    }
     let what = format!("approved: {} messages of {}/{}", push.recipients, run.run_id, push.stage);
     Ok(Done::new(&run, Some(&push), true, what).and_next(&app, &run).await?.print(context, &app).await)
 }
 
-fn not_approved(push: &Push, given: &str) -> String {
+fn not_approved(push: &Push, current: Option<&str>, given: &str) -> String {
     let name = format!("{}/{}", push.run_id, push.stage);
-    match &push.message_hash {
+    match current {
         _ if push.ended_at.is_some() => format!("{name} is over; there is nothing left to approve"),
         None => format!("the messages of {name} are not frozen yet; `lianbo run {}` freezes them", push.pipeline),
         Some(hash) => format!(
-            "not approved: the messages of {name} have the hash {hash}, not {given}; look at them with \
-             `lianbo push preview {name}`, then `lianbo push approve {name} --hash {hash}`"
+            "not approved: set, template, texts, rate and window of {name} have the hash {hash}, not {given}; look at them \
+             with `lianbo push preview {name}` and `lianbo push show {name}`, then `lianbo push approve {name} --hash {hash}`"
         ),
     }
 }

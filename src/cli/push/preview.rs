@@ -11,7 +11,8 @@ use crate::cli::run_name::find_push;
 use crate::cli::table::grouped;
 use crate::domain::Counts;
 use crate::ledger::Push;
-use crate::stage::push_template::preview;
+use crate::scheduler::push_view::plan;
+use crate::stage::push_template::{approval_hash, preview};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -28,6 +29,8 @@ struct Preview {
     stage: String,
     account: String,
     message_hash: Option<String>,
+    /// What `push approve` approves.
+    approval_hash: Option<String>,
     #[serde(flatten)]
     counts: Counts,
     messages: Vec<Shown>,
@@ -45,7 +48,7 @@ struct Shown {
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let app = context.existing_app().await?;
+    let app = context.app_to_read().await?;
     let (run, push) = find_push(app.hands(), &args.which.run).await?;
     let Some(messages) = preview(app.hands(), &push, args.n).await? else {
         return Err(Failure::Usage(absent(&push)));
@@ -62,6 +65,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         stage: push.stage.to_string(),
         account: push.account.to_string(),
         message_hash: push.message_hash.clone(),
+        approval_hash: plan(app.hands(), &push).and_then(|plan| approval_hash(plan, &push)),
         counts: push.counts,
         messages: messages.collect(),
     };
@@ -90,7 +94,7 @@ fn describe(preview: &Preview) -> String {
         preview.stage,
         preview.account
     );
-    if let Some(hash) = &preview.message_hash {
+    if let Some(hash) = &preview.approval_hash {
         let _ = write!(text, ", hash {hash}");
     }
     for message in &preview.messages {

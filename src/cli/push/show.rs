@@ -12,6 +12,7 @@ use crate::cli::run_name::find_pushes;
 use crate::cli::table::{grouped, plain};
 use crate::cli::words::{bars, local, plural, rate, span};
 use crate::domain::RunStatus;
+use crate::ledger::EVERY_ACCOUNT;
 use crate::scheduler::next_step::NextStep;
 use crate::scheduler::push_view::{PushView, RateView};
 use crate::scheduler::view::RunView;
@@ -26,7 +27,7 @@ struct Shown {
 }
 
 pub async fn run(context: &Context, which: Which) -> Result<Exit, Failure> {
-    let app = context.existing_app().await?;
+    let app = context.app_to_read().await?;
     let (hands, now) = (app.hands(), context.clock.now());
     let (run, pushes) = find_pushes(hands, &which.run).await?;
     let mut views = Vec::with_capacity(pushes.len());
@@ -68,8 +69,19 @@ fn describe(push: &PushView, zone: Tz) -> String {
     }
     let _ = write!(text, "\n\ntemplate {} of account `{}`", push.template_id, push.account);
     let _ = write!(text, "\nfrozen {}", local(push.frozen_at, zone));
-    if let Some(hash) = &push.message_hash {
-        let _ = write!(text, ", messages {hash}");
+    if let Some(hash) = &push.approval_hash {
+        let _ = write!(text, ", hash {hash}");
+    }
+    if let Some(of) = &push.resend_of {
+        let _ = write!(text, "\nsends again to failures of {of}");
+    }
+    if !push.resends.is_empty() {
+        let _ = write!(text, "\nits failures were sent to again by {}", push.resends.join(", "));
+    }
+    if let Some(account) = &push.frozen {
+        let every = account == EVERY_ACCOUNT;
+        let named = if every { "every account".to_owned() } else { format!("account `{account}`") };
+        let _ = write!(text, "\nthe stop switch of {named} is on: nothing is sent");
     }
     if let (Some(who), Some(at)) = (&push.approved_by, push.approved_at) {
         let _ = write!(text, "\napproved by {who}, {}", local(at, zone));
@@ -109,13 +121,27 @@ fn funnel(push: &PushView) -> String {
         ("unconfirmed", counts.unconfirmed),
         ("pending", counts.pending),
     ];
-    rows.extend(fates.map(|(name, people)| (1, name.to_owned(), people)));
+    for (name, people) in fates {
+        rows.push((1, name.to_owned(), people));
+        if name == "sent" && people > 0 {
+            let told = push.delivered;
+            let fates = [
+                ("delivered", told.success),
+                ("blocked", told.blocked),
+                ("failed", told.failed),
+                ("not told yet", told.unknown),
+            ];
+            rows.extend(
+                fates.into_iter().filter(|(_, people)| *people > 0).map(|(name, people)| (2, name.to_owned(), people)),
+            );
+        }
+    }
     let digits = rows.iter().map(|(_, _, people)| grouped(*people).len()).max().unwrap_or(0);
     let lines: Vec<String> = rows
         .iter()
         .map(|(depth, name, people)| {
-            let share = match (*depth, push.counts.recipients) {
-                (1, all) if all > 0 && !name.starts_with("left out") && name != "held out" && *people > 0 => {
+            let share = match (*depth, if *depth == 2 { push.counts.sent } else { push.counts.recipients }) {
+                (1 | 2, all) if all > 0 && !name.starts_with("left out") && name != "held out" && *people > 0 => {
                     #[expect(clippy::cast_precision_loss, reason = "a share for people")]
                     let percent = *people as f64 * 100.0 / all as f64;
                     format!("  {percent:.1} %")

@@ -21,8 +21,7 @@ pub(super) fn read(stage: &mut StageReader<'_>) -> Option<StageKind> {
     let columns_field = stage.section.take("columns");
     let columns = columns(columns_field.as_ref());
     let types = stage.section.section("types", "`types`");
-    let types =
-        types.fields().into_iter().filter_map(|field| Some((field.name.to_owned(), field.unit(units::column_type)?)));
+    let types = types.fields().into_iter().filter_map(|field| Some((field.name.to_owned(), column_type(&field)?)));
     let types: BTreeMap<String, String> = types.collect();
     let keep = stage.section.take("keep").and_then(|field| field.words());
     let max_age = stage.section.take("max_age").and_then(|field| field.positive_duration());
@@ -40,6 +39,15 @@ pub(super) fn read(stage: &mut StageReader<'_>) -> Option<StageKind> {
         max_age,
         max_bad: max_bad.unwrap_or(defaults::MAX_BAD),
     })))
+}
+
+fn column_type(field: &Field<'_>) -> Option<String> {
+    let ty = field.unit(units::column_type)?;
+    if field.name == "updated_at" && ty != "timestamp" {
+        field.refuse("`updated_at` is a timestamp in every table of users", "leave it out here; it is read as a time");
+        return None;
+    }
+    Some(ty)
 }
 
 fn source(mut section: Section<'_>) -> Option<(String, Place, Encoding)> {

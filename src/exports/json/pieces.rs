@@ -67,6 +67,11 @@ impl Pieces {
         Ok(pieces)
     }
 
+    /// Whether the file is an array, be it an empty one.
+    pub(super) fn is_array(&self) -> bool {
+        self.shape != Shape::Lines
+    }
+
     /// Finds the next piece.
     pub(super) fn next(&mut self) -> Result<Piece, ExportError> {
         match self.shape {

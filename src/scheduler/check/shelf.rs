@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::{Columns, KnownTables, has_column};
-use crate::config::settings::{Encoding, LoadUsers, Settings, StageKind};
+use crate::config::settings::{LoadUsers, Settings, StageKind};
 use crate::domain::tables::{TABLES, table_spec};
 use crate::engine::{EngineError, Params, Session, TableSource, text};
 use crate::exports::{self, Format, ReadOptions};
 use crate::scheduler::order::makes;
-use crate::stage::load_users::files_of;
+use crate::stage::load_users::{encoding_of, files_of};
 
 /// How many of an export's files are looked at, the newest first.
 const FILES: usize = 16;
@@ -122,7 +122,7 @@ impl Shelf {
 fn users_columns(settings: &Settings, session: &Session, plan: &LoadUsers) -> Option<(Columns, bool)> {
     let mut columns: Columns = [("miniprogram", "VARCHAR"), ("openid", "VARCHAR"), ("unionid", "VARCHAR")]
         .into_iter()
-        .chain([("updated_at", "VARCHAR")])
+        .chain([("updated_at", "TIMESTAMP")])
         .map(|(name, ty)| (name.to_owned(), ty.to_owned()))
         .collect();
     let mut types_are_known = true;
@@ -137,7 +137,7 @@ fn users_columns(settings: &Settings, session: &Session, plan: &LoadUsers) -> Op
             }
         }
     }
-    for (name, ty) in &mut columns {
+    for (name, ty) in columns.iter_mut().filter(|(name, _)| name != "updated_at") {
         if let Some(declared) = plan.types.get(name) {
             declared.clone_into(ty);
         }
@@ -157,16 +157,8 @@ fn header(file: &Path, session: &Session, plan: &LoadUsers) -> Option<(Columns, 
         let select = format!("select * from read_parquet({})", text(&file.to_string_lossy()));
         return Some((under_our_names(plan, session.bind(&select, &Params::new()).ok()?), true));
     }
-    let options = ReadOptions {
-        columns: &plan.columns,
-        keep: plan.keep.as_deref(),
-        encoding: match plan.encoding {
-            Encoding::Auto => exports::Encoding::Auto,
-            Encoding::Utf8 => exports::Encoding::Utf8,
-            Encoding::Gb18030 => exports::Encoding::Gb18030,
-        },
-        batch_rows: 1,
-    };
+    let options =
+        ReadOptions { columns: &plan.columns, keep: plan.keep.as_deref(), encoding: encoding_of(plan), batch_rows: 1 };
     let names = exports::header(file, &options).ok()?;
     let columns = names.into_iter().map(|name| (name, "VARCHAR".to_owned())).collect();
     Some((columns, matches!(format, Format::Csv { .. })))

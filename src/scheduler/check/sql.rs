@@ -131,6 +131,12 @@ impl Checker<'_> {
     }
 
     fn does_not_bind(&mut self, reading: &Reading<'_>, facts: &SqlFacts, error: &EngineError, types_are_known: bool) {
+        if let EngineError::Outside { what, offset } = error {
+            let start = reading.sql.text.find(what.as_str());
+            let range = start.map_or_else(|| offset.unwrap_or(0)..offset.unwrap_or(0) + 1, |at| at..at + what.len());
+            let hint = "make a table of it with a load_users stage, or read one of `lianbo tables`";
+            return self.report(reading.sql, range, error.to_string(), Some(hint.to_owned()));
+        }
         let (message, offset) = parts_of(error);
         let told = Told::of(&message);
         // With types that are only guessed at, nothing but a missing name is surely wrong.

@@ -149,14 +149,23 @@ fn syntax_and_types_are_told_with_their_place() {
 }
 
 #[test]
+fn sql_that_reaches_beyond_the_tables_is_told_with_its_place() {
+    let found =
+        problems_of_select("select openid from mall_users\nunion all select content from read_text('/etc/hostname')");
+    assert_only(&found, (REPORT, 2, 42), "this reaches for `/etc/hostname`, and SQL reads tables alone", "load_users");
+    let found = problems_of_select("select * from read_csv('http://127.0.0.1:1/a.csv')");
+    assert_only(&found, (REPORT, 1, 25), "this reaches for `http://127.0.0.1:1/a.csv`", "");
+}
+
+#[test]
 fn functions_of_the_clock_are_refused_with_what_to_use() {
     let found = problems_of_select(
-        "select openid from mall_users\nwhere updated_at > cast(now() as varchar) or current_date > $today",
+        "select openid from mall_users\nwhere updated_at > cast(now() as timestamp) or current_date > $today",
     );
     assert_eq!(found.len(), 2, "{found:#?}");
     let hint = "use $today or $run_at";
     assert_told(&found[0], (REPORT, 2, 25), "`now()` gives another value when the run is repeated", hint);
-    assert_told(&found[1], (REPORT, 2, 46), "`current_date` gives another value", hint);
+    assert_told(&found[1], (REPORT, 2, 48), "`current_date` gives another value", hint);
 }
 
 #[test]

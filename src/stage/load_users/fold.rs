@@ -1,8 +1,13 @@
-//! One pass over the staged files of an export: types, duplicates folded to the newest `updated_at`, the quarantine.
+//! One pass over the staged files of an export: types, duplicates folded to the newest `updated_at` ([`times`]), the
+//! quarantine.
 
 use std::path::PathBuf;
 
+use chrono_tz::Tz;
+
 use super::stage_files::Staged;
+use super::times::{self, Unread};
+use crate::config::nearest;
 use crate::config::settings::LoadUsers;
 use crate::domain::tables::table_spec;
 use crate::engine::{EngineError, Param, Params, Session, TableSource, Written, quoted, text};
@@ -11,6 +16,8 @@ use crate::stage::StageError;
 pub struct Job {
     pub stage: String,
     pub plan: LoadUsers,
+    /// Of times that name none.
+    pub timezone: Tz,
     pub staged: Vec<Staged>,
     pub users_target: PathBuf,
     pub quarantine_target: PathBuf,
@@ -20,10 +27,14 @@ pub struct Folded {
     pub users: Written,
     pub quarantine: Written,
     pub columns: Vec<(String, String)>,
+    pub unread_times: Option<Unread>,
 }
 
 /// The columns every users table begins with.
-const STANDARD: [&str; 3] = ["openid", "unionid", "updated_at"];
+const STANDARD: [(&str, &str); 3] = [("openid", "VARCHAR"), ("unionid", "VARCHAR"), (UPDATED_AT, "TIMESTAMP")];
+const UPDATED_AT: &str = "updated_at";
+/// Parquet's instants; in tables times are UTC and without a zone.
+const WITH_ZONE: &str = "TIMESTAMP WITH TIME ZONE";
 
 impl Job {
     /// Folds. Blocking.
@@ -32,7 +43,9 @@ impl Job {
     ///
     /// [`StageError::Sql`], [`StageError::Rule`] when a value is not of its declared type in more rows than `max_bad` allows.
     pub fn fold(&self, session: &Session) -> Result<Folded, StageError> {
+        self.check_named()?;
         let columns = self.columns();
+        times::define(session, self.timezone)?;
         session.run(&format!("create temp view staged_rows as {}", self.all_rows(&columns)))?;
         let params = Params::from([("miniprogram".to_owned(), Param::Text(self.plan.miniprogram.to_string()))]);
         let in_stage = |source: EngineError| StageError::Sql { stage: self.stage.clone(), source };
@@ -40,26 +53,54 @@ impl Job {
         let users = session.copy(&users_sql, &params, &self.users_target).map_err(in_stage)?;
         let columns_out = session.bind(&users_sql, &params).map_err(in_stage)?;
         let quarantine = self.quarantine(session, &columns)?;
-        Ok(Folded { users, quarantine, columns: columns_out })
+        let unread_times = times::unread(session)?;
+        Ok(Folded { users, quarantine, columns: columns_out, unread_times })
+    }
+
+    /// `keep` and `types` name columns that some file has: a slip of the pen would quietly lose a column, or its type.
+    fn check_named(&self) -> Result<(), StageError> {
+        let there: Vec<&str> =
+            self.staged.iter().flat_map(|file| &file.columns).map(|column| column.name.as_str()).collect();
+        let is_standard = |name: &str| STANDARD.iter().any(|(own, _)| *own == name);
+        let kept = self.plan.keep.iter().flatten().map(|name| ("keep", name));
+        // What `keep` leaves out has no column any more, and needs no type.
+        let is_kept = |name: &String| self.plan.keep.as_ref().is_none_or(|keep| keep.contains(name));
+        let typed = self.plan.types.keys().filter(|name| is_kept(name)).map(|name| ("types", name));
+        let has_rows = self.staged.iter().any(|file| file.rows > 0);
+        for (key, name) in kept.chain(typed) {
+            if has_rows && !is_standard(name) && !there.contains(&name.as_str()) {
+                let hint = match nearest(name, there.iter().copied()) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => "an export's column goes by its own name unless `columns` gives it another".to_owned(),
+                };
+                return Err(StageError::Rule(format!(
+                    "`{key}` of stage `{}` names `{name}`, which no file of `{}` has; {hint}",
+                    self.stage, self.plan.files
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Name and type of every column, over all files.
     fn columns(&self) -> Vec<(String, String)> {
         let mut columns: Vec<(String, String)> =
-            STANDARD.iter().map(|name| ((*name).to_owned(), "VARCHAR".to_owned())).collect();
+            STANDARD.iter().map(|(name, ty)| ((*name).to_owned(), (*ty).to_owned())).collect();
         for column in self.staged.iter().flat_map(|file| &file.columns) {
             let is_id = column.name == "openid" || column.name == "unionid";
-            let natural = if is_id { "VARCHAR" } else { column.natural_type.as_str() };
+            let natural = match column.natural_type.as_str() {
+                _ if is_id => "VARCHAR",
+                WITH_ZONE => "TIMESTAMP",
+                own => own,
+            };
             match columns.iter_mut().find(|(name, _)| *name == column.name) {
                 None => columns.push((column.name.clone(), natural.to_owned())),
-                Some((name, ty)) if *name == "updated_at" && *ty == "VARCHAR" && self.staged.len() == 1 => {
-                    natural.clone_into(ty);
-                }
+                Some((name, _)) if *name == UPDATED_AT => {}
                 Some((_, ty)) if *ty != natural => "VARCHAR".clone_into(ty),
                 Some(_) => {}
             }
         }
-        for (name, ty) in &mut columns {
+        for (name, ty) in columns.iter_mut().filter(|(name, _)| *name != UPDATED_AT) {
             if let Some(declared) = self.plan.types.get(name) {
                 declared.clone_into(ty);
             }
@@ -79,16 +120,23 @@ impl Job {
                         let stored = file.columns.iter().find(|column| column.name == *name);
                         let value = stored.map_or_else(
                             || "cast(null as varchar)".to_owned(),
-                            |column| format!("cast({} as varchar)", quoted(&column.stored)),
+                            |column| match column.natural_type.as_str() {
+                                WITH_ZONE => format!("cast(cast({} as timestamp) as varchar)", quoted(&column.stored)),
+                                _ => format!("cast({} as varchar)", quoted(&column.stored)),
+                            },
                         );
                         format!("{value} as {}", quoted(name))
                     })
                     .collect();
+                let at = file.columns.iter().find(|column| column.name == UPDATED_AT).map_or_else(
+                    || "cast(null as timestamp)".to_owned(),
+                    |column| times::utc(&quoted(&column.stored), &column.natural_type),
+                );
                 let files: Vec<String> = file.parts.iter().map(|part| text(&part.to_string_lossy())).collect();
                 let (line, option) =
                     if file.is_parquet { ("file_row_number + 1", ", file_row_number = true") } else { ("_line", "") };
                 format!(
-                    "select {} as _file, {line} as _line, {} from read_parquet([{}], union_by_name = true{option})",
+                    "select {} as _file, {line} as _line, {at} as _at, {} from read_parquet([{}], union_by_name = true{option})",
                     file.number,
                     items.join(", "),
                     files.join(", ")
@@ -98,7 +146,10 @@ impl Job {
         if selects.is_empty() {
             let nulls: Vec<String> =
                 columns.iter().map(|(name, _)| format!("cast(null as varchar) as {}", quoted(name))).collect();
-            return format!("select 0 as _file, 0 as _line, {} where false", nulls.join(", "));
+            return format!(
+                "select 0 as _file, 0 as _line, cast(null as timestamp) as _at, {} where false",
+                nulls.join(", ")
+            );
         }
         selects.join(" union all ")
     }
@@ -109,19 +160,18 @@ impl Job {
             .map(|(name, ty)| match name.as_str() {
                 "openid" => "trim(openid) as openid".to_owned(),
                 "unionid" => "nullif(trim(unionid), '') as unionid".to_owned(),
+                UPDATED_AT => "_at as updated_at".to_owned(),
                 _ if ty == "VARCHAR" => quoted(name),
-                _ => format!("cast({0} as {ty}) as {0}", quoted(name)),
+                _ => format!("{} as {}", self.typed(name, ty, "cast"), quoted(name)),
             })
             .collect();
-        // Dates order by time, numbers by size, other texts as texts; a row later in the export wins a tie.
+        // A row later in the export wins a tie.
         format!(
             "select $miniprogram as miniprogram, {items}
              from (
                  select *, row_number() over (
                      partition by trim(openid)
-                     order by try_cast(updated_at as timestamp) desc nulls last,
-                              try_cast(updated_at as double) desc nulls last,
-                              updated_at desc nulls last, _file desc, _line desc) as _newest
+                     order by _at desc nulls last, _file desc, _line desc) as _newest
                  from staged_rows
                  where trim(coalesce(openid, '')) <> '' {typed}
              ) as newest_first
@@ -131,12 +181,27 @@ impl Job {
         )
     }
 
+    /// A column's text as its type; times that the configuration declares are read as `updated_at` is.
+    fn typed(&self, name: &str, ty: &str, cast: &str) -> String {
+        if self.is_declared(name) && ty.eq_ignore_ascii_case("timestamp") {
+            return format!("read_time({})", quoted(name));
+        }
+        format!("{cast}({} as {ty})", quoted(name))
+    }
+
+    /// Whether the configuration says what type a column has; that of a time is always the same.
+    fn is_declared(&self, column: &str) -> bool {
+        column != UPDATED_AT && self.plan.types.contains_key(column)
+    }
+
     /// A condition that holds for rows with a value that is not of its declared type.
     fn misfit(&self, columns: &[(String, String)]) -> Option<String> {
         let conditions: Vec<String> = columns
             .iter()
-            .filter(|(name, ty)| self.plan.types.contains_key(name) && !ty.eq_ignore_ascii_case("varchar"))
-            .map(|(name, ty)| format!("({0} is not null and try_cast({0} as {ty}) is null)", quoted(name)))
+            .filter(|(name, ty)| self.is_declared(name) && !ty.eq_ignore_ascii_case("varchar"))
+            .map(|(name, ty)| {
+                format!("({} is not null and {} is null)", quoted(name), self.typed(name, ty, "try_cast"))
+            })
             .collect();
         (!conditions.is_empty()).then(|| conditions.join(" or "))
     }
@@ -151,19 +216,25 @@ impl Job {
                 self.staged.iter().map(|file| format!("when {} then {}", file.number, text(&file.shown))).collect();
             let typed: Vec<String> = columns
                 .iter()
-                .filter(|(name, _)| self.plan.types.contains_key(name))
+                .filter(|(name, _)| self.is_declared(name))
                 .map(|(name, ty)| {
                     format!(
-                        "when {0} is not null and try_cast({0} as {ty}) is null then concat_ws('', {1}, ' is not a {ty}: ', {0})",
+                        "when {0} is not null and {2} is null then concat_ws('', {1}, ' is not a {ty}: ', {0})",
                         quoted(name),
-                        text(name)
+                        text(name),
+                        self.typed(name, ty, "try_cast")
                     )
                 })
                 .collect();
             sql.push_str(&format!(
                 " union all select {source} as source, case _file {files} end as file, _line as line, case {typed} end as reason,
-                    left(cast(to_json(staged_rows) as varchar), 2000) as raw
+                    left(cast(to_json(struct_pack({raw})) as varchar), 2000) as raw
                   from staged_rows where trim(coalesce(openid, '')) <> '' and ({misfit})",
+                raw = columns
+                    .iter()
+                    .map(|(name, _)| format!("{0} := {0}", quoted(name)))
+                    .collect::<Vec<_>>()
+                    .join(", "),
                 source = text(&self.stage),
                 files = files.join(" "),
                 typed = typed.join(" "),

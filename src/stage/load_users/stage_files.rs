@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::config::settings::{Encoding, LoadUsers};
+use crate::config::settings::LoadUsers;
 use crate::domain::tables::table_spec;
 use crate::domain::{ColumnType, Rows, Values};
 use crate::engine::{Params, Session, TableSource, quoted};
@@ -66,11 +66,7 @@ fn stage_text(job: &Job) -> Result<Staged, StageError> {
     let options = ReadOptions {
         columns: &job.plan.columns,
         keep: job.plan.keep.as_deref(),
-        encoding: match job.plan.encoding {
-            Encoding::Auto => exports::Encoding::Auto,
-            Encoding::Utf8 => exports::Encoding::Utf8,
-            Encoding::Gb18030 => exports::Encoding::Gb18030,
-        },
+        encoding: super::encoding_of(&job.plan),
         batch_rows: BATCH_ROWS,
     };
     let mut writer = StagingWriter::new(job);
@@ -196,7 +192,12 @@ impl<'a> StagingWriter<'a> {
 
 fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
     let table = TableSource { name: "export".to_owned(), columns: Vec::new(), parts: vec![job.file.clone()] };
-    session.add_table(&table)?;
+    session.add_table(&table).map_err(|error| {
+        StageError::Rule(format!(
+            "{}: this is not a Parquet file, or not a whole one: {error}; export it anew",
+            job.shown
+        ))
+    })?;
     let found = session.bind("select * from export", &Params::new())?;
     let columns = map_columns(job, &found)?;
     let openid = columns.iter().find(|column| column.name == "openid").expect("openid is always mapped");
@@ -247,7 +248,10 @@ fn map_columns(job: &Job, found: &[(String, String)]) -> Result<Vec<StagedColumn
                 there.join(", ")
             )));
         };
-        columns.push(StagedColumn { name: ours.clone(), stored: theirs.clone(), natural_type: ty.clone() });
+        let is_standard = ["openid", "unionid", "updated_at"].contains(&ours.as_str());
+        if is_standard || plan.keep.as_ref().is_none_or(|keep| keep.contains(ours)) {
+            columns.push(StagedColumn { name: ours.clone(), stored: theirs.clone(), natural_type: ty.clone() });
+        }
     }
     for (name, ty) in found {
         let is_mapped = plan.columns.iter().any(|(ours, theirs)| theirs == name || ours == name);

@@ -19,6 +19,8 @@ pub struct Filter {
     pub marks: TableSource,
     /// `_suppressions`
     pub suppressions: TableSource,
+    /// `_forgotten`, and the salt of its hashes, where anybody was.
+    pub forgotten: Option<(TableSource, String)>,
     /// `_deliveries`, where a cap or `not_again` looks back.
     pub deliveries: Option<TableSource>,
     pub templates: Vec<String>,
@@ -75,8 +77,8 @@ impl Filter {
 
     /// Makes `judged` in the session; gives how everybody was judged.
     fn judge(&self, session: &Session) -> Result<Judged, StageError> {
-        let columns = self.take_given(session)?;
         self.add_tables(session)?;
+        let columns = self.take_given(session)?;
         let mut params = self.user_params.clone();
         params.extend(self.params.clone());
         let in_stage = |source: EngineError| StageError::Sql { stage: self.stage.clone(), source };
@@ -101,6 +103,7 @@ impl Filter {
         for source in &self.sources {
             session.add_table(source)?;
         }
+        session.confine(&[&self.set_target, &self.left_target])?;
         let in_stage = |source: EngineError| StageError::Sql { stage: self.stage.clone(), source };
         let columns = session.bind(self.select(), &self.user_params).map_err(in_stage)?;
         if columns.iter().any(|(name, _)| name == "openid") {
@@ -116,7 +119,8 @@ impl Filter {
 
     fn add_tables(&self, session: &Session) -> Result<(), StageError> {
         let tables = [&self.profiles, &self.marks, &self.suppressions].into_iter();
-        for table in tables.chain(&self.followers).chain(&self.deliveries) {
+        let forgotten = self.forgotten.as_ref().map(|(table, _)| table);
+        for table in tables.chain(&self.followers).chain(&self.deliveries).chain(forgotten) {
             session.add_table(table)?;
         }
         Ok(())
@@ -157,6 +161,15 @@ impl Filter {
                  when by_openid.wholly = 0 or by_unionid.wholly = 0 then 'refused_template'"
                     .to_owned(),
             );
+        }
+        if let Some((_, salt)) = &self.forgotten {
+            let hash = |id: &str| format!("sha256(concat({}, ':', {id}))", text(salt));
+            reasons.push(format!(
+                "when {} in (select hash from _forgotten) or coalesce({} in (select hash from _forgotten), false)
+                 then 'suppressed'",
+                hash("given._openid"),
+                hash(unionid)
+            ));
         }
         let looks_back = self.deliveries.as_ref().is_some_and(|deliveries| !deliveries.parts.is_empty());
         for (is_asked, people, name) in [

@@ -138,8 +138,8 @@ impl<'a> Claimer<'a> {
         }
         self.looked_at = Some(monotonic);
         let push = super::reread(cx, &self.pushing.push).await?;
-        if push.is_paused {
-            return Ok(Some(End::Paused));
+        if let Some(end) = super::orders::by_order(self.pushing.plan, &push) {
+            return Ok(Some(end));
         }
         if QuotaDay::of(now) != self.allowance.day {
             self.allowance = Allowance::look(self.pushing).await?;

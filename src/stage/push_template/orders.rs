@@ -1,14 +1,15 @@
 //! What is ordered about a push while it sends, and what the clock says: looked at once a second, however slowly it
-//! claims: pause, another rate, the end of its window, its expiry.
+//! claims: pause, the stop switch, another rate, the end of its window, its expiry.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{End, Pushing, reread};
+use super::{End, Pushing, approval, reread};
 use crate::calendar;
 use crate::clock::Timestamp;
-use crate::ledger::ShareRequest;
+use crate::config::settings::PushTemplate;
+use crate::ledger::{EVERY_ACCOUNT, Push, ShareRequest};
 use crate::pace::SharedPace;
 use crate::stage::StageError;
 
@@ -41,8 +42,8 @@ async fn look(pushing: &Pushing<'_>, pace: &SharedPace) -> Result<Option<End>, S
         return Ok(Some(end));
     }
     let push = reread(pushing.cx, &pushing.push).await?;
-    if push.is_paused {
-        return Ok(Some(End::Paused));
+    if let Some(end) = by_order(pushing.plan, &push) {
+        return Ok(Some(end));
     }
     set_pace(pushing, pace, push.rate_override).await?;
     Ok(None)
@@ -66,6 +67,24 @@ pub async fn set_pace(pushing: &Pushing<'_>, pace: &SharedPace, ordered: Option<
     }
     pace.open_until(Some(if share > 0.0 { asked_at + SHARE_HOLDS } else { asked_at }));
     Ok(())
+}
+
+/// What people ordered that keeps it from sending.
+pub fn by_order(plan: &PushTemplate, push: &Push) -> Option<End> {
+    match push {
+        _ if push.is_paused => Some(End::Paused),
+        _ if push.frozen.is_some() => Some(End::Frozen),
+        _ if approval::is_missing(plan, push) => Some(End::Unapproved),
+        _ => None,
+    }
+}
+
+/// What a push that the stop switch holds says.
+pub fn frozen(push: &Push) -> String {
+    match push.frozen.as_deref() {
+        Some(EVERY_ACCOUNT) | None => "frozen: every account is; lianbo thaw lifts it".to_owned(),
+        Some(account) => format!("frozen: account `{account}` is; lianbo thaw {account} lifts it"),
+    }
 }
 
 /// The ordered or configured rate, within the account's ceiling, in sends a second.

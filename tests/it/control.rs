@@ -1,0 +1,207 @@
+//! What people order while a push goes on, as another process sees it; who is never sent to; and what is told of one person.
+
+use std::time::Duration;
+
+use lianbo::simulator::{Endpoint, Fault, Order};
+
+use crate::house::{House, crowd, ended, small};
+
+/// A push slow enough to be spoken to.
+const SLOW: &str = "rate = \"40/s\"\nconcurrency = 4";
+
+impl House {
+    /// Starts the campaign and waits for its first sends.
+    async fn begun(&self) -> tokio::process::Child {
+        let child = self.begin("campaign");
+        crate::house::eventually(Duration::from_secs(60), || self.calls("message/template/send") > 5).await;
+        child
+    }
+
+    async fn audited(&self, command: &str) -> u64 {
+        self.numbers(&format!(
+            "select count(*) from audit where command = '{command}' and who <> '' and \"at\" is not null"
+        ))
+        .await[0]
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_stop_switch_stops_a_push_of_another_process_and_holds_through_restarts() {
+    let house = House::build(crowd(2_000)).await;
+    house.campaign(SLOW);
+    house.night().await;
+    let push = house.begun().await;
+    house.lianbo(&["freeze", "main"]).await.ends(0);
+    let before = house.calls("message/template/send");
+    let waits = ended(push).await.ends(75);
+    assert!(waits.json()["reason"].as_str().unwrap().starts_with("frozen"), "{waits:?}");
+    let after = house.calls("message/template/send");
+    assert!(after - before <= 2 * 44 + 4, "{} were sent after the order", after - before);
+    house.run("campaign", &[]).await.ends(75);
+    house.lianbo(&["freeze", "main"]).await.ends(0);
+    assert_eq!(house.calls("message/template/send"), after, "nothing is sent while it is on");
+    let status = house.lianbo(&["status", "--json"]).await.ends(1).json();
+    assert!(status.to_string().contains("lianbo thaw main"), "{status}");
+    house.lianbo(&["thaw"]).await.ends(0);
+    house.lianbo(&["push", "rate", "campaign", "5000/s"]).await.ends(0);
+    house.run("campaign", &[]).await.ends(0);
+    house.everybody_has_one();
+    assert_eq!((house.audited("freeze").await, house.audited("thaw").await), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_another_rate_and_a_cancel_reach_a_push_of_another_process() {
+    let house = House::build(crowd(2_000)).await;
+    house.campaign(SLOW);
+    house.night().await;
+    let push = house.begun().await;
+    house.lianbo(&["push", "pause", "campaign"]).await.ends(0);
+    ended(push).await.ends(75);
+    house.lianbo(&["push", "resume", "campaign"]).await.ends(0);
+    let push = house.begin("campaign");
+    house.lianbo(&["push", "rate", "campaign", "30/s"]).await.ends(0);
+    let shown = house.lianbo(&["push", "show", "campaign", "--json"]).await.ends(0).json();
+    assert_eq!(shown["pushes"][0]["rate"]["set"], 30.0);
+    house.lianbo(&["push", "cancel", "campaign"]).await.ends(0);
+    let over = ended(push).await;
+    assert_ne!(over.code, 0, "{over:?}");
+    let counts = "select recipients - sent - skipped, skipped > 0, state = 'cancelled' from pushes";
+    assert_eq!(house.row(counts).await, ["0", "true", "true"]);
+    for command in ["push pause", "push resume", "push rate", "cancel"] {
+        assert!(house.audited(command).await >= 1, "{command}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_approval_is_void_when_the_rate_or_the_window_changes() {
+    let house = House::build(small()).await;
+    house.campaign("approve = true\nrate = \"500/s\"");
+    house.night().await;
+    house.run("campaign", &[]).await.ends(75);
+    let hash = async || {
+        let shown = house.lianbo(&["push", "show", "campaign", "--json"]).await.ends(0).json();
+        shown["pushes"][0]["approval_hash"].as_str().unwrap().to_owned()
+    };
+    let first = hash().await;
+    house.lianbo(&["push", "approve", "campaign", "--hash", &first]).await.ends(0);
+    house.lianbo(&["push", "rate", "campaign", "100/s"]).await.ends(0);
+    let waits = house.run("campaign", &[]).await.ends(75);
+    assert!(waits.json()["reason"].as_str().unwrap().contains("has changed"), "{waits:?}");
+    let second = hash().await;
+    assert_ne!(first, second);
+    house.lianbo(&["push", "approve", "campaign", "--hash", &first]).await.ends(2);
+    house.lianbo(&["push", "approve", "campaign", "--hash", &second]).await.ends(0);
+    house.campaign("approve = true\nrate = \"500/s\"\nwindow = \"00:00-23:59\"");
+    house.run("campaign", &[]).await.ends(75);
+    assert_eq!(house.calls("message/template/send"), 0);
+    house.lianbo(&["push", "approve", "campaign", "--hash", &hash().await]).await.ends(0);
+    house.run("campaign", &[]).await.ends(0);
+    house.everybody_has_one();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn people_who_are_suppressed_are_left_out_and_an_import_is_all_or_nothing() {
+    let house = House::build(small()).await;
+    house.night().await;
+    let people = house.rows("select unionid, oa_openid from identities order by unionid limit 4").await;
+    house.lianbo(&["suppress", "add", "--unionid", &people[0][0], "--reason", "asked on the phone"]).await.ends(0);
+    house
+        .lianbo(&["suppress", "add", "--openid", &people[1][1], "--account", "main", "--reason", "asked"])
+        .await
+        .ends(0);
+    house.write(
+        "out.csv",
+        &format!("unionid,reason,until\n{},gone,2099-01-01\n,nobody,\n{},x,yesterday\n", people[2][0], people[3][0]),
+    );
+    let file = house.path("out.csv").to_str().unwrap().to_owned();
+    let refused = house.lianbo(&["suppress", "import", &file]).await.ends(2);
+    assert!(
+        refused.text().contains("out.csv:3: neither") && refused.text().contains("out.csv:4: `yesterday`"),
+        "{refused:?}"
+    );
+    assert_eq!(house.numbers("select count(*) from suppressions").await, [2]);
+    house.write("out.csv", &format!("unionid,reason,until\n{},gone,2099-01-01\n", people[2][0]));
+    house.lianbo(&["suppress", "import", &file]).await.ends(0);
+    let listed = house.lianbo(&["suppress", "list", "--json"]).await.ends(0).json();
+    assert_eq!(listed["suppressions"].as_array().unwrap().len(), 3);
+    house.lianbo(&["suppress", "remove", "--openid", &people[1][1]]).await.ends(0);
+    house.run("campaign", &[]).await.ends(0);
+    assert_eq!(house.numbers("select count(*) from left_out where reason = 'suppressed'").await, [2]);
+    let received = [0, 1, 2].map(|at| house.simulator.received(&people[at][1]));
+    assert_eq!(received, [0, 1, 0]);
+    let told = house.lianbo(&["explain", &people[0][0], "--json"]).await.ends(0).json();
+    assert_eq!(told["sets"][0]["left_out"], "suppressed");
+    assert_eq!(told["suppressions"][0]["reason"], "asked on the phone");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_persons_whole_way_is_told_by_any_of_the_ids() {
+    let house = House::build(small()).await;
+    house.night().await;
+    house.run("campaign", &[]).await.ends(0);
+    let person = house.row("select unionid, oa_openid, mp_openid from identities order by unionid limit 1").await;
+    let mut told = Vec::new();
+    for id in &person {
+        let mut one = house.lianbo(&["explain", id, "--json"]).await.ends(0).json();
+        one["asked"] = serde_json::Value::Null;
+        told.push(one);
+    }
+    assert!(told[0] == told[1] && told[1] == told[2], "{told:?}");
+    let told = &told[0];
+    assert_eq!(told["followers"][0]["openid"], person[1].as_str());
+    assert_eq!(told["profiles"][0]["unionid"], person[0].as_str());
+    assert_eq!(told["users"][0]["openid"], person[2].as_str());
+    assert!(told["export_lines"][0]["line"].as_u64().unwrap() > 1);
+    assert_eq!(told["sets"][0]["arm"], "send");
+    assert_eq!(told["sets"][0]["sends"][0]["state"], "sent");
+    house.lianbo(&["explain", "oNOBODY-AT-ALL"]).await.ends(1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forgotten_person_stands_nowhere_and_is_never_sent_to_again() {
+    let house = House::build(small()).await;
+    house.night().await;
+    house.night().await;
+    house.run("campaign", &[]).await.ends(0);
+    let person = house.row("select unionid, oa_openid, mp_openid from identities order by unionid limit 1").await;
+    let sent = house.numbers("select count(*) from deliveries where state = 'sent'").await;
+    let done = house.lianbo(&["forget", "--unionid", &person[0], "--json"]).await.ends(0).json();
+    assert!(done["rows"]["identities"].as_u64().unwrap() >= 2, "old snapshots too: {done}");
+    assert_eq!((done["deliveries"].as_u64(), done["openids"].as_u64()), (Some(1), Some(2)));
+    assert_eq!(house.numbers("select count(*) from deliveries where state = 'sent'").await, sent);
+    for (path, bytes) in house.files() {
+        // The export is the mini program's own.
+        if path.starts_with(house.path("data")) && !path.starts_with(house.path("data/exports")) {
+            for id in &person {
+                let is_there = bytes.windows(id.len()).any(|window| window == id.as_bytes());
+                assert!(!is_there, "{id} stands in {}", path.display());
+            }
+        }
+    }
+    // The follower list and the export bring the person back, and no set takes the person in.
+    house.night().await;
+    house.run("campaign", &[]).await.ends(0);
+    assert_eq!(house.simulator.received(&person[1]), 1);
+    let told = house.lianbo(&["explain", &person[1], "--json"]).await.ends(0).json();
+    assert_eq!((&told["is_forgotten"], &told["sets"][0]["left_out"]), (&true.into(), &"suppressed".into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_failed_is_sent_to_again_by_a_push_of_just_those() {
+    let house = House::build(small()).await;
+    house.night().await;
+    house.simulator.order(Order::next(Fault::Errcode(47003)).at(Endpoint::TemplateSend).after(5).times(2));
+    let first = house.run("campaign", &[]).await.ends(0);
+    assert_eq!(first.counts()[2], 2, "{first:?}");
+    house.lianbo(&["push", "resend", "campaign", "--failed", "--errcode", "43004"]).await.ends(2);
+    let made = house.lianbo(&["push", "resend", "campaign", "--failed", "--json"]).await.ends(0).json();
+    assert_eq!(made["recipients"], 2);
+    let again = house.run("campaign", &[]).await.ends(0);
+    assert_eq!(again.counts(), [2, 2, 0, 0, 0, 0, 0]);
+    house.everybody_has_one();
+    let shown = house.lianbo(&["push", "show", "campaign", "--json"]).await.ends(0).json();
+    assert_eq!(shown["pushes"][0]["resend_of"], made["resend_of"]);
+    let old = made["resend_of"].as_str().unwrap();
+    house.lianbo(&["push", "resend", old, "--failed"]).await.ends(2);
+    assert_eq!(house.audited("push resend").await, 1);
+}
