@@ -6,7 +6,7 @@ N-th call, or the N-th part of the people or messages by draw; 0 is never. All b
   token        spurious_token_every (40001 to a good token)  ip_not_listed (40164)
   answers      numbers_as_text  text_plain
   followers    list_end (data_absent | empty_list | empty_cursor | same_cursor)  blank_openids  repeated_openids N
-               churn_per_page N  gone_cursor_refused (40003)
+               strangers N (of nobody, on each page)  churn_per_page N  gone_cursor_refused (40003)
   details      invalid_in_batch (whole_batch | short_answer | shift)  non_follower (empty_profile | bare | with_unionid)
                broken_json_every  control_characters_every  leading_space_every  sparse_every
   send         duplicate_answer (same_msgid | new_msgid | refused)  dedupe_window_seconds (600)  sixty_second_rule (40241)
@@ -23,7 +23,7 @@ N-th call, or the N-th part of the people or messages by draw; 0 is never. All b
 ORDERS, under /_simulator/ of the address, JSON in and out:
   GET   inbox  calls  callbacks  world  received?openid=  person?index= (or openid=, unionid=)  login?index=
   POST  order {"fault": F, "endpoint": NAME, "after": N, "times": N}: F befalls the next calls and is one of
-        {"errcode": N}  "lost_answer"  "lost_request"  {"late_answer": MS}  "not_json"  "broken_json"
+        {"errcode": N}  {"refusal": [N, TEXT]}  {"status": HTTP}  "lost_answer"  "lost_request"  {"late_answer": MS}  "not_json"  "broken_json"
         orders/clear
         faults {"finish": {"missing_every": 10}}
         clock {"set": "2026-11-24T15:59:00Z", "advance_seconds": 120}
