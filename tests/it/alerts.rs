@@ -104,7 +104,7 @@ async fn a_push_that_waits_for_approval_is_told_with_what_to_look_at_and_its_suc
     let run_id = waits["run_id"].as_str().unwrap();
     assert_eq!(waits["command"], format!("lianbo push show {run_id}"));
     let shown = house.lianbo(&["push", "show", run_id, "--json"]).await.ends(0).json();
-    let hash = shown["pushes"][0]["message_hash"].as_str().unwrap().to_owned();
+    let hash = shown["pushes"][0]["approval_hash"].as_str().unwrap().to_owned();
     house.lianbo(&["push", "approve", run_id, "--hash", &hash]).await.ends(0);
     eventually(SOON, || chat.heartbeats() == 1).await;
     serving.stop().await;

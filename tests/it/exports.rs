@@ -96,7 +96,7 @@ async fn a_file_that_is_wrong_as_a_whole_leaves_the_table_as_it_was() {
         ("a.csv", b"PK\x03\x04", "an Excel workbook"),
         ("a.csv.gz", &gzip(HEADER.repeat(99).as_bytes())[..20], "cut off"),
         ("a.json", HEADER.as_bytes(), "none of its first rows is an object"),
-        ("a.parquet", b"PAR1", "no Parquet file"),
+        ("a.parquet", b"PAR1", "not a Parquet file"),
         ("a.txt", b"x", "no known kind"),
     ];
     for (name, bytes, message) in cases {
