@@ -143,14 +143,36 @@ impl App {
     }
 }
 
+/// From here on a `memory_limit` leaves room for what an allocator keeps.
+const AMPLE_BYTES: u64 = 1_000_000_000;
+
 /// The engine of a workspace; needs no ledger.
 pub fn engine(settings: &Settings) -> Engine {
     engine_on(settings, &Lake::new(&settings.lake.root))
 }
 
 fn engine_on(settings: &Settings, lake: &Lake) -> Engine {
+    if settings.engine.memory_limit_bytes < AMPLE_BYTES {
+        return_memory_early();
+    }
     Engine::new(settings.engine.memory_limit.clone(), settings.engine.threads, lake.spill(), settings.timezone)
 }
+
+/// DuckDB's memory comes from the system's allocator, which keeps a pool a thread and what was freed: with a small
+/// `memory_limit` more than the limit itself. One pool, and free memory goes back.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[expect(unsafe_code, reason = "the allocator has no other way to be told")]
+fn return_memory_early() {
+    const FREE_KEPT: i32 = 1 << 20;
+    // SAFETY: mallopt takes plain numbers, may be called at any time, and leaves what is allocated alone.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, FREE_KEPT);
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn return_memory_early() {}
 
 fn client_settings(account: &Account) -> WeChatSettings {
     WeChatSettings {

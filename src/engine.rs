@@ -37,6 +37,13 @@ impl Engine {
         }
     }
 
+    /// The same engine with at most so many bytes and threads. Each thread has buffers of its own, so that few bytes want
+    /// few threads.
+    pub fn within(&self, bytes: u64, most_threads: usize) -> Self {
+        let threads = if self.threads == 0 { most_threads } else { self.threads.min(most_threads) };
+        Self { memory_limit: format!("{}KB", bytes / 1_000), threads, ..self.clone() }
+    }
+
     /// The same engine with one thread: for reading in order beside other work.
     pub fn single_threaded(&self) -> Self {
         Self { threads: 1, ..self.clone() }

@@ -143,7 +143,15 @@ impl Ledger {
 
     /// Begins to write: waits for writers of other processes here, so that nothing later in the transaction does.
     async fn begin(&self, doing: &'static str) -> Result<WriteTx, LedgerError> {
-        self.writer.begin_with("begin immediate").await.doing(doing)
+        match self.writer.begin_with("begin immediate").await {
+            // A full disk ends SQLite's transaction behind the driver's back, which from then on believes itself inside
+            // one: that connection is of no more use.
+            Err(sqlx::Error::InvalidSavePointStatement) => {
+                self.writer.acquire().await.doing(doing)?.close().await.doing(doing)?;
+                self.writer.begin_with("begin immediate").await.doing(doing)
+            }
+            begun => begun.doing(doing),
+        }
     }
 
     /// Begins to write under a lease; `None` when the lease is lost, and nothing may be written any more.
@@ -231,6 +239,17 @@ mod tests {
             assert!(ledger.latest_runs(10, None).await.unwrap().is_empty());
             ledger.close().await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_sqlite_itself_ended_keeps_nobody_from_writing() {
+        let house = House::new().await;
+        let mut tx = house.ledger.begin("write").await.unwrap();
+        // What SQLite does by itself when the disk is full while it commits.
+        sqlx::query("rollback").execute(&mut *tx).await.unwrap();
+        assert!(tx.commit().await.is_err());
+        let push = house.push("r1", 10).await;
+        assert_eq!(house.reload(&push).await.recipients, 10);
     }
 
     #[tokio::test]

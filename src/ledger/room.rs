@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use super::{Ledger, LedgerError};
 
+/// Bytes that must be free beside the room: a push that could not claim anybody need not begin.
+const FREE_BESIDE: u64 = 2 << 20;
+
 /// Disk space that is ours until it is given up or dropped.
 #[derive(Debug)]
 #[must_use]
@@ -50,13 +53,15 @@ impl Ledger {
 fn fill(path: &Path, bytes: u64) -> io::Result<()> {
     static PIECE: [u8; 1 << 16] = [0; 1 << 16];
     let mut file = File::create(path)?;
-    let mut left = bytes;
+    let mut left = bytes + FREE_BESIDE;
     while left > 0 {
         let piece = usize::try_from(left).unwrap_or(PIECE.len()).min(PIECE.len());
         file.write_all(&PIECE[..piece])?;
         left -= u64::try_from(piece).unwrap_or(left);
     }
-    file.sync_all()
+    // Only now is it known to be there, where space is given out late.
+    file.sync_all()?;
+    file.set_len(bytes)
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 //! yet, and the pushes that are archived.
 
 use chrono::NaiveDate;
-use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, Column as _, Decode, Row, Sqlite, Type};
 
 use super::error::Doing;
 use super::sql::{Columns, read_all};
@@ -273,15 +273,25 @@ impl Ledger {
     }
 }
 
+/// By the column's place: looking its name up for each value costs as much as reading it.
 fn read_column(rows: &[SqliteRow], name: &'static str, column_type: ColumnType) -> Result<Values, LedgerError> {
+    let Some(first) = rows.first() else { return Ok(Values::empty(column_type)) };
+    let at = first.try_column(name).map_err(|source| LedgerError::Column { column: name, source })?.ordinal();
     Ok(match column_type {
-        Text => Values::Text(read_all(rows, |row| row.read(name))?),
-        Integer => Values::Integer(read_all(rows, |row| row.read(name))?),
-        Float => Values::Float(read_all(rows, |row| row.read(name))?),
-        Boolean => Values::Boolean(read_all(rows, |row| row.read(name))?),
-        Timestamp => Values::Timestamp(read_all(rows, |row| row.read(name))?),
+        Text => Values::Text(read_place(rows, (name, at))?),
+        Integer => Values::Integer(read_place(rows, (name, at))?),
+        Float => Values::Float(read_place(rows, (name, at))?),
+        Boolean => Values::Boolean(read_place(rows, (name, at))?),
+        Timestamp => Values::Timestamp(read_place(rows, (name, at))?),
         Date => Values::Date(read_all(rows, |row| days(row, name))?),
     })
+}
+
+fn read_place<T>(rows: &[SqliteRow], (column, at): (&'static str, usize)) -> Result<Vec<T>, LedgerError>
+where
+    T: for<'r> Decode<'r, Sqlite> + Type<Sqlite>,
+{
+    rows.iter().map(|row| row.try_get(at).map_err(|source| LedgerError::Column { column, source })).collect()
 }
 
 /// Days since 1970 of a date that is stored as text.

@@ -22,8 +22,9 @@ mod record;
 mod render;
 mod send;
 mod silence;
+mod stops;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -33,6 +34,7 @@ pub use self::approval::approval_hash;
 pub use self::claim::daily_key;
 use self::guard::Guard;
 pub use self::preview::preview;
+use self::stops::{End, Stops};
 use super::{StageContext, StageError, StageOutcome, StageReport};
 use crate::calendar;
 use crate::clock::Timestamp;
@@ -67,43 +69,6 @@ pub(super) struct Item {
     pub last_errcode: Option<i64>,
 }
 
-/// Why sending came to a stop.
-#[derive(Debug)]
-pub(super) enum End {
-    /// Nobody is left to claim now.
-    Exhausted,
-    /// 45009, or nothing left of our own ceiling.
-    QuotaSpent {
-        why: String,
-    },
-    /// 40036 or 40037: look at the list of templates once before believing it.
-    TemplateGone {
-        errcode: i64,
-    },
-    Halted {
-        errcode: Option<i64>,
-        why: String,
-    },
-    /// Nobody has been answered for long.
-    Unanswered {
-        why: String,
-    },
-    WindowClosed {
-        opens: Timestamp,
-    },
-    DailyLimit {
-        until: Timestamp,
-    },
-    Paused,
-    /// The stop switch of its account is on.
-    Frozen,
-    /// Its approval is missing, or of something else.
-    Unapproved,
-    Expired,
-    Interrupted,
-    Failed(StageError),
-}
-
 /// What all parts of one push share.
 pub(super) struct Pushing<'a> {
     pub cx: &'a StageContext<'a>,
@@ -112,47 +77,6 @@ pub(super) struct Pushing<'a> {
     pub expires_at: Option<Timestamp>,
     pub room: &'a Room,
     pub stops: Arc<Stops>,
-}
-
-/// Why and whether a push comes to a stop.
-pub(super) struct Stops {
-    /// Cancelled to take no more; what is in flight still settles.
-    pub halt: CancellationToken,
-    ending: Mutex<Option<End>>,
-    /// Why no more is claimed; what is claimed is still sent.
-    run_out: Mutex<Option<End>>,
-}
-
-impl Stops {
-    fn new(halt: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { halt, ending: Mutex::new(None), run_out: Mutex::new(None) })
-    }
-
-    /// Stops at once: what is in flight settles, what was claimed and not sent is put back. The first reason stands.
-    pub fn stop(&self, end: End) {
-        let mut ending = self.ending.lock().expect("nobody panics while holding the reason");
-        if ending.is_none() {
-            *ending = Some(end);
-        }
-        drop(ending);
-        self.halt.cancel();
-    }
-
-    /// Claims come to an end; what is claimed has its call reserved, so it is sent. Whatever stops that comes before this.
-    pub fn run_out(&self, end: End) {
-        *self.run_out.lock().expect("nobody panics while holding the reason") = Some(end);
-    }
-
-    /// Why it came to a stop, once it has.
-    fn reason(&self, is_interrupted: bool) -> End {
-        let ending = self.ending.lock().expect("nobody panics while holding the reason").take();
-        let run_out = self.run_out.lock().expect("nobody panics while holding the reason").take();
-        match ending {
-            Some(end) => end,
-            None if is_interrupted => End::Interrupted,
-            None => run_out.unwrap_or(End::Exhausted),
-        }
-    }
 }
 
 impl Pushing<'_> {
@@ -418,15 +342,16 @@ async fn may_not_start(
     if let (Some(expires_at), crate::config::settings::OnExpiry::Stop, None) =
         (expires_at, plan.on_expiry, push.first_send_at)
     {
+        let rate = plan.rate.min(cx.hands.account(&plan.account).send_rate.unwrap_or(f64::INFINITY));
         #[expect(clippy::cast_precision_loss, reason = "seconds of a forecast")]
-        let needed = Duration::from_secs_f64(push.recipients as f64 / plan.rate);
+        let needed = Duration::from_secs_f64(push.recipients as f64 / rate);
         let ends_at = cx.hands.clock.now() + chrono::TimeDelta::from_std(needed).unwrap_or_default();
         if ends_at > expires_at {
             return Err(StageError::Rule(format!(
                 "{} recipients need until {} at {}/s, but the push expires at {}: raise rate or expires, or set on_expiry = \"skip\"",
                 push.recipients,
                 ends_at.format("%Y-%m-%d %H:%M UTC"),
-                plan.rate,
+                rate,
                 expires_at.format("%Y-%m-%d %H:%M UTC")
             )));
         }

@@ -80,8 +80,9 @@ impl<'a> Claimer<'a> {
             if push.rest_reason.is_none() { MessageReader::open(self.pushing)? } else { MessageReader::empty() };
         loop {
             let permits = tokio::select! {
-                permits = self.permits.acquire_many(u32::try_from(self.batch_rows).unwrap_or(u32::MAX)) => permits,
+                biased;
                 () = self.pushing.stops.halt.cancelled() => return Ok(()),
+                permits = self.permits.acquire_many(u32::try_from(self.batch_rows).unwrap_or(u32::MAX)) => permits,
             };
             permits.expect("the semaphore is never closed").forget();
             if let Some(end) = self.orders().await? {

@@ -145,7 +145,6 @@ impl<'a> Sender<'a> {
     /// doubt stays in flight in the ledger, so that it is repeated with its id or ends as unconfirmed.
     async fn come_to_rest(&mut self, claimed: &mut mpsc::Receiver<Vec<Item>>) {
         let clock = self.hands.clock;
-        claimed.close();
         let deadline = clock.monotonic() + SETTLE_LIMIT;
         while !self.at_work.is_empty() {
             let left = deadline.saturating_duration_since(clock.monotonic());
@@ -154,6 +153,7 @@ impl<'a> Sender<'a> {
                 () = clock.sleep(left) => break,
             }
         }
+        // Until the claimer has ended: a batch whose intents it is writing at this moment is not to be left in doubt.
         while let Some(batch) = claimed.recv().await {
             self.hands.desk().add(batch);
         }
