@@ -1,8 +1,8 @@
 //! Looking at the deliveries of a push, and letting them go when they are archived. How they change: `claims` and
 //! `outcomes`.
 
-use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::error::Doing;
 use super::sql::{Columns, int, read_all};
@@ -151,7 +151,8 @@ impl Ledger {
     }
 
     /// Lets the deliveries of a push go, after they were written to `archived_path` (relative to the lake). From the
-    /// first moment on they are read from there. May be repeated after an interruption.
+    /// first moment on they are read from there. Not before [`crate::domain::FINISH_WINDOW`] has passed since its last
+    /// send: WeChat's events find only what is here. May be repeated after an interruption.
     pub async fn drop_deliveries(&self, push_key: i64, archived_path: &str) -> Result<(), LedgerError> {
         const DOING: &str = "drop archived deliveries";
         sqlx::query("update pushes set archived_path = $1 where key = $2")
@@ -176,16 +177,6 @@ impl Ledger {
         }
     }
 
-    /// Makes deliveries be found by openid, for events that name no message. Takes a second for a million rows, once; from
-    /// then on each send costs a third more, so nothing but such an event asks for it.
-    pub async fn index_openids(&self) -> Result<(), LedgerError> {
-        sqlx::query("create index if not exists deliveries_by_openid on deliveries (openid)")
-            .execute(&self.writer)
-            .await
-            .doing("make deliveries be found by openid")?;
-        Ok(())
-    }
-
     /// `tail` is one of the constants above; what comes from outside is bound.
     async fn select_deliveries(&self, tail: &'static str, values: &[i64]) -> Result<Vec<DeliveryRow>, LedgerError> {
         let mut query = sqlx::query(AssertSqlSafe(format!("{SELECT} {tail}")));
@@ -194,6 +185,16 @@ impl Ledger {
         }
         read_all(query.fetch_all(&self.readers).await.doing("look up deliveries")?, read_delivery)
     }
+}
+
+/// Makes deliveries be found by openid, when the first event comes that names no message. Takes a second for a million
+/// rows, once; before that no push pays for it.
+pub(super) async fn index_openids(connection: &mut SqliteConnection) -> Result<(), LedgerError> {
+    sqlx::query("create index if not exists deliveries_by_openid on deliveries (openid)")
+        .execute(connection)
+        .await
+        .doing("make deliveries be found by openid")?;
+    Ok(())
 }
 
 fn read_delivery(row: &SqliteRow) -> Result<DeliveryRow, LedgerError> {

@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::{AccountName, Candidate, Delivered, DeliveryState, Finish, Finished, OpenId, finish};
+use crate::ledger::deliveries::index_openids;
 use crate::ledger::error::Doing;
 use crate::ledger::marks::{self, NewMark};
 use crate::ledger::pushes::Growth;
@@ -288,16 +289,6 @@ fn candidates(filter: &str) -> String {
         "select p.account, d.push_key, d.seq, d.state, d.msgid, d.openid, d.first_try_at, d.delivered, d.delivered_at
          from deliveries as d join pushes as p on p.key = d.push_key where {filter}"
     )
-}
-
-/// Makes deliveries be found by person, when the first event comes that names no message. Takes a second for a million
-/// rows, once; before that no push pays for it.
-async fn index_openids(tx: &mut SqliteConnection) -> Result<(), LedgerError> {
-    sqlx::query("create index if not exists deliveries_by_openid on deliveries (openid)")
-        .execute(tx)
-        .await
-        .doing("make deliveries be found by person")?;
-    Ok(())
 }
 
 fn distinct<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {

@@ -1,7 +1,7 @@
 -- What a send writes, twice in its life, carries only the indexes that a push itself asks for.
 
 -- An openid is as good as random: its index cost more than the rest of the row's writing together. Where WeChat's events
--- name no message, `Ledger::index_openids` makes it again, and only there a push pays for it.
+-- name no message, `deliveries::index_openids` makes it again, and only there a push pays for it.
 drop index deliveries_by_openid;
 -- SQLite does not see that `state = 'sending'` is within `state in (…)`: no statement ever used it.
 drop index deliveries_open;
