@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use serde_json::{Map, Value};
 
@@ -14,8 +15,9 @@ use crate::template::fields::FieldRules;
 use crate::template::{Renderer, Variables};
 use crate::wechat::Message as Body;
 
-/// Messages rendered into one row group.
+/// Messages of one row group.
 const BATCH: usize = 10_000;
+const MOST_THREADS: usize = 8;
 /// Examples shown of each broken rule.
 const EXAMPLES: usize = 3;
 
@@ -44,6 +46,17 @@ impl Checked {
         }
     }
 
+    /// Takes in what another thread found.
+    fn add(&mut self, other: Self) {
+        self.broken += other.broken;
+        for (field, (count, mut examples)) in other.fields {
+            let (all, shown) = self.fields.entry(field).or_default();
+            *all += count;
+            shown.append(&mut examples);
+            shown.truncate(EXAMPLES);
+        }
+    }
+
     pub fn report(&self, recipients: u64) -> String {
         let mut text = format!("{} of {recipients} messages break their template's rules, none was sent:", self.broken);
         for (field, (count, examples)) in &self.fields {
@@ -67,66 +80,81 @@ impl Job {
             columns: Vec::new(),
             parts: vec![self.set.clone()],
         })?;
-        let writer = self.lake.writer(&self.path, &SCHEMA)?;
         let rules = FieldRules::documented();
         let fixed = self.fixed(&renderer, &rules);
         let forms = Forms { renderer: &renderer, rules: &rules, fixed: &fixed };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+        let mut writer = self.lake.writer(&self.path, &SCHEMA)?;
         let mut checked = Checked::default();
-        // One thread renders while another writes: nothing is sent before all of it is done.
+        // One thread reads, several render, one writes: nothing is sent before all of it is done.
         std::thread::scope(|scope| {
-            let (send, groups) = std::sync::mpsc::sync_channel::<Frozen>(1);
+            let (mut given, mut done, mut renderers) = (Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..threads {
+                let (give, take) = sync_channel::<Rows>(1);
+                let (finish, finished) = sync_channel::<Frozen>(1);
+                let forms = &forms;
+                renderers.push(scope.spawn(move || self.render_groups(forms, &take, &finish)));
+                given.push(give);
+                done.push(finished);
+            }
             let written = scope.spawn(move || {
-                let mut writer = writer;
-                for group in groups {
-                    writer.write(group.rows())?;
-                }
+                write_in_turn(&done, |group| writer.write(group.rows()))?;
                 writer.finish()
             });
-            let rendered = self.render_rows(session, &forms, &mut checked, &send);
-            drop(send);
-            let written = written.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            written?;
-            rendered
+            let read = self.read_set(session, given);
+            for renderer in renderers {
+                checked.add(joined(renderer));
+            }
+            joined(written)?;
+            read
         })?;
         Ok(checked)
     }
 
-    /// Hands rendered messages on, group by group, until the set ends or nobody takes them any more.
-    fn render_rows(
-        &self,
-        session: &Session,
-        forms: &Forms<'_>,
-        checked: &mut Checked,
-        groups: &std::sync::mpsc::SyncSender<Frozen>,
-    ) -> Result<(), StageError> {
-        let mut group = Frozen::default();
+    /// Hands the set's rows out, group by group and in turn, until it ends or nobody takes them any more.
+    fn read_set(&self, session: &Session, given: Vec<SyncSender<Rows>>) -> Result<(), StageError> {
         let select = "select seq, openid, unionid, variables from \"set\" where arm = 'send'";
+        let mut turn = given.iter().cycle();
+        // Whoever takes no more has failed, and says why.
         session.stream::<StageError>(select, &Params::new(), |rows| {
-            let mut columns = rows.columns.into_iter().map(|(_, values)| values);
-            let (
-                Some(Values::Integer(seqs)),
-                Some(Values::Text(openids)),
-                Some(Values::Text(unionids)),
-                Some(Values::Text(variables)),
-            ) = (columns.next(), columns.next(), columns.next(), columns.next())
-            else {
-                return Ok(false);
-            };
-            let people = seqs.into_iter().zip(openids).zip(unionids).zip(variables);
-            for (((seq, openid), unionid), variables) in people {
-                let seq = u64::try_from(seq.unwrap_or_default()).unwrap_or_default();
-                let openid = openid.unwrap_or_default();
-                let recipient: Map<String, Value> =
-                    serde_json::from_str(variables.as_deref().unwrap_or("{}")).unwrap_or_default();
-                let one = Recipient { seq, openid: &openid, variables: &recipient };
-                let (body, invalid) = self.render(forms, &one, checked);
-                group.push((seq, openid, unionid), body, invalid);
+            Ok(turn.next().is_some_and(|renderer| renderer.send(rows).is_ok()))
+        })
+    }
+
+    /// Renders group after group; gives what the check found.
+    fn render_groups(&self, forms: &Forms<'_>, groups: &Receiver<Rows>, finished: &SyncSender<Frozen>) -> Checked {
+        let mut checked = Checked::default();
+        for rows in groups {
+            if finished.send(self.render_group(forms, rows, &mut checked)).is_err() {
+                break;
             }
-            // When the writer has failed it says why.
-            Ok(group.len() < BATCH || groups.send(std::mem::take(&mut group)).is_ok())
-        })?;
-        let _ = groups.send(group);
-        Ok(())
+        }
+        checked
+    }
+
+    fn render_group(&self, forms: &Forms<'_>, rows: Rows, checked: &mut Checked) -> Frozen {
+        let mut group = Frozen::default();
+        let mut columns = rows.columns.into_iter().map(|(_, values)| values);
+        let (
+            Some(Values::Integer(seqs)),
+            Some(Values::Text(openids)),
+            Some(Values::Text(unionids)),
+            Some(Values::Text(variables)),
+        ) = (columns.next(), columns.next(), columns.next(), columns.next())
+        else {
+            unreachable!("the SELECT names a number and three texts")
+        };
+        let people = seqs.into_iter().zip(openids).zip(unionids).zip(variables);
+        for (((seq, openid), unionid), variables) in people {
+            let seq = u64::try_from(seq.unwrap_or_default()).unwrap_or_default();
+            let openid = openid.unwrap_or_default();
+            let recipient: Map<String, Value> =
+                serde_json::from_str(variables.as_deref().unwrap_or("{}")).unwrap_or_default();
+            let one = Recipient { seq, openid: &openid, variables: &recipient };
+            let (body, invalid) = self.render(forms, &one, checked);
+            group.push((seq, openid, unionid), body, invalid);
+        }
+        group
     }
 
     /// The texts that come out the same for everybody, rendered and checked once. One that breaks a rule is not among
@@ -209,6 +237,24 @@ impl Job {
     }
 }
 
+/// Writes what comes out of several threads in the order in which it was handed to them.
+fn write_in_turn<E>(finished: &[Receiver<Frozen>], mut write: impl FnMut(Frozen) -> Result<(), E>) -> Result<(), E> {
+    let mut group = Frozen::default();
+    for renderer in finished.iter().cycle() {
+        // The first who has nothing more was handed nothing more, and so was nobody after.
+        let Ok(more) = renderer.recv() else { break };
+        group.append(more);
+        if group.len() >= BATCH {
+            write(std::mem::take(&mut group))?;
+        }
+    }
+    write(group)
+}
+
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 /// How the messages are made.
 struct Forms<'a> {
     renderer: &'a Renderer,
@@ -263,6 +309,14 @@ impl Frozen {
 
     fn len(&self) -> usize {
         self.seq.len()
+    }
+
+    fn append(&mut self, mut other: Self) {
+        self.seq.append(&mut other.seq);
+        self.openid.append(&mut other.openid);
+        self.unionid.append(&mut other.unionid);
+        self.body.append(&mut other.body);
+        self.invalid.append(&mut other.invalid);
     }
 
     fn rows(self) -> Rows {
