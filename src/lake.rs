@@ -15,7 +15,7 @@ mod vacuum;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use part::{Part, PartWriter};
+pub use part::{Part, PartColumn, PartWriter};
 pub use vacuum::Dropped;
 
 use crate::domain::TableName;
@@ -60,6 +60,12 @@ pub enum LakeError {
         path: PathBuf,
         #[source]
         source: std::io::Error,
+    },
+    #[error("cannot read rows of {path}")]
+    ReadRows {
+        path: PathBuf,
+        #[source]
+        source: polars::error::PolarsError,
     },
     #[error("cannot write the catalog {path}: {message}")]
     Catalog { path: PathBuf, message: String },
@@ -174,7 +180,7 @@ impl Lake {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{ColumnType, Rows, Values};
+    use crate::domain::{ColumnType, Rows, Texts, Values};
 
     #[test]
     fn a_part_appears_only_when_it_is_finished() {
@@ -190,8 +196,13 @@ mod tests {
         };
         writer.write(rows).unwrap();
         assert!(!lake.absolute("work/page.parquet").exists());
+        let again: Texts = [Some("o2"), None].into_iter().collect();
+        let columns = vec![("openid", PartColumn::Texts(&again)), ("seen_at", PartColumn::SameTime(1))];
+        writer.write_columns(2, columns).unwrap();
         let part = writer.finish().unwrap();
-        assert_eq!(part.rows, 2);
+        assert_eq!(part.rows, 4);
+        let read = lake.read_texts("work/page.parquet", "openid").unwrap();
+        assert_eq!(read.iter().collect::<Vec<_>>(), [Some("o1"), None, Some("o2"), None]);
         assert!(lake.absolute("work/page.parquet").exists());
     }
 }

@@ -12,12 +12,14 @@ pub mod live;
 pub mod load_users;
 pub mod materialize_recipients;
 pub mod measure_coverage;
+pub mod news;
 pub mod publish;
 pub mod push_template;
 pub mod query;
 mod sheet;
 pub mod sql;
 pub mod tables;
+pub mod turns;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -84,6 +86,10 @@ pub struct StageContext<'a> {
     pub progress: &'a dyn ProgressSink,
     /// Calls of this stage.
     pub calls: Arc<CallCounts>,
+    /// Where a walk tells of its pages, when somebody asks for details beside it.
+    pub news: Option<&'a news::WalkNews>,
+    /// What was asked beside the walk before this stage began.
+    pub ahead: Option<&'a enrich_unionids::Ahead>,
 }
 
 impl StageContext<'_> {

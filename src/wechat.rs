@@ -19,6 +19,7 @@ mod error;
 mod line;
 mod message;
 mod ports;
+mod profiles;
 mod retry;
 mod standing;
 mod token;
@@ -34,7 +35,7 @@ use secrecy::SecretString;
 
 use crate::domain::AccountName;
 
-pub use batch::ProfileBatch;
+pub use batch::{Claim, ProfileBatch};
 pub use callback::{CallbackEvent, CallbackKeys, CallbackQuery, CallbackRefused, LARGEST_BODY_BYTES, Posted, XmlError};
 pub use client::{SendOutcome, WeChat};
 pub use code::{Code, CodeClass, all as all_codes, class_of, lookup as lookup_code};
@@ -42,6 +43,7 @@ pub use endpoint::Endpoint;
 pub use error::WeChatError;
 pub use message::Message;
 pub use ports::{CallCounts, CallEnd, CallMeter, RefreshGuard, Refused, StoreError, StoredToken, TokenStore};
+pub use profiles::Profiles;
 pub use wire::{FollowerPage, Profile, QuotaFigure, Template, template_fields};
 
 /// What the client of one Official Account needs to know.

@@ -1,8 +1,8 @@
 //! Counting read calls against the day's quota before they are made, for all processes together.
 //!
 //! Calls are reserved in the ledger: details in small blocks, so that a page of them costs no transaction, everything
-//! else one by one. What is left of a block goes back when a stage ends; a crash therefore counts at most a block too
-//! many, never one too few. What WeChat answered is noted in memory (it must not hold up a call) and goes into the ledger
+//! else one by one. What is left of a block goes back when a stage ends; a crash therefore counts at most two blocks
+//! too many, never one too few. What WeChat answered is noted in memory (it must not hold up a call) and goes into the ledger
 //! with the next reservation or when the stage ends. Sends are not counted here: a push reserves its own.
 
 use std::collections::BTreeMap;
@@ -101,21 +101,47 @@ impl LedgerMeter {
         self.notes.lock().expect("nobody panics while counting")
     }
 
-    fn take_one(&self, endpoint: Endpoint, day: QuotaDay) -> bool {
+    /// Takes one of the reserved calls; gives how many are left then.
+    fn take_one(&self, endpoint: Endpoint, day: QuotaDay) -> Option<u64> {
         match self.notes().held.get_mut(&(endpoint, day)) {
             Some(held) if held.calls > 0 && !held.is_spent => {
                 held.calls -= 1;
-                true
+                Some(held.calls)
             }
-            _ => false,
+            _ => None,
         }
     }
 
     async fn reserve(&self, endpoint: Endpoint, day: QuotaDay) -> Result<(), Refused> {
         let _one_at_a_time = self.reserving.lock().await;
-        if self.take_one(endpoint, day) {
+        if self.take_one(endpoint, day).is_some() {
             return Ok(());
         }
+        let Some(left) = self.grant(endpoint, day).await?.checked_sub(1) else {
+            let spread = self.clock.jitter(Duration::from_secs(240)) + Duration::from_secs(60);
+            let spread = TimeDelta::from_std(spread).unwrap_or_default();
+            return Err(Refused::QuotaSpent { until: day.next().starts_at() + spread });
+        };
+        self.hold(endpoint, day, left);
+        Ok(())
+    }
+
+    /// The next block while others still take from this one, so that not everybody stands still for the disk at its end.
+    async fn reserve_early(&self, endpoint: Endpoint, day: QuotaDay) {
+        let Ok(_one_at_a_time) = self.reserving.try_lock() else { return };
+        match self.grant(endpoint, day).await {
+            Ok(granted) => self.hold(endpoint, day, granted),
+            // Whoever finds the block used up meets it again.
+            Err(error) => tracing::debug!(%error, "calls could not be reserved early"),
+        }
+    }
+
+    fn hold(&self, endpoint: Endpoint, day: QuotaDay, calls: u64) {
+        self.notes().held.entry((endpoint, day)).or_default().calls += calls;
+    }
+
+    /// As many calls as the day allows, at most a block.
+    async fn grant(&self, endpoint: Endpoint, day: QuotaDay) -> Result<u64, Refused> {
         let store = |error: LedgerError| Refused::Store(StoreError::new(error));
         let limit = self.limit(endpoint, day).await.map_err(store)?;
         let charge = QuotaCharge { account: &self.account, endpoint: endpoint.as_str(), day, limit };
@@ -124,14 +150,7 @@ impl LedgerMeter {
         {
             self.flush().await.map_err(store)?;
         }
-        let granted = self.ledger.reserve_calls(&charge, block(endpoint)).await.map_err(store)?;
-        let Some(left) = granted.checked_sub(1) else {
-            let spread = self.clock.jitter(Duration::from_secs(240)) + Duration::from_secs(60);
-            let spread = TimeDelta::from_std(spread).unwrap_or_default();
-            return Err(Refused::QuotaSpent { until: day.next().starts_at() + spread });
-        };
-        self.notes().held.entry((endpoint, day)).or_default().calls += left;
-        Ok(())
+        self.ledger.reserve_calls(&charge, block(endpoint)).await.map_err(store)
     }
 
     /// Our ceiling, WeChat's own figure or its documented default: the lower of what is known.
@@ -185,7 +204,12 @@ impl CallMeter for LedgerMeter {
     fn before(&self, endpoint: Endpoint) -> BoxFuture<'_, Result<(), Refused>> {
         Box::pin(async move {
             let day = QuotaDay::of(self.clock.now());
-            if self.take_one(endpoint, day) { Ok(()) } else { self.reserve(endpoint, day).await }
+            match self.take_one(endpoint, day) {
+                Some(left) if left == block(endpoint) / 2 && left > 0 => self.reserve_early(endpoint, day).await,
+                Some(_) => {}
+                None => self.reserve(endpoint, day).await?,
+            }
+            Ok(())
         })
     }
 

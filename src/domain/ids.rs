@@ -58,6 +58,12 @@ macro_rules! person_id {
             /// Wraps an id as WeChat gave it, without surrounding white space (WeChat's own samples have some).
             pub fn new(id: impl Into<String>) -> Self {
                 let id = id.into();
+                if let [first, .., last] = id.as_bytes()
+                    && first.is_ascii_graphic()
+                    && last.is_ascii_graphic()
+                {
+                    return Self(id);
+                }
                 let bare = id.trim();
                 if bare.len() == id.len() { Self(id) } else { Self(bare.to_owned()) }
             }

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 
 use polars::io::parquet::write::BatchedWriter;
 use polars::prelude::{
-    Column, DataFrame, DataType, Field, IntoColumn, NamedFrom, ParquetCompression, ParquetWriter, PlSmallStr, Schema,
-    Series, TimeUnit,
+    Column, DataFrame, DataType, Field, IntoColumn, IntoSeries, NamedFrom, ParallelStrategy, ParquetCompression,
+    ParquetReader, ParquetWriter, PlSmallStr, Scalar, Schema, SerReader, Series, StatisticsOptions,
+    StringChunkedBuilder, TimeUnit,
 };
 
 use super::{Lake, LakeError};
-use crate::domain::{ColumnType, Rows, Values};
+use crate::domain::{ColumnType, Rows, Texts, Values};
 
 /// A finished file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,18 @@ pub struct Part {
     pub path: String,
     pub rows: u64,
     pub bytes: u64,
+}
+
+/// A column on its way into a part.
+#[derive(Debug)]
+pub enum PartColumn<'a> {
+    Values(Values),
+    Texts(&'a Texts),
+    /// One text throughout.
+    Same(&'a str),
+    /// One time throughout, in microseconds since 1970.
+    SameTime(i64),
+    SameBoolean(bool),
 }
 
 /// Writes batches into a file that appears under its name only in [`finish`](Self::finish).
@@ -42,6 +55,29 @@ impl Lake {
     ///
     /// [`LakeError::CreateFolder`], [`LakeError::Write`].
     pub fn writer<N: AsRef<str>>(&self, relative: &str, schema: &[(N, ColumnType)]) -> Result<PartWriter, LakeError> {
+        self.begin_part(relative, schema, (ParquetCompression::Snappy, StatisticsOptions::default()))
+    }
+
+    /// The same for rows that are ids more than anything else: ids do not compress, and who is the first of them in the
+    /// alphabet helps nobody.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lake::writer`].
+    pub fn writer_of_ids<N: AsRef<str>>(
+        &self,
+        relative: &str,
+        schema: &[(N, ColumnType)],
+    ) -> Result<PartWriter, LakeError> {
+        self.begin_part(relative, schema, (ParquetCompression::Uncompressed, StatisticsOptions::empty()))
+    }
+
+    fn begin_part<N: AsRef<str>>(
+        &self,
+        relative: &str,
+        schema: &[(N, ColumnType)],
+        (compression, statistics): (ParquetCompression, StatisticsOptions),
+    ) -> Result<PartWriter, LakeError> {
         let target = self.absolute(relative);
         let unfinished = target.with_extension("parquet.tmp");
         if let Some(folder) = target.parent() {
@@ -55,7 +91,8 @@ impl Lake {
             .map(|(name, column_type)| Field::new(PlSmallStr::from_str(name.as_ref()), polars_type(*column_type)))
             .collect();
         let writer = ParquetWriter::new(BufWriter::new(second))
-            .with_compression(ParquetCompression::Snappy)
+            .with_compression(compression)
+            .with_statistics(statistics)
             .set_parallel(false)
             .batched(&fields)
             .map_err(|source| LakeError::WriteRows { path: unfinished.clone(), source })?;
@@ -72,15 +109,29 @@ impl PartWriter {
     /// [`LakeError::WriteRows`].
     pub fn write(&mut self, rows: Rows) -> Result<(), LakeError> {
         let count = rows.len();
+        let columns: Vec<(String, PartColumn<'_>)> =
+            rows.columns.into_iter().map(|(name, values)| (name, PartColumn::Values(values))).collect();
+        self.write_columns(count, columns)
+    }
+
+    /// The same from columns of `count` values in whatever form they are held.
+    ///
+    /// # Errors
+    ///
+    /// [`LakeError::WriteRows`].
+    pub fn write_columns<N: AsRef<str>>(
+        &mut self,
+        count: usize,
+        mut given: Vec<(N, PartColumn<'_>)>,
+    ) -> Result<(), LakeError> {
         if count == 0 {
             return Ok(());
         }
-        let mut given = rows.columns;
         let columns: Vec<Column> = self
             .schema
             .iter()
             .map(|(name, column_type)| {
-                let values = given.iter().position(|(own, _)| own == name).map(|at| given.swap_remove(at).1);
+                let values = given.iter().position(|(own, _)| own.as_ref() == name).map(|at| given.swap_remove(at).1);
                 column(name, *column_type, values, count)
             })
             .collect::<Result<_, _>>()
@@ -128,19 +179,56 @@ fn polars_type(column_type: ColumnType) -> DataType {
 fn column(
     name: &str,
     column_type: ColumnType,
-    values: Option<Values>,
+    values: Option<PartColumn<'_>>,
     count: usize,
 ) -> Result<Column, polars::error::PolarsError> {
     let label = PlSmallStr::from_str(name);
     let series = match values {
         None => return Ok(Column::full_null(label, count, &polars_type(column_type))),
-        Some(Values::Text(values)) => {
-            Series::new(label, values.iter().map(Option::as_deref).collect::<Vec<Option<&str>>>())
+        Some(PartColumn::Same(text)) => {
+            return Ok(Column::new_scalar(label, Scalar::from(PlSmallStr::from_str(text)), count));
         }
-        Some(Values::Integer(values) | Values::Timestamp(values)) => Series::new(label, values),
-        Some(Values::Float(values)) => Series::new(label, values),
-        Some(Values::Boolean(values)) => Series::new(label, values),
-        Some(Values::Date(values)) => Series::new(label, values),
+        Some(PartColumn::SameTime(micros)) => {
+            return Ok(Column::new_scalar(label, Scalar::new_datetime(micros, TimeUnit::Microseconds, None), count));
+        }
+        Some(PartColumn::SameBoolean(value)) => return Ok(Column::new_scalar(label, Scalar::from(value), count)),
+        Some(PartColumn::Texts(texts)) if !texts.has_any() => {
+            return Ok(Column::full_null(label, count, &DataType::String));
+        }
+        Some(PartColumn::Texts(texts)) => {
+            let mut builder = StringChunkedBuilder::new(label, texts.len());
+            texts.iter().for_each(|value| builder.append_option(value));
+            return Ok(builder.finish().into_series().into_column());
+        }
+        Some(PartColumn::Values(values)) => match values {
+            Values::Text(values) => {
+                Series::new(label, values.iter().map(Option::as_deref).collect::<Vec<Option<&str>>>())
+            }
+            Values::Integer(values) | Values::Timestamp(values) => Series::new(label, values),
+            Values::Float(values) => Series::new(label, values),
+            Values::Boolean(values) => Series::new(label, values),
+            Values::Date(values) => Series::new(label, values),
+        },
     };
     Ok(series.cast(&polars_type(column_type))?.into_column())
+}
+
+impl Lake {
+    /// One text column of a part, whole: for parts that are known to be short.
+    ///
+    /// # Errors
+    ///
+    /// [`LakeError::Read`], [`LakeError::ReadRows`].
+    pub fn read_texts(&self, relative: &str, name: &str) -> Result<Texts, LakeError> {
+        let path = self.absolute(relative);
+        let file = File::open(&path).map_err(|source| LakeError::Read { path: path.clone(), source })?;
+        let read = || -> Result<Texts, polars::error::PolarsError> {
+            let frame = ParquetReader::new(file)
+                .with_columns(Some(vec![name.to_owned()]))
+                .read_parallel(ParallelStrategy::None)
+                .finish()?;
+            Ok(frame.column(name)?.str()?.iter().collect())
+        };
+        read().map_err(|source| LakeError::ReadRows { path, source })
+    }
 }

@@ -58,11 +58,14 @@ const SELECT: &str = "select id, account, run_id, started_at, finished_at, merge
     restarts from walks";
 
 impl Ledger {
-    /// Begins a walk.
+    /// Begins a walk. Its id is the time, or one more than the last: an id that was given once never means another walk,
+    /// though walks are deleted and somebody may still hold it.
     pub async fn begin_walk(&self, account: &AccountName, run_id: &RunId, now: Timestamp) -> Result<Walk, LedgerError> {
         const DOING: &str = "begin a walk";
         let row = sqlx::query(
-            "insert into walks (account, run_id, started_at) values ($1, $2, $3)
+            "insert into walks (id, account, run_id, started_at)
+             select case when known.last >= $3 then known.last + 1 else $3 end, $1, $2, $3
+             from (select coalesce(max(id), 0) as last from walks) as known
              returning id, account, run_id, started_at, finished_at, merged, pages, openids, total, next_openid, restarts",
         )
         .bind(account.as_str())
@@ -127,12 +130,19 @@ impl Ledger {
 
     /// The recorded pages of a walk, in order.
     pub async fn walk_pages(&self, walk_id: i64) -> Result<Vec<WalkPage>, LedgerError> {
-        let rows =
-            sqlx::query("select page, path, openids, next_openid from walk_pages where walk_id = $1 order by page")
-                .bind(walk_id)
-                .fetch_all(&self.readers)
-                .await
-                .doing("list the pages of a walk")?;
+        self.walk_pages_after(walk_id, 0).await
+    }
+
+    /// The recorded pages of a walk after page `page`, in order.
+    pub async fn walk_pages_after(&self, walk_id: i64, page: u32) -> Result<Vec<WalkPage>, LedgerError> {
+        let rows = sqlx::query(
+            "select page, path, openids, next_openid from walk_pages where walk_id = $1 and page > $2 order by page",
+        )
+        .bind(walk_id)
+        .bind(page)
+        .fetch_all(&self.readers)
+        .await
+        .doing("list the pages of a walk")?;
         read_all(rows, read_page)
     }
 
@@ -198,7 +208,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Remembers a file of fetched profiles that no table holds yet.
+    /// Remembers a file of fetched profiles that no table holds yet. Its id is made as that of a walk.
     pub async fn record_profile_part(
         &self,
         account: &AccountName,
@@ -207,7 +217,10 @@ impl Ledger {
         now: Timestamp,
     ) -> Result<(), LedgerError> {
         sqlx::query(
-            "insert into profile_parts (account, path, row_count, recorded_at) values ($1, $2, $3, $4)
+            "insert into profile_parts (id, account, path, row_count, recorded_at)
+             select case when known.last >= $4 then known.last + 1 else $4 end, $1, $2, $3, $4
+             from (select coalesce(max(id), 0) as last from profile_parts) as known
+             where true
              on conflict (account, path) do nothing",
         )
         .bind(account.as_str())

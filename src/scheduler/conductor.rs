@@ -4,6 +4,7 @@
 //! its stages in order, each with its checks ([`stages`]) → publish all tables at once, before the first push or at the
 //! end ([`publish`]) → record how it ended. A run that is killed leaves nothing that the next one cannot go on from.
 
+mod beside;
 mod cancel;
 mod hold;
 mod keeper;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::config::Problems;
 use crate::config::settings::{Checks, Pipeline, Settings, SqlText, Stage, StageKind};
 use crate::domain::StageName;
-use crate::engine::{Session, SqlFacts};
+use crate::engine::{Engine, SqlFacts};
 use crate::stage::join_identities::users_tables;
 use crate::stage::{StageError, measure_coverage};
 
@@ -25,13 +25,15 @@ pub struct Ordered {
     pub circle: Vec<StageName>,
 }
 
-/// Orders a pipeline that was checked.
+/// Orders a pipeline that was checked. Blocking: the engine reads the tables off the stages' SQL, where there is any.
 ///
 /// # Errors
 ///
-/// [`StageError::Rule`] naming the stages that wait for each other.
-pub fn ordered(settings: &Settings, pipeline: &Pipeline, session: &Session) -> Result<Ordered, StageError> {
-    let ordered = order(settings, pipeline, &|sql| session.inspect(sql).ok());
+/// [`StageError::Rule`] naming the stages that wait for each other; [`StageError::Engine`].
+pub fn ordered(settings: &Settings, pipeline: &Pipeline, engine: &Engine) -> Result<Ordered, StageError> {
+    let has_sql = pipeline.stages.iter().any(|stage| !sql_of(stage).is_empty());
+    let session = has_sql.then(|| engine.session()).transpose()?;
+    let ordered = order(settings, pipeline, &|sql| session.as_ref()?.inspect(sql).ok());
     if ordered.circle.is_empty() {
         return Ok(ordered);
     }
@@ -197,9 +199,9 @@ mod tests {
         }
         let loaded = load(folder.path(), &Environment::default());
         let settings = loaded.settings.unwrap_or_else(|| panic!("{}", loaded.problems));
-        let session = Engine::new("1GB", 1, folder.path().join("spill"), settings.timezone).session().unwrap();
+        let engine = Engine::new("1GB", 1, folder.path().join("spill"), settings.timezone);
         let pipeline = &settings.pipelines["p"];
-        let ordered = ordered(&settings, pipeline, &session).unwrap();
+        let ordered = ordered(&settings, pipeline, &engine).unwrap();
         ordered.order.into_iter().map(|index| pipeline.stages[index].name.to_string()).collect()
     }
 

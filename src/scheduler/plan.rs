@@ -133,11 +133,8 @@ pub async fn plan(request: &PlanRequest<'_>) -> Result<PlanView, StageError> {
 async fn in_order(request: &PlanRequest<'_>) -> Result<Vec<usize>, StageError> {
     let (engine, settings) = (request.engine.single_threaded(), request.settings.clone());
     let name = request.pipeline.name.clone();
-    let ordered = tokio::task::spawn_blocking(move || {
-        let session = engine.session()?;
-        order::ordered(&settings, &settings.pipelines[&name], &session)
-    })
-    .await??;
+    let ordered =
+        tokio::task::spawn_blocking(move || order::ordered(&settings, &settings.pipelines[&name], &engine)).await??;
     Ok(tables_first(request.pipeline, ordered.order))
 }
 

@@ -34,6 +34,8 @@ pub struct Faults {
     pub gone_cursor_refused: bool,
 
     pub invalid_in_batch: InvalidInBatch,
+    /// People from whom on a batch gives everybody the next one's unionid, though nothing is wrong with it.
+    pub shift_every: u64,
     pub non_follower: NonFollower,
     /// People whose remark ends in a lone backslash, which breaks the whole answer.
     pub broken_json_every: u64,
@@ -179,6 +181,7 @@ impl Default for Faults {
             churn_per_page: 0,
             gone_cursor_refused: false,
             invalid_in_batch: InvalidInBatch::WholeBatch,
+            shift_every: 0,
             non_follower: NonFollower::EmptyProfile,
             broken_json_every: 0,
             control_characters_every: 0,

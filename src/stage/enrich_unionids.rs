@@ -1,39 +1,38 @@
 //! `enrich_unionids`: asks for the profile, and so the unionid, of followers whose profile is missing or stale.
 //!
-//! The way: the engine streams the openids that need asking → batches of 100 go out `concurrency` wide → answers gather in
-//! parts of at most 32 batches, each written while the next gathers and recorded as soon as it is whole, so that a crash
-//! repeats at most 100 calls →
-//! one pass merges them with the profiles before. A unionid that moved or that two openids share is asked for once more,
-//! singly, before it is believed.
+//! The way: the pages of a first walk ([`ahead`]), else the engine, say who needs asking → batches of 100 go out
+//! `concurrency` wide ([`ask`]), one in sixty looked at twice ([`spot`]) → answers gather in parts, each written while the
+//! next gathers and recorded as soon as it is whole, so that a crash repeats at most 100 calls → one pass merges them with
+//! the profiles before ([`merge`]). A unionid that moved or that two openids share is asked for once more, singly, before it
+//! is believed.
 
+mod ahead;
+mod ask;
 mod forecast;
 mod merge;
 mod part;
-
-use std::sync::Arc;
+mod spot;
 
 use serde_json::json;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
+use self::ahead::AskedAhead;
+pub use self::ahead::{Ahead, ask_ahead};
+use self::ask::{Asking, Tally, ask_singly};
 pub use self::forecast::needed;
-use self::part::ProfilePart;
 use super::extract_followers::describe;
+use super::turns::Turn;
 use super::{FailedSlice, StageContext, StageError, StageOutcome, StageReport};
 use crate::clock::Timestamp;
 use crate::config::settings::EnrichUnionids;
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
 use crate::engine::{Engine, Param, Params, TableSource};
-use crate::lake::{LakeError, Part};
 use crate::ledger::SnapshotRecord;
-use crate::wechat::{ProfileBatch, WeChat, WeChatError};
+use crate::wechat::WeChatError;
 
 /// Openids in one call (WeChat's own limit).
 pub const BATCH: usize = 100;
-/// Calls gathered into one part. A crash repeats at most the part being written, the one being gathered, and those in
-/// flight (`concurrency`, 32 by default): under 100 calls.
-const CALLS_A_PART: usize = 32;
 
 /// Asks for what is missing in every account of the stage; one that fails keeps its old rows, and its answers for the next run.
 ///
@@ -90,13 +89,29 @@ async fn one_account(
     plan: &EnrichUnionids,
     account: &AccountName,
 ) -> Result<Enriched, StageError> {
+    let turn = Turn::wait(cx, &turn_name(account)).await?;
+    turn.hold(alone(cx, plan, account)).await
+}
+
+/// What is fetched and not merged yet is the account's, not the run's: one at a time asks, merges, or drops it.
+pub fn turn_name(account: &AccountName) -> String {
+    format!("details:{account}")
+}
+
+async fn alone(cx: &StageContext<'_>, plan: &EnrichUnionids, account: &AccountName) -> Result<Enriched, StageError> {
     let table = cx.stage.table.as_ref().expect("an enrich stage has a table");
     let inputs = Inputs::gather(cx, plan, table, account).await?;
-    let asked = ask(cx, plan, account, &inputs).await?;
+    let (mut tally, whole_walk) = match cx.ahead.and_then(|ahead| ahead.take(account)) {
+        Some(AskedAhead { tally, whole_walk }) => (tally, whole_walk),
+        None => (Tally::new(plan.budget.unwrap_or(u64::MAX), inputs.fetched.parts.is_empty()), None),
+    };
+    if !is_whole(cx, account, &inputs, whole_walk).await? {
+        ask(cx, account, &inputs, &mut tally).await?;
+    }
     let parts = cx.hands.ledger.profile_parts(account).await?;
-    let merged = merge::merge(cx, table, account, &inputs, &parts).await?;
+    let merged = merge::merge(cx, table, account, &inputs, (&parts, &tally)).await?;
     Ok(Enriched {
-        asked,
+        asked: tally.asked,
         with_unionid: merged.with_unionid,
         not_asked: merged.not_asked,
         quarantined: merged.quarantined,
@@ -104,6 +119,19 @@ async fn one_account(
         snapshot: merged.profiles,
         changes: merged.changes,
     })
+}
+
+/// Whether the followers are exactly those of the walk that everybody was asked of: no event has come between.
+async fn is_whole(
+    cx: &StageContext<'_>,
+    account: &AccountName,
+    inputs: &Inputs,
+    whole_walk: Option<i64>,
+) -> Result<bool, StageError> {
+    let Some(asked) = whole_walk else { return Ok(false) };
+    let walk = cx.hands.ledger.open_walk(account).await?;
+    let is_this = walk.is_some_and(|walk| walk.id == asked && walk.started_at == inputs.as_of);
+    Ok(is_this && cx.hands.ledger.follower_marks(account, inputs.as_of).await?.is_empty())
 }
 
 /// The tables an account's enrichment reads.
@@ -177,30 +205,16 @@ where followers.active
 
 async fn ask(
     cx: &StageContext<'_>,
-    plan: &EnrichUnionids,
     account: &AccountName,
     inputs: &Inputs,
-) -> Result<u64, StageError> {
-    let (total, mut needed, reader) = stream_needed(cx, inputs).await?;
-    let mut asking = Asking {
-        cx,
-        account,
-        wechat: cx.wechat(account),
-        part: ProfilePart::new(account.clone()),
-        calls: JoinSet::new(),
-        asked: 0,
-        total,
-        flushing: None,
-    };
-    let width = cx.hands.account(account).concurrency.max(1);
-    let mut budget = plan.budget.unwrap_or(u64::MAX);
-    let ended = asking.all(&mut needed, width, &mut budget).await;
-    drop(needed);
-    let flushed = asking.flush().await;
+    tally: &mut Tally,
+) -> Result<(), StageError> {
+    let (total, needed, reader) = stream_needed(cx, inputs).await?;
+    let total = tally.asked + total;
+    let ended = Asking::new(cx, account, tally, Some(total)).all(needed, true).await;
     let read = reader.await?;
-    ended.and(flushed)?;
-    read?;
-    Ok(asking.asked)
+    ended?;
+    read
 }
 
 /// Batches of openids that need asking, read by the engine on a thread of its own while calls are under way.
@@ -245,127 +259,5 @@ async fn stream_needed(
             Err(error) => Err(error),
             Ok(()) => Err(StageError::Interrupted),
         },
-    }
-}
-
-type CallResult = (Vec<OpenId>, Result<ProfileBatch, WeChatError>);
-
-struct Asking<'a, 'b> {
-    cx: &'a StageContext<'b>,
-    account: &'a AccountName,
-    wechat: WeChat,
-    part: ProfilePart,
-    calls: JoinSet<CallResult>,
-    asked: u64,
-    total: u64,
-    flushing: Option<tokio::task::JoinHandle<Result<Part, LakeError>>>,
-}
-
-impl Asking<'_, '_> {
-    async fn all(
-        &mut self,
-        needed: &mut mpsc::Receiver<Vec<OpenId>>,
-        width: usize,
-        budget: &mut u64,
-    ) -> Result<(), StageError> {
-        loop {
-            while self.calls.len() < width && *budget > 0 && !self.cx.stop.is_cancelled() {
-                let Some(batch) = needed.recv().await else { break };
-                *budget -= 1;
-                let wechat = self.wechat.clone();
-                self.calls.spawn(async move {
-                    let answer = wechat.profiles(&batch).await;
-                    (batch, answer)
-                });
-            }
-            let Some(done) = self.calls.join_next().await else {
-                return if self.cx.stop.is_cancelled() { Err(StageError::Interrupted) } else { Ok(()) };
-            };
-            let (batch, answer) = done?;
-            match answer {
-                Ok(answer) => self.take(&batch, answer).await?,
-                Err(error) => {
-                    self.settle_rest().await?;
-                    return Err(error.into());
-                }
-            }
-        }
-    }
-
-    /// What is in flight when a call fails still counts.
-    async fn settle_rest(&mut self) -> Result<(), StageError> {
-        while let Some(done) = self.calls.join_next().await {
-            if let (batch, Ok(answer)) = done? {
-                self.take(&batch, answer).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn take(&mut self, batch: &[OpenId], answer: ProfileBatch) -> Result<(), StageError> {
-        self.asked += u64::try_from(batch.len()).unwrap_or(u64::MAX);
-        self.part.add(answer, self.cx.hands.clock.now());
-        self.cx.tell("details", self.asked, Some(self.total));
-        if self.part.calls() >= CALLS_A_PART { self.begin_flush().await } else { Ok(()) }
-    }
-
-    /// Writes the gathered answers on a thread of its own while the next are asked for; one such at a time.
-    async fn begin_flush(&mut self) -> Result<(), StageError> {
-        self.end_flush().await?;
-        if self.part.is_empty() {
-            return Ok(());
-        }
-        let full = std::mem::replace(&mut self.part, ProfilePart::new(self.account.clone()));
-        let lake = self.cx.hands.lake.clone();
-        let path = format!("work/profiles/{}/{}.parquet", self.account, self.cx.new_snapshot_id());
-        self.flushing = Some(tokio::task::spawn_blocking(move || full.write(&lake, &path)));
-        Ok(())
-    }
-
-    async fn end_flush(&mut self) -> Result<(), StageError> {
-        let Some(flushing) = self.flushing.take() else { return Ok(()) };
-        let part = flushing.await??;
-        let now = self.cx.hands.clock.now();
-        Ok(self.cx.hands.ledger.record_profile_part(self.account, &part.path, part.rows, now).await?)
-    }
-
-    /// Writes and records everything that is gathered.
-    async fn flush(&mut self) -> Result<(), StageError> {
-        self.begin_flush().await?;
-        self.end_flush().await
-    }
-}
-
-/// Asks singly for openids whose unionid is in doubt, `concurrency` wide.
-pub(super) async fn ask_singly(
-    cx: &StageContext<'_>,
-    account: &AccountName,
-    openids: Vec<OpenId>,
-) -> Result<ProfilePart, StageError> {
-    let wechat = Arc::new(cx.wechat(account));
-    let mut part = ProfilePart::new(account.clone());
-    let mut calls: JoinSet<(OpenId, Result<crate::wechat::Profile, WeChatError>)> = JoinSet::new();
-    let mut waiting = openids.into_iter();
-    let width = cx.hands.account(account).concurrency.max(1);
-    loop {
-        while calls.len() < width {
-            let Some(openid) = waiting.next() else { break };
-            let wechat = wechat.clone();
-            calls.spawn(async move {
-                let answer = wechat.profile(&openid).await;
-                (openid, answer)
-            });
-        }
-        let Some(done) = calls.join_next().await else { return Ok(part) };
-        let now = cx.hands.clock.now();
-        match done? {
-            (_, Ok(profile)) => part.add(ProfileBatch { profiles: vec![profile], ..ProfileBatch::default() }, now),
-            (openid, Err(error)) => match error.errcode() {
-                Some(errcode) => {
-                    part.add(ProfileBatch { refused: vec![(openid, errcode)], ..ProfileBatch::default() }, now);
-                }
-                None => return Err(error.into()),
-            },
-        }
     }
 }

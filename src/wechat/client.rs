@@ -14,6 +14,7 @@ use super::endpoint::Endpoint;
 use super::error::WeChatError;
 use super::line::{Line, Request};
 use super::ports::{CallCounts, CallMeter, StoredToken, TokenStore};
+use super::profiles::Profiles;
 use super::retry::{Patience, Waiting};
 use super::token::{Held, Tokens};
 use super::transport::{Transport, host_of};
@@ -127,10 +128,10 @@ impl WeChat {
     }
 
     /// One `batchget` of at most 100, as it comes: unguarded.
-    pub(super) async fn batch(&self, openids: &[OpenId]) -> Result<Vec<ProfileAnswer>, WeChatError> {
+    pub(super) async fn batch(&self, openids: &[OpenId]) -> Result<Profiles, WeChatError> {
         let body = batch_body(openids);
         let read = Read { endpoint: Endpoint::UserInfoBatchget, query: &[], body: Some(body) };
-        Ok(self.read::<BatchAnswer>(&read).await?.user_info_list.into_items())
+        Ok(self.read::<BatchAnswer>(&read).await?.profiles)
     }
 
     /// The account's templates. One that is missing here may still work.

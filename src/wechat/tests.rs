@@ -396,9 +396,8 @@ fn single(asked: &Asked) -> String {
 }
 
 fn everybody_has_their_own_unionid(batch: &ProfileBatch) {
-    for profile in &batch.profiles {
-        let expected = format!("u-{}", profile.openid.as_str());
-        assert_eq!(profile.unionid.as_ref().unwrap().as_str(), expected);
+    for (openid, unionid) in batch.profiles.ids() {
+        assert_eq!(unionid.unwrap(), format!("u-{}", openid.unwrap()));
     }
 }
 
@@ -426,6 +425,42 @@ async fn shifted_unionids_are_found_out_by_splitting() {
     assert_eq!(batch.refused, [(OpenId::new("openid003"), 40003)]);
     everybody_has_their_own_unionid(&batch);
     assert!(asked_for(&log, "user/info?") < 10, "sound halves are taken whole");
+}
+
+/// Answers batches without the people of `left_out`, from the first of whom on everybody has a unionid `shift` places off.
+fn leaving_out(asked: &Asked, left_out: &[&str], shift: usize) -> Say {
+    if !asked.target.contains("batchget") {
+        let openid = single(asked);
+        return Say::Json(profile(&openid, &format!("u-{openid}")));
+    }
+    let openids = openids_in(asked);
+    let first = openids.iter().position(|openid| left_out.contains(&openid.as_str())).unwrap_or(usize::MAX);
+    let unionid = |n: usize| match n > first {
+        true => openids.get(n + shift).map_or_else(|| "u-of-nobody".to_owned(), |next| format!("u-{next}")),
+        false => format!("u-{}", openids[n]),
+    };
+    let here = openids.iter().enumerate().filter(|(_, openid)| !left_out.contains(&openid.as_str()));
+    let list: Vec<_> = here.map(|(n, openid)| profile(openid, &unionid(n))).collect();
+    Say::Json(format!(r#"{{"user_info_list":[{}]}}"#, list.join(",")))
+}
+
+#[tokio::test]
+async fn whoever_is_missing_from_an_answer_is_asked_for_singly_and_the_rest_is_taken() {
+    let (base, log) = server(|asked| leaving_out(asked, &["openid003", "openid050"], 0)).await;
+    let batch = client(&base, &store()).profiles(&ids(100)).await.unwrap();
+    assert_eq!((batch.profiles.len(), batch.suspicious), (100, false));
+    everybody_has_their_own_unionid(&batch);
+    // The two, and one of the others to see that nobody was given a neighbour's unionid.
+    assert_eq!((asked_for(&log, "batchget"), asked_for(&log, "user/info?")), (1, 3));
+}
+
+#[tokio::test]
+async fn a_short_answer_that_has_shifted_is_asked_for_singly() {
+    let (base, log) = server(|asked| leaving_out(asked, &["openid003"], 1)).await;
+    let batch = client(&base, &store()).profiles(&ids(10)).await.unwrap();
+    assert_eq!((batch.profiles.len(), batch.suspicious), (10, true));
+    everybody_has_their_own_unionid(&batch);
+    assert_eq!((asked_for(&log, "batchget"), asked_for(&log, "user/info?")), (1, 11));
 }
 
 #[tokio::test]

@@ -5,23 +5,27 @@
 //! fails, and no field but an id is ever required. Not here: asking again, and guards over several answers (`batch`).
 
 mod loose;
+mod quick;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
 use super::code::class_at;
 use super::endpoint::Endpoint;
 use super::error::WeChatError;
+use super::profiles::{ProfileRow, Profiles, tag_list};
 use super::transport::Reply;
-use crate::domain::{OpenId, TemplateId, UnionId};
+use crate::domain::{OpenId, TemplateId, Texts, UnionId};
 use crate::redact;
-use loose::{List, LooseNumber, TrimmedId, number, text};
+use loose::{Ids, List, LooseNumber, TrimmedId, number, text};
 
 /// The longest part of WeChat's words that is kept.
 const ERRMSG_LIMIT: usize = 200;
 
 /// An answer that may be a refusal.
-pub(super) trait Answer: DeserializeOwned {
+pub(super) trait Answer: Sized {
+    /// Reads a body, strictly.
+    fn read(body: &[u8]) -> serde_json::Result<Self>;
+
     /// The errcode, if there was one, and its text.
     fn envelope(&self) -> (Option<i64>, Option<&str>);
 }
@@ -29,13 +33,17 @@ pub(super) trait Answer: DeserializeOwned {
 macro_rules! answers {
     ($($answer:ty),*) => {$(
         impl Answer for $answer {
+            fn read(body: &[u8]) -> serde_json::Result<Self> {
+                serde_json::from_slice(body)
+            }
+
             fn envelope(&self) -> (Option<i64>, Option<&str>) {
                 (self.errcode, self.errmsg.as_deref())
             }
         }
     )*};
 }
-answers!(FollowerAnswer, ProfileAnswer, BatchAnswer, TemplatesAnswer, QuotaAnswer, TokenAnswer, SendAnswer);
+answers!(FollowerAnswer, ProfileAnswer, TemplatesAnswer, QuotaAnswer, TokenAnswer, SendAnswer);
 
 /// Reads an answer: an error exactly when an errcode is there and not 0.
 pub(super) fn decode<T: Answer>(endpoint: Endpoint, reply: &Reply) -> Result<T, WeChatError> {
@@ -47,8 +55,8 @@ pub(super) fn decode<T: Answer>(endpoint: Endpoint, reply: &Reply) -> Result<T, 
     if reply.status >= 500 || body.first() != Some(&b'{') {
         return Err(WeChatError::NotJson { endpoint, status: reply.status, bytes: reply.body.len() });
     }
-    let answer: T = serde_json::from_slice(body)
-        .or_else(|_| serde_json::from_str(&cleaned(body)))
+    let answer = T::read(body)
+        .or_else(|_| T::read(cleaned(body).as_bytes()))
         .map_err(|error| WeChatError::Unreadable { endpoint, reason: without_values(&error) })?;
     if let (Some(errcode), errmsg) = answer.envelope()
         && errcode != 0
@@ -98,8 +106,8 @@ pub struct FollowerPage {
     pub total: Option<u64>,
     /// Entries of this page, as WeChat counts them.
     pub count: u64,
-    /// Trimmed, without blanks.
-    pub openids: Vec<OpenId>,
+    /// Trimmed, without blanks: each is there.
+    pub openids: Texts,
     /// What to ask the next page with.
     pub next_openid: Option<OpenId>,
     /// Whether this page ends the list, as far as one page can tell. A walk must also stop at a cursor it has seen.
@@ -125,21 +133,21 @@ pub(super) struct FollowerAnswer {
 #[derive(Deserialize)]
 struct FollowerData {
     #[serde(default)]
-    openid: List<TrimmedId>,
+    openid: Ids,
 }
 
 impl FollowerAnswer {
     /// `after`: the cursor this page was asked with.
     pub fn into_page(self, after: Option<&OpenId>) -> FollowerPage {
-        let listed = self.data.map(|data| data.openid.0).unwrap_or_default();
-        let listed_count = u64::try_from(listed.len()).unwrap_or(u64::MAX);
+        let Ids { ids, listed } = self.data.map(|data| data.openid).unwrap_or_default();
+        let listed_count = u64::try_from(listed).unwrap_or(u64::MAX);
         let count = self.count.and_then(|count| u64::try_from(count).ok()).unwrap_or(listed_count);
         let next_openid = self.next_openid.0.map(OpenId::new);
-        let is_last = count == 0 || listed.is_empty() || next_openid.is_none() || next_openid.as_ref() == after;
+        let is_last = count == 0 || listed == 0 || next_openid.is_none() || next_openid.as_ref() == after;
         FollowerPage {
             total: self.total.and_then(|total| u64::try_from(total).ok()),
             count,
-            openids: listed.into_iter().filter_map(|id| id.0).map(OpenId::new).collect(),
+            openids: ids,
             next_openid,
             is_last,
         }
@@ -195,6 +203,23 @@ pub(super) struct ProfileAnswer {
 }
 
 impl ProfileAnswer {
+    fn push_to(&self, profiles: &mut Profiles) {
+        let tags: Vec<i64> = self.tagid_list.0.iter().filter_map(|tag| tag.0).collect();
+        profiles.push_row(&ProfileRow {
+            openid: self.openid.0.as_deref(),
+            unionid: self.unionid.0.as_deref(),
+            subscribe: self.subscribe,
+            subscribe_time: self.subscribe_time,
+            subscribe_scene: self.subscribe_scene.as_deref(),
+            qr_scene: self.qr_scene,
+            qr_scene_str: self.qr_scene_str.as_deref(),
+            tagid_list: Some(&tag_list(&tags)),
+            language: self.language.as_deref(),
+            remark: self.remark.as_deref(),
+            groupid: self.groupid,
+        });
+    }
+
     /// `None` without an openid.
     pub fn into_profile(self) -> Option<Profile> {
         Some(Profile {
@@ -213,14 +238,37 @@ impl ProfileAnswer {
     }
 }
 
-#[derive(Deserialize)]
+/// Profiles in the order WeChat gave them; one may lack its openid.
 pub(super) struct BatchAnswer {
+    errcode: Option<i64>,
+    errmsg: Option<String>,
+    pub profiles: Profiles,
+}
+
+#[derive(Deserialize)]
+struct LooseBatch {
     #[serde(default, deserialize_with = "number")]
     errcode: Option<i64>,
     #[serde(default, deserialize_with = "text")]
     errmsg: Option<String>,
     #[serde(default)]
-    pub user_info_list: List<ProfileAnswer>,
+    user_info_list: List<ProfileAnswer>,
+}
+
+impl Answer for BatchAnswer {
+    fn read(body: &[u8]) -> serde_json::Result<Self> {
+        if let Some(profiles) = quick::profiles(body) {
+            return Ok(Self { errcode: None, errmsg: None, profiles });
+        }
+        let LooseBatch { errcode, errmsg, user_info_list } = serde_json::from_slice(body)?;
+        let mut profiles = Profiles::with_capacity(user_info_list.0.len());
+        user_info_list.0.iter().for_each(|answer| answer.push_to(&mut profiles));
+        Ok(Self { errcode, errmsg, profiles })
+    }
+
+    fn envelope(&self) -> (Option<i64>, Option<&str>) {
+        (self.errcode, self.errmsg.as_deref())
+    }
 }
 
 /// A message template of the account.

@@ -94,6 +94,36 @@ async fn two_runs_started_at_once_are_one_run() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_pipelines_that_sync_one_account_at_the_same_time_take_turns() {
+    let house = House::build(Options { latency: Duration::from_millis(20), page_size: 50, ..small() }).await;
+    for name in ["one", "two", "three"] {
+        let stages = format!(
+            "[stages.followers_{name}]\nkind = \"extract_followers\"\n\
+             [stages.profiles_{name}]\nkind = \"enrich_unionids\"\nfrom = \"followers_{name}\"\n"
+        );
+        house.write(&format!("pipelines/{name}.toml"), &stages);
+    }
+    let (one, two) = (house.begin("one"), house.begin("two"));
+    let walking = || house.calls("user/get");
+    eventually(SOON, || walking() >= 3).await;
+    let three = house.begin("three");
+    signal(&three, "-KILL");
+    let (one, two, _) = tokio::join!(ended(one), ended(two), ended(three));
+    for run in [one, two] {
+        assert_eq!(run.ends(0).json()["status"], "succeeded");
+    }
+    house.run("three", &[]).await.ends(0);
+    for name in ["one", "two", "three"] {
+        let exact = format!(
+            "select (select count(*) from followers_{name} where active), (select count(distinct openid) from followers_{name}),
+                    (select count(*) from profiles_{name}), (select count(distinct openid) from profiles_{name}),
+                    (select count(*) from follower_changes)"
+        );
+        assert_eq!(house.numbers(&exact).await, [600, 600, 600, 600, 0]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_beside_one_that_dies_takes_it_over() {
     let house = House::build(Options { latency: Duration::from_millis(5), ..crowd(600) }).await;
     house.campaign("rate = \"200/s\"");

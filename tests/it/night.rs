@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::json;
 
 use crate::house::{EXPORT, House, small, wide};
+use lianbo::simulator::{Faults, Options};
 
 /// The export read once more, by other means: openid to the unionid and city of the newest row.
 fn users(house: &House) -> BTreeMap<String, (String, String)> {
@@ -167,4 +168,38 @@ async fn the_second_night_asks_for_the_new_ones_alone_and_tells_who_came_and_lef
     let matched: BTreeSet<String> =
         house.rows("select oa_openid from identities").await.into_iter().flatten().collect();
     assert_eq!(matched, house.simulator.matchable().into_iter().collect());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_that_give_everybody_their_neighbours_unionid_are_found_out_and_asked_for_singly() {
+    let options = Options { followers: 6_050, users: 700, matched_users: 400, page_size: 1_000, ..Options::default() };
+    let house = House::build(options).await;
+    house.simulator.set_faults(Faults { shift_every: 1, ..Faults::default() });
+    let night = house.night().await;
+    assert_eq!((house.calls("user/get"), house.calls("user/info/batchget")), (8, 61));
+    // Everybody singly, and each batch was looked at once; the last two are neighbours of a wrong one before that.
+    let singly = house.calls("user/info");
+    assert!((6_050..6_050 + 62).contains(&singly), "{singly}");
+    assert_eq!(night.stage("profiles")["rows_in"], json!(6_050));
+    let profiles = "select count(*), count(distinct openid), count(*) - count(distinct unionid) - count(*) filter (unionid is null) from profiles";
+    assert_eq!(house.numbers(profiles).await, [6_050, 6_050, 0]);
+    let matched: BTreeSet<String> =
+        house.rows("select oa_openid from identities").await.into_iter().flatten().collect();
+    assert_eq!(matched, house.simulator.matchable().into_iter().collect());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn people_who_stand_on_two_pages_are_asked_for_once_and_a_budget_leaves_the_rest_for_later() {
+    let house = House::build(small()).await;
+    house.simulator.set_faults(Faults { repeated_openids: 30, blank_openids: true, ..Faults::default() });
+    house.edit("pipelines/nightly.toml", "kind = \"enrich_unionids\"", "kind = \"enrich_unionids\"\nbudget = 4");
+    let first = house.night().await;
+    assert_eq!(first.stage("profiles")["detail"]["accounts"][0]["not_asked"], json!(200));
+    assert_eq!(house.calls("user/info/batchget"), 4);
+    let counts = "select (select count(*) from followers), (select count(distinct openid) from followers),
+                         (select count(*) from profiles), (select count(*) from profiles where unionid_missing = 'not_asked')";
+    assert_eq!(house.numbers(counts).await, [600, 600, 600, 200]);
+    house.night().await;
+    assert_eq!(house.calls("user/info/batchget"), 6);
+    assert_eq!(house.numbers(counts).await, [600, 600, 600, 0]);
 }

@@ -6,6 +6,8 @@ use super::Conductor;
 use crate::domain::AccountName;
 use crate::ledger::{Lease, Run, StageRecord};
 use crate::stage::StageError;
+use crate::stage::enrich_unionids::turn_name;
+use crate::stage::turns::Turn;
 
 impl Conductor {
     /// Moves every pointer of the run in one transaction, and drops pages and details that are merged now. The catalog is
@@ -50,16 +52,25 @@ impl Conductor {
             }
         }
         let ids: Vec<i64> = list("profile_parts").iter().filter_map(Value::as_i64).collect();
-        if !ids.is_empty() {
-            for account in hands.settings.accounts.keys() {
-                for (id, path) in hands.ledger.profile_parts(account).await? {
-                    if ids.contains(&id) {
-                        hands.lake.remove(&path)?;
-                    }
-                }
+        if ids.is_empty() {
+            return Ok(());
+        }
+        for account in hands.settings.accounts.keys() {
+            // Another run that works on the account may be reading them: it drops them with its own.
+            if let Some(turn) = Turn::now(hands, &turn_name(account)).await? {
+                turn.hold(self.drop_parts(account, &ids)).await?;
             }
-            hands.ledger.drop_profile_parts(&ids).await?;
         }
         Ok(())
+    }
+
+    async fn drop_parts(&self, account: &AccountName, ids: &[i64]) -> Result<(), StageError> {
+        let hands = &self.hands;
+        let parts = hands.ledger.profile_parts(account).await?;
+        let (ids, paths): (Vec<i64>, Vec<String>) = parts.into_iter().filter(|(id, _)| ids.contains(id)).unzip();
+        for path in paths {
+            hands.lake.remove(&path)?;
+        }
+        Ok(hands.ledger.drop_profile_parts(&ids).await?)
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tracing::Instrument;
 
+use super::beside::Begun;
 use super::{Conductor, Watch};
 use crate::clock::Timestamp;
 use crate::config::settings::{OnFailure, Pipeline, Severity, Stage, StageKind};
@@ -41,14 +42,16 @@ impl Carried {
 
 pub struct Stages<'a> {
     conductor: &'a Conductor,
-    pipeline: &'a Pipeline,
+    pub(super) pipeline: &'a Pipeline,
     run: &'a Run,
     lease: &'a Lease,
     order: Vec<usize>,
     /// Stage → the stages it reads or needs.
-    before: BTreeMap<StageName, Vec<StageName>>,
+    pub(super) before: BTreeMap<StageName, Vec<StageName>>,
     visible: Visible,
     records: BTreeMap<StageName, StageRecord>,
+    /// Stages that asked beside the one before them.
+    ahead: BTreeMap<StageName, Begun>,
     pub params: Params,
     pub only: Option<StageName>,
     pub accept_drop: Option<String>,
@@ -86,11 +89,9 @@ impl<'a> Stages<'a> {
             .map(|record| (record.stage.clone(), record))
             .collect();
         let (engine, settings, name) = (hands.engine.clone(), hands.settings.clone(), pipeline.name.clone());
-        let ordered = tokio::task::spawn_blocking(move || {
-            let session = engine.session()?;
-            order::ordered(&settings, &settings.pipelines[&name], &session)
-        })
-        .await??;
+        let ordered =
+            tokio::task::spawn_blocking(move || order::ordered(&settings, &settings.pipelines[&name], &engine))
+                .await??;
         Ok(Self {
             conductor,
             pipeline,
@@ -100,6 +101,7 @@ impl<'a> Stages<'a> {
             before: ordered.before,
             visible,
             records,
+            ahead: BTreeMap::new(),
             params: Params::new(),
             only: None,
             accept_drop: None,
@@ -146,7 +148,28 @@ impl<'a> Stages<'a> {
         Ok(Carried::ToTheEnd { is_partial })
     }
 
-    fn is_done(&self, stage: &Stage) -> bool {
+    pub(super) fn context<'c>(
+        &'c self,
+        stage: &'c Stage,
+        calls: Arc<CallCounts>,
+        watch: &'c Watch<'_>,
+    ) -> StageContext<'c> {
+        StageContext {
+            hands: &self.conductor.hands,
+            run: self.run,
+            lease: self.lease,
+            stage,
+            visible: &self.visible,
+            params: &self.params,
+            stop: watch.stop,
+            progress: watch.progress,
+            calls,
+            news: None,
+            ahead: None,
+        }
+    }
+
+    pub(super) fn is_done(&self, stage: &Stage) -> bool {
         self.records
             .get(&stage.name)
             .is_some_and(|record| matches!(record.status, StageStatus::Succeeded | StageStatus::Partial))
@@ -207,33 +230,27 @@ impl<'a> Stages<'a> {
 
     async fn one(&mut self, stage: &Stage, watch: &Watch<'_>) -> Result<After, StageError> {
         let hands = &self.conductor.hands;
-        let started_at = hands.clock.now();
-        let began = hands.clock.monotonic();
-        let calls = Arc::new(CallCounts::default());
-        self.record(stage, Ended::begun(started_at)).await?;
-        let cx = StageContext {
-            hands,
-            run: self.run,
-            lease: self.lease,
-            stage,
-            visible: &self.visible,
-            params: &self.params,
-            stop: watch.stop,
-            progress: watch.progress,
-            calls: calls.clone(),
+        let begun = self.ahead.remove(&stage.name).unwrap_or_else(|| Begun::now(hands));
+        self.record(stage, Ended::begun(begun.started_at)).await?;
+        let cx = StageContext { ahead: begun.ahead.as_ref(), ..self.context(stage, begun.calls.clone(), watch) };
+        let (outcome, seconds, ahead) = match self.goes_beside(stage) {
+            None => (execute(&cx).await, None, None),
+            Some(asking) => {
+                let walked = self.with_beside(&cx, &begun, asking, watch).await;
+                (walked.outcome, Some(walked.seconds), Some((asking.name.clone(), walked.asked)))
+            }
         };
-        let outcome = execute(&cx).await;
         hands.settle.settle().await?;
         let checked = match &outcome {
             Ok(StageOutcome::Done(report)) => self.check(&cx, report).await,
             _ => Ok(None),
         };
         let ended = Ended {
-            started_at,
-            seconds: (hands.clock.monotonic() - began).as_secs_f64(),
-            api_calls: calls.snapshot(),
-            ..Ended::begun(started_at)
+            seconds: seconds.unwrap_or_else(|| begun.seconds(hands)),
+            api_calls: begun.calls.snapshot(),
+            ..Ended::begun(begun.started_at)
         };
+        self.ahead.extend(ahead);
         let outcome = match (outcome, checked) {
             (Ok(StageOutcome::Done(_)), Ok(Some(broken))) => Err(StageError::Rule(broken)),
             (Ok(StageOutcome::Done(_)), Err(error)) => Err(error),
@@ -403,7 +420,7 @@ impl Ended {
 }
 
 /// The only match over kinds.
-async fn execute(cx: &StageContext<'_>) -> Result<StageOutcome, StageError> {
+pub(super) async fn execute(cx: &StageContext<'_>) -> Result<StageOutcome, StageError> {
     match &cx.stage.kind {
         StageKind::ExtractFollowers(plan) => stage::extract_followers::run(cx, plan).await,
         StageKind::EnrichUnionids(plan) => stage::enrich_unionids::run(cx, plan).await,

@@ -124,6 +124,8 @@ impl<'a> Estimator<'a> {
             stop: &self.stop,
             progress: &Quiet,
             calls: std::sync::Arc::new(CallCounts::default()),
+            news: None,
+            ahead: None,
         })
     }
 

@@ -61,6 +61,13 @@ pub fn batch(call: &Call<'_>, reply: &mut Reply) -> Result<(), Refusal> {
             InvalidInBatch::Shift => shift(&mut entries[first_invalid..]),
         }
     }
+    let shifts = |entry: &Entry<'_>| {
+        let people = &call.world.people;
+        entry.index.is_some_and(|index| people.one_in(index, Trait::OddProfile, call.faults.shift_every))
+    };
+    if let Some(first) = entries.iter().position(shifts) {
+        shift(&mut entries[first..]);
+    }
     entries.sort_by_key(|entry| mix(entry.index.unwrap_or(u64::MAX)));
     reply.body.extend_from_slice(br#"{"user_info_list":["#);
     for (place, entry) in entries.iter().enumerate() {

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use super::{Inputs, StageContext, StageError, ask_singly};
+use super::{Inputs, StageContext, StageError, Tally, ask_singly};
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
 use crate::engine::{Param, Params, Session, TableSource, Written};
@@ -23,7 +23,8 @@ pub struct MergedProfiles {
     pub quarantined: u64,
 }
 
-/// Merges the recorded `parts` of an account into its next snapshot.
+/// Merges the recorded `parts` of an account into its next snapshot. Where asking has met everybody once and nobody is known
+/// from before, the parts are the table as they are.
 ///
 /// # Errors
 ///
@@ -33,15 +34,21 @@ pub async fn merge(
     table: &TableName,
     account: &AccountName,
     inputs: &Inputs,
-    parts: &[(i64, String)],
+    (parts, tally): (&[(i64, String)], &Tally),
 ) -> Result<MergedProfiles, StageError> {
     let lake = &cx.hands.lake;
+    // Another run may have asked for the same account in between.
+    let are_ours = parts.len() == tally.parts;
     let fetched =
         TableSource { parts: parts.iter().map(|(_, path)| lake.absolute(path)).collect(), ..inputs.fetched.clone() };
     let tables = vec![inputs.followers.clone(), inputs.profiles.clone(), fetched];
-    // Answers of this run alone are of disjoint batches.
-    let may_be_doubled = !inputs.fetched.parts.is_empty();
-    let looked = look(cx, tables.clone(), may_be_doubled).await?;
+    let needs_no_look = are_ours && tally.is_plain() && tally.is_complete && inputs.profiles.parts.is_empty();
+    let looked = if needs_no_look {
+        let (rows, with_unionid) = (tally.asked, tally.with_unionid);
+        Look { doubtful: Vec::new(), is_plain: true, rows, with_unionid, not_asked: 0 }
+    } else {
+        look(cx, tables.clone(), !(are_ours && tally.is_distinct)).await?
+    };
     if looked.is_plain && !parts.is_empty() {
         return adopt(cx, table, account, (inputs, tables), (parts, &looked)).await;
     }

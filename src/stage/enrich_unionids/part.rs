@@ -2,9 +2,9 @@
 
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::tables::table_spec;
-use crate::domain::{AccountName, ColumnType, Rows, Values};
-use crate::lake::{Lake, LakeError, Part};
-use crate::wechat::ProfileBatch;
+use crate::domain::{AccountName, ColumnType, Texts, Values};
+use crate::lake::{Lake, LakeError, Part, PartColumn};
+use crate::wechat::{ProfileBatch, Profiles};
 
 /// Columns of a part of fetched profiles: those of `profiles`, and the code of an openid that was refused.
 pub fn schema() -> Vec<(&'static str, ColumnType)> {
@@ -17,42 +17,14 @@ pub fn schema() -> Vec<(&'static str, ColumnType)> {
 pub struct ProfilePart {
     account: AccountName,
     calls: usize,
-    openid: Vec<Option<String>>,
-    unionid: Vec<Option<String>>,
-    missing: Vec<Option<String>>,
-    subscribe: Vec<Option<bool>>,
-    subscribe_time: Vec<Option<i64>>,
-    subscribe_scene: Vec<Option<String>>,
-    qr_scene: Vec<Option<i64>>,
-    qr_scene_str: Vec<Option<String>>,
-    tagid_list: Vec<Option<String>>,
-    language: Vec<Option<String>>,
-    remark: Vec<Option<String>>,
-    groupid: Vec<Option<i64>>,
+    profiles: Profiles,
     fetched_at: Vec<Option<i64>>,
     errcode: Vec<Option<i64>>,
 }
 
 impl ProfilePart {
     pub fn new(account: AccountName) -> Self {
-        Self {
-            account,
-            calls: 0,
-            openid: Vec::new(),
-            unionid: Vec::new(),
-            missing: Vec::new(),
-            subscribe: Vec::new(),
-            subscribe_time: Vec::new(),
-            subscribe_scene: Vec::new(),
-            qr_scene: Vec::new(),
-            qr_scene_str: Vec::new(),
-            tagid_list: Vec::new(),
-            language: Vec::new(),
-            remark: Vec::new(),
-            groupid: Vec::new(),
-            fetched_at: Vec::new(),
-            errcode: Vec::new(),
-        }
+        Self { account, calls: 0, profiles: Profiles::default(), fetched_at: Vec::new(), errcode: Vec::new() }
     }
 
     pub fn calls(&self) -> usize {
@@ -60,53 +32,36 @@ impl ProfilePart {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.openid.is_empty()
+        self.profiles.is_empty()
     }
 
     /// Takes one answer; `now` is when it came.
-    pub fn add(&mut self, answer: ProfileBatch, now: Timestamp) {
+    pub fn add(&mut self, answer: &ProfileBatch, now: Timestamp) {
         self.calls += 1;
-        let now = Some(to_micros(now));
-        for profile in answer.profiles {
-            let missing = match (&profile.unionid, profile.subscribe) {
-                (Some(_), _) => None,
-                (None, true) => Some("not_bound"),
-                (None, false) => Some("unfollowed"),
-            };
-            self.openid.push(Some(profile.openid.as_str().to_owned()));
-            self.unionid.push(profile.unionid.map(|id| id.as_str().to_owned()));
-            self.missing.push(missing.map(str::to_owned));
-            self.subscribe.push(Some(profile.subscribe));
-            self.subscribe_time.push(profile.subscribe_time.and_then(|seconds| seconds.checked_mul(1_000_000)));
-            self.subscribe_scene.push(profile.subscribe_scene);
-            self.qr_scene.push(profile.qr_scene);
-            self.qr_scene_str.push(profile.qr_scene_str);
-            self.tagid_list.push(Some(tag_list(&profile.tagid_list)));
-            self.language.push(profile.language);
-            self.remark.push(profile.remark);
-            self.groupid.push(profile.groupid);
-            self.fetched_at.push(now);
-            self.errcode.push(None);
-        }
-        let refused = answer.refused.into_iter().map(|(openid, errcode)| (openid, "error", Some(errcode)));
-        // An answer that cannot be read even singly: asked for again on the next night, and never taken for "not asked".
-        let unreadable = answer.unreadable.into_iter().map(|openid| (openid, "quarantined", None));
-        for (openid, missing, errcode) in refused.chain(unreadable) {
-            self.openid.push(Some(openid.as_str().to_owned()));
-            self.unionid.push(None);
-            self.missing.push(Some(missing.to_owned()));
-            self.subscribe.push(None);
-            self.subscribe_time.push(None);
-            self.subscribe_scene.push(None);
-            self.qr_scene.push(None);
-            self.qr_scene_str.push(None);
-            self.tagid_list.push(None);
-            self.language.push(None);
-            self.remark.push(None);
-            self.groupid.push(None);
-            self.fetched_at.push(now);
+        self.profiles.append(&answer.profiles);
+        self.errcode.resize(self.profiles.len(), None);
+        let refused = answer.refused.iter().map(|(openid, errcode)| (openid, Some(*errcode)));
+        for (openid, errcode) in refused.chain(answer.unreadable.iter().map(|openid| (openid, None))) {
+            self.profiles.push_unknown(openid.as_str());
             self.errcode.push(errcode);
         }
+        self.fetched_at.resize(self.profiles.len(), Some(to_micros(now)));
+    }
+
+    /// Why a unionid is missing, row by row.
+    fn missing(&self) -> Texts {
+        let unionids = self.profiles.unionid.iter().zip(&self.profiles.subscribe).zip(&self.errcode);
+        unionids
+            .map(|((unionid, subscribe), errcode)| match (unionid, subscribe, errcode) {
+                (Some(_), _, _) => None,
+                (None, Some(true), _) => Some("not_bound"),
+                (None, Some(false), _) => Some("unfollowed"),
+                (None, None, Some(_)) => Some("error"),
+                // An answer that cannot be read even singly: asked for again on the next night, and never taken for
+                // "not asked".
+                (None, None, None) => Some("quarantined"),
+            })
+            .collect()
     }
 
     /// Writes the part; blocking.
@@ -115,40 +70,31 @@ impl ProfilePart {
     ///
     /// [`LakeError`]; nothing is left under the name then.
     pub fn write(self, lake: &Lake, path: &str) -> Result<Part, LakeError> {
-        let count = self.openid.len();
-        let mut writer = lake.writer(path, &schema())?;
-        let account = self.account.to_string();
-        let columns = [
-            ("account", Values::Text(vec![Some(account); count])),
-            ("openid", Values::Text(self.openid)),
-            ("unionid", Values::Text(self.unionid)),
-            ("unionid_missing", Values::Text(self.missing)),
-            ("subscribe", Values::Boolean(self.subscribe)),
-            ("subscribe_time", Values::Timestamp(self.subscribe_time)),
-            ("subscribe_scene", Values::Text(self.subscribe_scene)),
-            ("qr_scene", Values::Integer(self.qr_scene)),
-            ("qr_scene_str", Values::Text(self.qr_scene_str)),
-            ("tagid_list", Values::Text(self.tagid_list)),
-            ("language", Values::Text(self.language)),
-            ("remark", Values::Text(self.remark)),
-            ("groupid", Values::Integer(self.groupid)),
-            ("fetched_at", Values::Timestamp(self.fetched_at)),
-            ("errcode", Values::Integer(self.errcode)),
+        let mut writer = lake.writer_of_ids(path, &schema())?;
+        let missing = self.missing();
+        let Self { account, profiles, fetched_at, errcode, .. } = self;
+        let micros = |seconds: Option<i64>| seconds.and_then(|seconds| seconds.checked_mul(1_000_000));
+        let subscribe_time = profiles.subscribe_time.iter().copied().map(micros).collect();
+        let mut columns = vec![
+            ("account", PartColumn::Same(account.as_str())),
+            ("openid", PartColumn::Texts(&profiles.openid)),
+            ("unionid", PartColumn::Texts(&profiles.unionid)),
+            ("unionid_missing", PartColumn::Texts(&missing)),
+            ("subscribe", PartColumn::Values(Values::Boolean(profiles.subscribe))),
+            ("subscribe_time", PartColumn::Values(Values::Timestamp(subscribe_time))),
+            ("subscribe_scene", PartColumn::Texts(&profiles.subscribe_scene)),
+            ("qr_scene", PartColumn::Values(Values::Integer(profiles.qr_scene))),
+            ("qr_scene_str", PartColumn::Texts(&profiles.qr_scene_str)),
+            ("tagid_list", PartColumn::Texts(&profiles.tagid_list)),
+            ("language", PartColumn::Texts(&profiles.language)),
+            ("remark", PartColumn::Texts(&profiles.remark)),
+            ("groupid", PartColumn::Values(Values::Integer(profiles.groupid))),
+            ("fetched_at", PartColumn::Values(Values::Timestamp(fetched_at))),
         ];
-        writer
-            .write(Rows { columns: columns.into_iter().map(|(name, values)| (name.to_owned(), values)).collect() })?;
+        if errcode.iter().any(Option::is_some) {
+            columns.push(("errcode", PartColumn::Values(Values::Integer(errcode))));
+        }
+        writer.write_columns(profiles.openid.len(), columns)?;
         writer.finish()
     }
-}
-
-fn tag_list(tags: &[i64]) -> String {
-    let mut text = String::from("[");
-    for (index, tag) in tags.iter().enumerate() {
-        if index > 0 {
-            text.push(',');
-        }
-        text.push_str(&tag.to_string());
-    }
-    text.push(']');
-    text
 }

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::domain::Texts;
 
 /// A number, also one written as text. Anything else, and what does not fit 64 bits, is `None`.
 pub(super) fn number<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Error> {
@@ -24,12 +26,14 @@ pub(super) struct LooseNumber(pub Option<i64>);
 pub(super) struct TrimmedId(pub Option<String>);
 
 /// A list; anything else, null above all, is an empty one.
-pub(in crate::wechat) struct List<T>(pub Vec<T>);
+pub(super) struct List<T>(pub Vec<T>);
 
-impl<T> List<T> {
-    pub fn into_items(self) -> Vec<T> {
-        self.0
-    }
+/// A list of ids, trimmed, without those that are blank; anything but a list is an empty one.
+#[derive(Default)]
+pub(super) struct Ids {
+    pub ids: Texts,
+    /// With the blank ones.
+    pub listed: usize,
 }
 
 impl<T> Default for List<T> {
@@ -47,6 +51,12 @@ impl<'de> Deserialize<'de> for LooseNumber {
 impl<'de> Deserialize<'de> for TrimmedId {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         from.deserialize_any(TextVisitor { trimmed: true }).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Ids {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(IdsVisitor)
     }
 }
 
@@ -182,4 +192,92 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ListVisitor<T> {
     }
 
     ignore_containers!(Vec::new());
+}
+
+struct IdsVisitor;
+
+impl<'de> Visitor<'de> for IdsVisitor {
+    type Value = Ids;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of ids")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut found = Ids::default();
+        while list.next_element_seed(PushId(&mut found.ids))?.is_some() {
+            found.listed += 1;
+        }
+        Ok(found)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+        Ok(Ids::default())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(Ids::default())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(Ids::default())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(Ids::default())
+    }
+
+    ignore_containers!(Ids::default());
+}
+
+/// Puts one id of a list where the others are.
+struct PushId<'a>(&'a mut Texts);
+
+impl<'de> DeserializeSeed<'de> for PushId<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for PushId<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an id")
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<(), E> {
+        let id = value.trim();
+        if !id.is_empty() {
+            self.0.push(Some(id));
+        }
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<(), E> {
+        self.0.push(Some(&value.to_string()));
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<(), E> {
+        self.0.push(Some(&value.to_string()));
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+
+    ignore_containers!(());
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::wechat::CodeClass;
+use proptest::prelude::*;
 
 fn reply(body: impl AsRef<[u8]>) -> Reply {
     Reply { status: 200, body: body.as_ref().to_vec() }
@@ -31,7 +32,7 @@ fn every_shape_of_the_end_of_the_list_is_an_end() {
 #[test]
 fn blank_openids_are_dropped_and_others_trimmed() {
     let page = page(r#"{"total":"2","count":"3","data":{"openid":["", " oA", null, "oB"]},"next_openid":"oB "}"#, None);
-    assert_eq!(page.openids, [OpenId::new("oA"), OpenId::new("oB")]);
+    assert_eq!(page.openids.iter().collect::<Vec<_>>(), [Some("oA"), Some("oB")]);
     assert_eq!(page.next_openid, Some(OpenId::new("oB")));
     assert_eq!((page.total, page.count), (Some(2), 3));
 }
@@ -121,4 +122,65 @@ fn a_quota_without_rates_is_enough() {
     let body = r#"{"errcode":0,"errmsg":"ok","quota":{"daily_limit":100000,"used":83,"remain":99917}}"#;
     let figure = decode::<QuotaAnswer>(Endpoint::QuotaGet, &reply(body)).unwrap().into_figure();
     assert_eq!(figure, Some(QuotaFigure { daily_limit: 100_000, used: 83, remain: 99_917 }));
+}
+
+/// What the careful reader makes of a batch.
+fn carefully(body: &str) -> Option<Profiles> {
+    let batch: LooseBatch = serde_json::from_str(body).ok()?;
+    let mut profiles = Profiles::default();
+    batch.user_info_list.0.iter().for_each(|answer| answer.push_to(&mut profiles));
+    Some(profiles)
+}
+
+#[test]
+fn the_usual_answer_is_read_quickly() {
+    let body = r#"{"user_info_list":[{"subscribe":1,"openid":"oA","nickname":"","sex":0,"language":"zh_CN","city":"","headimgurl":"","subscribe_time":1434093047,"unionid":" uA","remark":"","groupid":0,"tagid_list":[128,2],"subscribe_scene":"ADD_SCENE_QR_CODE","qr_scene":98765,"qr_scene_str":""}, {"subscribe": 0, "openid": "oB", "tagid_list": []}]}"#;
+    let read = quick::profiles(body.as_bytes()).unwrap();
+    assert_eq!(read.ids().collect::<Vec<_>>(), [(Some("oA"), Some("uA")), (Some("oB"), None)]);
+    assert_eq!(read.tagid_list.iter().collect::<Vec<_>>(), [Some("[128,2]"), Some("[]")]);
+    assert_eq!(Some(read), carefully(body));
+    for odd in [
+        r#"{"errcode":40003,"errmsg":"invalid openid"}"#,
+        r#"{"user_info_list":[{"openid":"oA"}],"errcode":40003}"#,
+        r#"{"user_info_list":[{"openid":"oA","openid":"oB"}]}"#,
+        r#"{"user_info_list":[{"openid":"oA","subscribe_time":0123}]}"#,
+        r#"{"user_info_list":[{"openid":"o\u0041"}]}"#,
+        r#"{"user_info_list":[{"openid":"oA","tagid_list":["2"]}]}"#,
+        r#"{"user_info_list":[{"openid":"oA"},]}"#,
+        r#"{"user_info_list":[{"openid":"oA"}"#,
+    ] {
+        assert_eq!(quick::profiles(odd.as_bytes()), None, "{odd}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_read_quickly_is_what_is_read_carefully(
+        people in prop::collection::vec(
+            prop::collection::vec((
+                prop::sample::select(vec![
+                    "openid", "unionid", "subscribe", "subscribe_time", "subscribe_scene", "qr_scene", "qr_scene_str",
+                    "tagid_list", "language", "remark", "groupid", "nickname", "sex", "errcode",
+                ]),
+                prop::sample::select(vec![
+                    "1", "0", "-7", "01", "1.5", "1e3", "\"\"", "\"12\"", "\" oA \"", "\"微信\"", "\"a\\\\b\"", "null", "true",
+                    "[]", "[2,128]", "[2, 3]", "[-1]", "{}", "999999999999999999", "9223372036854775807", "18446744073709551616", "",
+                ]),
+            ), 0..6),
+            0..4,
+        ),
+        blank in prop::sample::select(vec!["", " ", "\n"]),
+    ) {
+        let people: Vec<String> = people
+            .iter()
+            .map(|fields| {
+                let fields: Vec<String> = fields.iter().map(|(key, value)| format!("\"{key}\":{blank}{value}")).collect();
+                format!("{{{}}}", fields.join(&format!(",{blank}")))
+            })
+            .collect();
+        let body = format!("{{\"user_info_list\":{blank}[{}]}}", people.join(","));
+        if let Some(quickly) = quick::profiles(body.as_bytes()) {
+            prop_assert_eq!(Some(quickly), carefully(&body));
+        }
+    }
 }

@@ -1,0 +1,89 @@
+//! Many short texts in one piece of memory: a column of ids costs no allocation a value.
+
+use std::fmt;
+
+/// A column of texts, each there or not, end to end in one buffer.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Texts {
+    text: String,
+    /// Where each value ends; it begins where the one before ends.
+    ends: Vec<usize>,
+    absent: Vec<bool>,
+}
+
+impl Texts {
+    /// Room for `values` of about `bytes` each.
+    pub fn with_capacity(values: usize, bytes: usize) -> Self {
+        Self {
+            text: String::with_capacity(values * bytes),
+            ends: Vec::with_capacity(values),
+            absent: Vec::with_capacity(values),
+        }
+    }
+
+    pub fn push(&mut self, value: Option<&str>) {
+        self.text.push_str(value.unwrap_or_default());
+        self.ends.push(self.text.len());
+        self.absent.push(value.is_none());
+    }
+
+    /// The values of `more` after those that are here.
+    pub fn append(&mut self, more: &Self) {
+        let start = self.text.len();
+        self.text.push_str(&more.text);
+        self.ends.extend(more.ends.iter().map(|end| start + end));
+        self.absent.extend_from_slice(&more.absent);
+    }
+
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Option<&str>> {
+        let mut start = 0;
+        self.ends.iter().zip(&self.absent).map(move |(end, absent)| {
+            let value = &self.text[start..*end];
+            start = *end;
+            (!absent).then_some(value)
+        })
+    }
+
+    /// Whether there is any value at all.
+    pub fn has_any(&self) -> bool {
+        self.absent.contains(&false)
+    }
+
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+}
+
+impl<'a> FromIterator<Option<&'a str>> for Texts {
+    fn from_iter<I: IntoIterator<Item = Option<&'a str>>>(values: I) -> Self {
+        let mut texts = Self::default();
+        values.into_iter().for_each(|value| texts.push(value));
+        texts
+    }
+}
+
+/// Says how many there are and not what they are: most of them are ids of people.
+impl fmt::Debug for Texts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Texts({})", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_come_back_as_they_went_in_also_from_two_pieces() {
+        let wanted = [Some("oA"), None, Some(""), Some("微信"), None, Some("z")];
+        let mut texts: Texts = wanted[..3].iter().copied().collect();
+        texts.append(&wanted[3..].iter().copied().collect());
+        assert_eq!(texts.iter().collect::<Vec<_>>(), wanted);
+        assert_eq!(texts.len(), 6);
+        assert!(!format!("{texts:?}").contains("oA"));
+    }
+}

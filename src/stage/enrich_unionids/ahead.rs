@@ -1,0 +1,174 @@
+//! Asking beside the walk: pages of a first walk go on into details while the next page is fetched.
+//!
+//! The way: the walk records a page and says so → its file is read, whoever was not met before is asked for → answers
+//! become the same parts that the stage itself writes. Nothing new has to survive a crash: the pages and the parts are
+//! there, and the stage asks for whoever is missing. Only where no profile is known yet, since then everybody needs
+//! asking; later nights ask few, and the stage itself looks who.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use tokio::sync::mpsc;
+
+use super::ask::{Asking, Tally};
+use super::{BATCH, turn_name};
+use crate::config::settings::EnrichUnionids;
+use crate::domain::{AccountName, Known, OpenId, Texts};
+use crate::stage::news::{WalkNews, WalkState};
+use crate::stage::turns::Turn;
+use crate::stage::{StageContext, StageError};
+
+/// What was asked beside the walk, account by account.
+#[derive(Default)]
+pub struct Ahead {
+    accounts: Mutex<BTreeMap<AccountName, AskedAhead>>,
+}
+
+pub(super) struct AskedAhead {
+    pub tally: Tally,
+    /// The walk of which everybody was asked for.
+    pub whole_walk: Option<i64>,
+}
+
+impl Ahead {
+    /// What was asked for an account; once.
+    pub(super) fn take(&self, account: &AccountName) -> Option<AskedAhead> {
+        self.accounts.lock().expect("nobody panics while holding it").remove(account)
+    }
+}
+
+/// Asks for the followers of the walk that `news` tells of, until it has ended and they are asked. What fails here is no
+/// failure yet: the stage meets it again.
+pub async fn ask_ahead(cx: &StageContext<'_>, plan: &EnrichUnionids, news: &WalkNews) -> Ahead {
+    let ahead = Ahead::default();
+    for account in &plan.accounts {
+        match one_account(cx, plan, account, news).await {
+            Ok(Some(asked)) => {
+                ahead.accounts.lock().expect("nobody panics while holding it").insert(account.clone(), asked);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::debug!(account = %account, %error, "asking beside the walk broke off"),
+        }
+    }
+    ahead
+}
+
+async fn one_account(
+    cx: &StageContext<'_>,
+    plan: &EnrichUnionids,
+    account: &AccountName,
+    news: &WalkNews,
+) -> Result<Option<AskedAhead>, StageError> {
+    let table = cx.stage.table.as_ref().expect("an enrich stage has a table");
+    if cx.visible.slice(table.as_str(), account.as_str()).is_some() {
+        return Ok(None);
+    }
+    let Some(turn) = Turn::now(cx.hands, &turn_name(account)).await? else { return Ok(None) };
+    turn.hold(async {
+        if !cx.hands.ledger.profile_parts(account).await?.is_empty() {
+            return Ok(None);
+        }
+        let mut tally = Tally::new(plan.budget.unwrap_or(u64::MAX), true);
+        let (send, needed) = mpsc::channel(64);
+        let asking = Asking::new(cx, account, &mut tally, None).all(needed, false);
+        let (fed, asked) = tokio::join!(feed(cx, account, news, send), asking);
+        let whole_walk = match (fed, asked) {
+            (Ok(Fed { whole_walk, is_distinct }), Ok(())) => {
+                tally.is_distinct &= is_distinct;
+                whole_walk.filter(|_| tally.is_complete)
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::info!(account = %account, %error, "asking beside the walk broke off; it goes on after it");
+                tally.is_complete = false;
+                None
+            }
+        };
+        Ok(Some(AskedAhead { tally, whole_walk }))
+    })
+    .await
+}
+
+struct Fed {
+    whole_walk: Option<i64>,
+    is_distinct: bool,
+}
+
+/// Hands on the people of each page that is recorded, by the hundred, each once.
+async fn feed(
+    cx: &StageContext<'_>,
+    account: &AccountName,
+    news: &WalkNews,
+    needed: mpsc::Sender<Vec<OpenId>>,
+) -> Result<Fed, StageError> {
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut pages = Pages { cx, walk: None, read: 0, met: None };
+    let mut state = WalkState::default();
+    let broken_off = Fed { whole_walk: None, is_distinct: true };
+    while !state.has_ended {
+        state = tokio::select! {
+            state = news.other(account, state) => state,
+            () = needed.closed() => return Ok(broken_off),
+            () = cx.stop.cancelled() => return Ok(broken_off),
+        };
+        let Some(walk) = state.walk else { continue };
+        if *pages.walk.get_or_insert(walk) != walk {
+            // It started over. Whom that walk has that this one had not, the stage itself finds.
+            return Ok(broken_off);
+        }
+        while pages.read < state.pages {
+            for openid in pages.next(state.is_distinct).await? {
+                batch.push(openid);
+                if batch.len() < BATCH {
+                    continue;
+                }
+                if needed.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH))).await.is_err() {
+                    return Ok(broken_off);
+                }
+            }
+        }
+    }
+    if !batch.is_empty() && needed.send(batch).await.is_err() {
+        return Ok(broken_off);
+    }
+    let is_distinct = pages.met.is_none_or(|met| !met.is_full());
+    Ok(Fed { whole_walk: pages.walk.filter(|_| state.is_whole), is_distinct })
+}
+
+/// The recorded pages of a walk, one after the other.
+struct Pages<'a, 'b> {
+    cx: &'a StageContext<'b>,
+    walk: Option<i64>,
+    /// The number of the last page that was read.
+    read: u32,
+    /// Who was on them: known only from when somebody may stand on two.
+    met: Option<Known>,
+}
+
+impl Pages<'_, '_> {
+    /// The people of the next page who were on none before.
+    async fn next(&mut self, all_are_distinct: bool) -> Result<Vec<OpenId>, StageError> {
+        if !all_are_distinct && self.met.is_none() {
+            let mut met = Known::default();
+            for page in 1..=self.read {
+                for openid in self.read(page).await?.iter().flatten() {
+                    met.meets_again(openid);
+                }
+            }
+            self.met = Some(met);
+        }
+        self.read += 1;
+        let page = self.read(self.read).await?;
+        let met = &mut self.met;
+        let is_new = |openid: &&str| met.as_mut().is_none_or(|met| !met.meets_again(openid));
+        Ok(page.iter().flatten().filter(is_new).map(OpenId::new).collect())
+    }
+
+    async fn read(&self, number: u32) -> Result<Texts, StageError> {
+        let walk = self.walk.expect("pages are read of a walk that was told of");
+        let pages = self.cx.hands.ledger.walk_pages_after(walk, number - 1).await?;
+        let page = pages.into_iter().next().filter(|page| page.page == number);
+        let page = page.ok_or_else(|| StageError::Rule(format!("page {number} of the walk was taken back")))?;
+        let lake = self.cx.hands.lake.clone();
+        Ok(tokio::task::spawn_blocking(move || lake.read_texts(&page.path, "openid")).await??)
+    }
+}

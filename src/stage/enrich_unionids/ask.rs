@@ -1,0 +1,307 @@
+//! Asking: batches of a hundred `concurrency` wide, spot checks between them, answers gathered into parts.
+
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::part::ProfilePart;
+use super::spot::{Owed, Spot};
+use crate::domain::{AccountName, Known, OpenId};
+use crate::lake::{LakeError, Part};
+use crate::stage::{StageContext, StageError};
+use crate::wechat::{Claim, Profile, ProfileBatch, WeChat, WeChatError};
+
+/// A crash repeats at most so many calls for details: those in flight, those gathered, those being written.
+const MOST_REPEATED: usize = 100;
+/// The most calls in flight, so that the parts do not become too short.
+const WIDEST: usize = 68;
+
+/// What asking has told so far, also across the two times that a stage may ask (beside the walk, and after it).
+pub(super) struct Tally {
+    /// People whose answer came.
+    pub asked: u64,
+    pub with_unionid: u64,
+    /// Calls that may still be made in this run.
+    pub budget: u64,
+    /// Nobody stands twice in the parts.
+    pub is_distinct: bool,
+    /// Everybody who needed it was asked.
+    pub is_complete: bool,
+    /// Parts that were recorded.
+    pub parts: usize,
+    unionids: Known,
+    is_shared: bool,
+    batches: u64,
+    spot: Spot,
+}
+
+impl Tally {
+    /// `is_distinct`: nothing was fetched before by a run that did not come to its end.
+    pub fn new(budget: u64, is_distinct: bool) -> Self {
+        Self {
+            asked: 0,
+            with_unionid: 0,
+            budget,
+            is_distinct,
+            is_complete: false,
+            parts: 0,
+            unionids: Known::default(),
+            is_shared: false,
+            batches: 0,
+            spot: Spot::default(),
+        }
+    }
+
+    /// Each person once and no two of one unionid, among everything that was fetched: nothing to look for.
+    pub fn is_plain(&self) -> bool {
+        self.is_distinct && !self.is_shared && !self.unionids.is_full()
+    }
+
+    fn take(&mut self, answer: &ProfileBatch) {
+        let people = answer.profiles.len() + answer.refused.len() + answer.unreadable.len();
+        self.asked += u64::try_from(people).unwrap_or(u64::MAX);
+        for unionid in answer.profiles.unionid.iter().flatten() {
+            self.with_unionid += 1;
+            self.is_shared |= self.unionids.meets_again(unionid);
+        }
+    }
+}
+
+enum Done {
+    Batch(u64, Vec<OpenId>, Result<ProfileBatch, WeChatError>),
+    Confirmed(u64, Claim, Result<bool, WeChatError>),
+    Single(OpenId, Result<ProfileBatch, WeChatError>),
+}
+
+pub(super) struct Asking<'a, 'b> {
+    cx: &'a StageContext<'b>,
+    account: &'a AccountName,
+    wechat: WeChat,
+    part: ProfilePart,
+    calls: JoinSet<Done>,
+    tally: &'a mut Tally,
+    width: usize,
+    calls_a_part: usize,
+    total: Option<u64>,
+    flushing: Option<JoinHandle<Result<Part, LakeError>>>,
+}
+
+impl<'a, 'b> Asking<'a, 'b> {
+    /// `total`: how many will be asked, as far as that is known.
+    pub fn new(cx: &'a StageContext<'b>, account: &'a AccountName, tally: &'a mut Tally, total: Option<u64>) -> Self {
+        let width = cx.hands.account(account).concurrency.clamp(1, WIDEST);
+        Self {
+            cx,
+            account,
+            wechat: cx.wechat(account),
+            part: ProfilePart::new(account.clone()),
+            calls: JoinSet::new(),
+            tally,
+            width,
+            calls_a_part: (MOST_REPEATED - width) / 2,
+            total,
+            flushing: None,
+        }
+    }
+
+    /// Asks for all who come through `needed`, as far as the budget goes; what was answered is recorded, also when it
+    /// ends in an error. `is_last`: nobody goes on with what stays owed then.
+    pub async fn all(mut self, mut needed: mpsc::Receiver<Vec<OpenId>>, is_last: bool) -> Result<(), StageError> {
+        let ended = self.until_none_is_left(&mut needed).await;
+        // Whoever reads them for us ends with this.
+        drop(needed);
+        if ended.is_err() && (is_last || self.cx.stop.is_cancelled()) {
+            self.put_doubtful_aside().await?;
+        }
+        let flushed = self.flush().await;
+        ended.and(flushed)
+    }
+
+    async fn until_none_is_left(&mut self, needed: &mut mpsc::Receiver<Vec<OpenId>>) -> Result<(), StageError> {
+        let stop = self.cx.stop;
+        let mut has_more = true;
+        loop {
+            while self.calls.len() < self.width
+                && !stop.is_cancelled()
+                && let Some(owed) = self.tally.spot.owed.pop_front()
+            {
+                self.begin_owed(owed);
+            }
+            let has_room = self.calls.len() < self.width && !stop.is_cancelled();
+            let may_ask = has_room && has_more && self.tally.budget > 0;
+            tokio::select! {
+                biased;
+                Some(done) = self.calls.join_next() => self.settle(done?).await?,
+                batch = needed.recv(), if may_ask => match batch {
+                    Some(batch) => self.begin_batch(batch),
+                    None => has_more = false,
+                },
+                () = stop.cancelled(), if may_ask => {}
+                else => break,
+            }
+        }
+        if stop.is_cancelled() {
+            return Err(StageError::Interrupted);
+        }
+        self.tally.is_complete = !has_more;
+        Ok(())
+    }
+
+    fn begin_batch(&mut self, batch: Vec<OpenId>) {
+        self.tally.budget -= 1;
+        self.tally.batches += 1;
+        let (number, wechat) = (self.tally.batches, self.wechat.clone());
+        self.calls.spawn(async move {
+            let answer = wechat.profiles(&batch).await;
+            Done::Batch(number, batch, answer)
+        });
+    }
+
+    fn begin_owed(&mut self, owed: Owed) {
+        self.tally.budget = self.tally.budget.saturating_sub(1);
+        let wechat = self.wechat.clone();
+        match owed {
+            Owed::Confirm { number, claim } => self.calls.spawn(async move {
+                let answer = wechat.confirms(&claim).await;
+                Done::Confirmed(number, claim, answer)
+            }),
+            Owed::Again(openid) => self.calls.spawn(async move {
+                let answer = wechat.profiles(std::slice::from_ref(&openid)).await;
+                Done::Single(openid, answer)
+            }),
+        };
+    }
+
+    /// After a call that failed what is in flight still counts; what is owed stays owed.
+    async fn settle(&mut self, done: Done) -> Result<(), StageError> {
+        let Some(error) = self.note(done).await? else { return Ok(()) };
+        while let Some(done) = self.calls.join_next().await {
+            self.note(done?).await?;
+        }
+        Err(error.into())
+    }
+
+    /// Takes one answer, or gives the error that came instead.
+    async fn note(&mut self, done: Done) -> Result<Option<WeChatError>, StageError> {
+        match done {
+            Done::Batch(number, asked, Ok(answer)) => {
+                let people = u64::try_from(asked.len()).unwrap_or(u64::MAX);
+                if self.tally.spot.note(number, asked, &answer) {
+                    self.take(&answer).await?;
+                } else {
+                    self.tally.asked += people;
+                }
+            }
+            Done::Confirmed(number, _, Ok(is_true)) => {
+                let wrong = self.tally.spot.judge(number, is_true);
+                if !is_true {
+                    self.take_back(wrong).await?;
+                }
+            }
+            Done::Single(_, Ok(answer)) => self.gather(&answer).await?,
+            Done::Batch(_, _, Err(error)) => return Ok(Some(error)),
+            Done::Confirmed(number, claim, Err(error)) => {
+                self.tally.spot.owed.push_back(Owed::Confirm { number, claim });
+                return Ok(Some(error));
+            }
+            Done::Single(openid, Err(error)) => {
+                self.tally.spot.owed.push_back(Owed::Again(openid));
+                return Ok(Some(error));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Answers that a spot check found wrong: put aside on the disk, so that a crash believes them no more than we do.
+    async fn take_back(&mut self, wrong: Vec<OpenId>) -> Result<(), StageError> {
+        tracing::warn!(
+            account = %self.account, people = wrong.len(),
+            "a batch gave somebody another's unionid: asking singly for {} people around it", wrong.len()
+        );
+        self.tally.is_distinct = false;
+        self.put_aside(wrong).await
+    }
+
+    /// A shift was found and not everybody around it could be looked at: they are not believed.
+    async fn put_doubtful_aside(&mut self) -> Result<(), StageError> {
+        let doubtful = self.tally.spot.give_up();
+        if doubtful.is_empty() { Ok(()) } else { self.put_aside(doubtful).await }
+    }
+
+    async fn put_aside(&mut self, people: Vec<OpenId>) -> Result<(), StageError> {
+        let aside = ProfileBatch { unreadable: people, ..ProfileBatch::default() };
+        self.part.add(&aside, self.cx.hands.clock.now());
+        self.flush().await
+    }
+
+    async fn take(&mut self, answer: &ProfileBatch) -> Result<(), StageError> {
+        self.tally.take(answer);
+        self.cx.tell("details", self.tally.asked, self.total);
+        self.gather(answer).await
+    }
+
+    async fn gather(&mut self, answer: &ProfileBatch) -> Result<(), StageError> {
+        self.part.add(answer, self.cx.hands.clock.now());
+        if self.part.calls() >= self.calls_a_part { self.begin_flush().await } else { Ok(()) }
+    }
+
+    /// Writes the gathered answers on a thread of its own while the next are asked for; one such at a time.
+    async fn begin_flush(&mut self) -> Result<(), StageError> {
+        self.end_flush().await?;
+        if self.part.is_empty() {
+            return Ok(());
+        }
+        let full = std::mem::replace(&mut self.part, ProfilePart::new(self.account.clone()));
+        let lake = self.cx.hands.lake.clone();
+        let path = format!("work/profiles/{}/{}.parquet", self.account, self.cx.new_snapshot_id());
+        self.flushing = Some(tokio::task::spawn_blocking(move || full.write(&lake, &path)));
+        Ok(())
+    }
+
+    async fn end_flush(&mut self) -> Result<(), StageError> {
+        let Some(flushing) = self.flushing.take() else { return Ok(()) };
+        let part = flushing.await??;
+        let now = self.cx.hands.clock.now();
+        self.cx.hands.ledger.record_profile_part(self.account, &part.path, part.rows, now).await?;
+        self.tally.parts += 1;
+        Ok(())
+    }
+
+    /// Writes and records everything that is gathered.
+    async fn flush(&mut self) -> Result<(), StageError> {
+        self.begin_flush().await?;
+        self.end_flush().await
+    }
+}
+
+/// Asks singly for openids whose unionid is in doubt, `concurrency` wide.
+pub(super) async fn ask_singly(
+    cx: &StageContext<'_>,
+    account: &AccountName,
+    openids: Vec<OpenId>,
+) -> Result<ProfilePart, StageError> {
+    let wechat = cx.wechat(account);
+    let mut part = ProfilePart::new(account.clone());
+    let mut calls: JoinSet<(OpenId, Result<Profile, WeChatError>)> = JoinSet::new();
+    let mut waiting = openids.into_iter();
+    let width = cx.hands.account(account).concurrency.max(1);
+    loop {
+        while calls.len() < width {
+            let Some(openid) = waiting.next() else { break };
+            let wechat = wechat.clone();
+            calls.spawn(async move {
+                let answer = wechat.profile(&openid).await;
+                (openid, answer)
+            });
+        }
+        let Some(done) = calls.join_next().await else { return Ok(part) };
+        let mut batch = ProfileBatch::default();
+        match done? {
+            (_, Ok(profile)) => batch.profiles.push(&profile),
+            (openid, Err(error)) => match error.errcode() {
+                Some(errcode) => batch.refused.push((openid, errcode)),
+                None => return Err(error.into()),
+            },
+        }
+        part.add(&batch, cx.hands.clock.now());
+    }
+}

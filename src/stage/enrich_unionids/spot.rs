@@ -1,0 +1,159 @@
+//! Spot checks: a batch may have shifted without a trace in it, everybody given the unionid of the one behind.
+//!
+//! One claim of each [`EVERY`]-th batch is asked for once more, singly. When it is not confirmed, that batch and its
+//! neighbours are asked again singly, every other batch since the last sound one is looked at too, and so is every batch
+//! from then on, until [`EVERY`] in a row are sound.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+
+use crate::domain::OpenId;
+use crate::wechat::{Claim, ProfileBatch};
+
+/// Batches to a spot check: 1 call in 60 more, under 2 %.
+pub const EVERY: u64 = 60;
+
+/// A call that is owed to earlier answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owed {
+    /// Look whether the batch of this number told the truth.
+    Confirm { number: u64, claim: Claim },
+    /// Ask singly: the batch was wrong.
+    Again(OpenId),
+}
+
+#[derive(Default)]
+pub struct Spot {
+    /// Answers since the last sound check, by the number of their batch.
+    unchecked: BTreeMap<u64, (Vec<OpenId>, Option<Claim>)>,
+    /// Neighbours of a wrong batch that are not answered yet.
+    distrusted: HashSet<u64>,
+    /// Batches to look at before things are as usual again.
+    watched: u64,
+    pub owed: VecDeque<Owed>,
+}
+
+impl Spot {
+    /// Takes note of the answer to batch `number` (from 1). `false`: it is not to be believed, and is asked for again.
+    pub fn note(&mut self, number: u64, asked: Vec<OpenId>, answer: &ProfileBatch) -> bool {
+        if self.distrusted.remove(&number) {
+            self.owed.extend(asked.into_iter().map(Owed::Again));
+            return false;
+        }
+        let claim = answer.claim(&asked);
+        if let Some(claim) = claim.as_ref().filter(|_| self.watched > 0 || number.is_multiple_of(EVERY)) {
+            self.owed.push_back(Owed::Confirm { number, claim: claim.clone() });
+        }
+        self.unchecked.insert(number, (asked, claim));
+        true
+    }
+
+    /// What came of a check; gives those whose answers are taken back.
+    pub fn judge(&mut self, number: u64, is_true: bool) -> Vec<OpenId> {
+        if is_true {
+            if self.watched == 0 {
+                // What was answered up to here is taken for sound.
+                self.unchecked = self.unchecked.split_off(&(number + 1));
+            } else {
+                self.watched -= 1;
+                self.unchecked.remove(&number);
+            }
+            return Vec::new();
+        }
+        let mut wrong = Vec::new();
+        for neighbour in number.saturating_sub(1)..=number + 1 {
+            match self.unchecked.remove(&neighbour) {
+                Some((asked, _)) => wrong.extend(asked),
+                None if neighbour > number => {
+                    self.distrusted.insert(neighbour);
+                }
+                None => {}
+            }
+        }
+        if self.watched == 0 {
+            let others = self.unchecked.iter().filter_map(|(number, (_, claim))| Some((*number, claim.clone()?)));
+            self.owed.extend(others.map(|(number, claim)| Owed::Confirm { number, claim }));
+        }
+        self.watched = EVERY;
+        self.owed.extend(wrong.iter().cloned().map(Owed::Again));
+        wrong
+    }
+
+    /// When nothing more can be asked: everybody in doubt, if anything was wrong.
+    pub fn give_up(&mut self) -> Vec<OpenId> {
+        if self.watched == 0 {
+            return Vec::new();
+        }
+        let again = self.owed.drain(..).filter_map(|owed| match owed {
+            Owed::Again(openid) => Some(openid),
+            Owed::Confirm { .. } => None,
+        });
+        again.chain(std::mem::take(&mut self.unchecked).into_values().flat_map(|(asked, _)| asked)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wechat::Profiles;
+
+    fn batch(number: u64) -> (Vec<OpenId>, ProfileBatch) {
+        let openid = format!("o{number}");
+        let mut profiles = Profiles::default();
+        profiles.push_unknown(&openid);
+        (vec![OpenId::new(openid)], ProfileBatch { profiles, ..ProfileBatch::default() })
+    }
+
+    fn note(spot: &mut Spot, number: u64) -> bool {
+        let (asked, answer) = batch(number);
+        spot.note(number, asked, &answer)
+    }
+
+    fn numbers(spot: &mut Spot) -> (Vec<u64>, Vec<String>) {
+        let (mut confirmed, mut again) = (Vec::new(), Vec::new());
+        for owed in spot.owed.drain(..) {
+            match owed {
+                Owed::Confirm { number, .. } => confirmed.push(number),
+                Owed::Again(openid) => again.push(openid.as_str().to_owned()),
+            }
+        }
+        (confirmed, again)
+    }
+
+    #[test]
+    fn sound_batches_cost_one_call_in_sixty_and_are_forgotten() {
+        let mut spot = Spot::default();
+        for number in 1..=600 {
+            assert!(note(&mut spot, number));
+            let (confirmed, again) = numbers(&mut spot);
+            assert_eq!((confirmed.len(), again.len()), (usize::from(number % EVERY == 0), 0));
+            for number in confirmed {
+                assert!(spot.judge(number, true).is_empty());
+                assert!(spot.unchecked.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_batch_takes_its_neighbours_with_it_and_everybody_around_is_looked_at() {
+        let mut spot = Spot::default();
+        for number in 1..=60 {
+            note(&mut spot, number);
+        }
+        assert_eq!(numbers(&mut spot).0, [60]);
+        note(&mut spot, 62);
+        assert_eq!(spot.judge(60, false), [OpenId::new("o59"), OpenId::new("o60")]);
+        let (confirmed, again) = numbers(&mut spot);
+        assert_eq!(confirmed, (1..=58).chain([62]).collect::<Vec<_>>());
+        assert_eq!(again, ["o59", "o60"]);
+        assert!(!note(&mut spot, 61), "the neighbour that comes later is not believed either");
+        assert_eq!(numbers(&mut spot), (vec![], vec!["o61".to_owned()]));
+        for number in (1..=58).chain([62]) {
+            spot.judge(number, true);
+        }
+        assert!(note(&mut spot, 63));
+        assert_eq!(numbers(&mut spot).0, [63]);
+        spot.judge(63, true);
+        note(&mut spot, 64);
+        assert_eq!(numbers(&mut spot).0.len(), 0, "sixty in a row were sound");
+    }
+}

@@ -1,0 +1,74 @@
+//! What a walk over the followers says of itself while it is under way, to whoever asks for details beside it.
+//!
+//! Only that there is something new: the pages themselves are files, and the ledger says which.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::watch;
+
+use crate::domain::AccountName;
+
+/// How far the walk over an account is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WalkState {
+    /// The walk whose pages are recorded; `None` before it began.
+    pub walk: Option<i64>,
+    /// Pages recorded so far.
+    pub pages: u32,
+    /// Nobody stood on two of them.
+    pub is_distinct: bool,
+    pub has_ended: bool,
+    /// It reached the end of the list, and no page was ever taken back.
+    pub is_whole: bool,
+}
+
+/// A board that the walk writes on and others look at.
+#[derive(Default)]
+pub struct WalkNews {
+    board: watch::Sender<Board>,
+}
+
+#[derive(Default)]
+struct Board {
+    accounts: BTreeMap<AccountName, WalkState>,
+    is_over: bool,
+}
+
+impl Board {
+    fn of(&self, account: &AccountName) -> WalkState {
+        let state = self.accounts.get(account).copied().unwrap_or_default();
+        WalkState { has_ended: state.has_ended || self.is_over, ..state }
+    }
+}
+
+impl WalkNews {
+    /// A page more is recorded.
+    pub fn tell(&self, account: &AccountName, walk: i64, (pages, is_distinct): (u32, bool)) {
+        self.change(account, |state| {
+            (state.walk, state.pages, state.is_distinct) = (Some(walk), pages, is_distinct);
+        });
+    }
+
+    /// The walk over an account has come to its end.
+    pub fn end(&self, account: &AccountName, is_whole: bool) {
+        self.change(account, |state| (state.has_ended, state.is_whole) = (true, is_whole));
+    }
+
+    /// Nothing more comes of any account.
+    pub fn end_all(&self) {
+        self.board.send_modify(|board| board.is_over = true);
+    }
+
+    fn change(&self, account: &AccountName, change: impl FnOnce(&mut WalkState)) {
+        self.board.send_modify(|board| change(board.accounts.entry(account.clone()).or_default()));
+    }
+
+    /// Waits until an account is not in state `than` any more, and gives the state it is in.
+    ///
+    /// Cancel safe.
+    pub async fn other(&self, account: &AccountName, than: WalkState) -> WalkState {
+        let mut board = self.board.subscribe();
+        let changed = board.wait_for(|board| board.of(account) != than).await.map(|board| board.of(account));
+        changed.expect("the board is borrowed, so its writer is there")
+    }
+}
