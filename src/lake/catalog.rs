@@ -44,7 +44,7 @@ pub fn write(target: &Path, tables: &[CatalogTable], macros: &str, notes: &[(&st
 
 fn script(aside: &Path, tables: &[CatalogTable], macros: &str, notes: &[(&str, String)]) -> String {
     let mut script = format!(
-        "set threads = 1; attach {} as catalog (storage_version 'v1.0.0'); use catalog;\n{macros}",
+        "set threads = 1; attach {} as catalog (storage_version 'v1.0.0'); use catalog; begin;\n{macros}",
         text(&aside.to_string_lossy())
     );
     script.push_str("create table catalog_info(key varchar, value varchar);\n");
@@ -54,7 +54,8 @@ fn script(aside: &Path, tables: &[CatalogTable], macros: &str, notes: &[(&str, S
     for table in tables {
         script.push_str(&format!("create view {} as {};\n", quoted(&table.name), select(table)));
     }
-    script.push_str("use memory; detach catalog;\n");
+    // In one transaction: each of its own would wait for the disk.
+    script.push_str("commit; use memory; detach catalog;\n");
     script
 }
 
