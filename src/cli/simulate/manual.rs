@@ -8,7 +8,7 @@ N-th call, or the N-th part of the people or messages by draw; 0 is never. All b
   followers    list_end (data_absent | empty_list | empty_cursor | same_cursor)  blank_openids  repeated_openids N
                strangers N (of nobody, on each page)  churn_per_page N  gone_cursor_refused (40003)
   details      invalid_in_batch (whole_batch | short_answer | shift)  non_follower (empty_profile | bare | with_unionid)
-               broken_json_every  control_characters_every  leading_space_every  sparse_every
+               broken_json_every  shift_every  control_characters_every  leading_space_every  sparse_every
   send         duplicate_answer (same_msgid | new_msgid | refused)  dedupe_window_seconds (600)  sixty_second_rule (40241)
                busy_every (-1)  audit_every (40252)  audit_seconds (1800)  audit_refused_every  blocked_as_object
                lost_answer_every (accepted, then no answer)  lost_request_every  refusing_every (43101)
