@@ -60,8 +60,9 @@ async fn forget_held(conductor: &Conductor, held: &Held, unionid: &UnionId, who:
     refuse_open_pushes(hands, &person, held.stop()).await?;
     let mut rows: BTreeMap<String, u64> = BTreeMap::new();
     let mut left_behind = Vec::new();
+    let eraser = Eraser { hands, person: &person, stop: held.stop() };
     for snapshot in &snapshots {
-        let rewritten = rewrite_snapshot(hands, snapshot, &person, held.stop()).await?;
+        let rewritten = eraser.snapshot(snapshot).await?;
         if rewritten.removed > 0 {
             *rows.entry(snapshot.table.to_string()).or_default() += rewritten.removed;
             left_behind.extend(rewritten.old_parts);
@@ -69,7 +70,7 @@ async fn forget_held(conductor: &Conductor, held: &Held, unionid: &UnionId, who:
     }
     let named: BTreeSet<&String> = snapshots.iter().flat_map(|snapshot| &snapshot.parts).collect();
     for path in loose_parts(hands.lake.root(), &named) {
-        let removed = rewrite(hands, &path, &path, &person, held.stop()).await?.map_or(0, |(removed, _, _)| removed);
+        let removed = eraser.file(&path, &path).await?.map_or(0, |erased| erased.rows);
         if removed > 0 {
             *rows.entry("work".to_owned()).or_default() += removed;
         }
@@ -183,60 +184,64 @@ struct Rewritten {
     old_parts: Vec<String>,
 }
 
-async fn rewrite_snapshot(
-    hands: &Hands,
-    snapshot: &SnapshotRecord,
-    person: &Person,
-    stop: &CancellationToken,
-) -> Result<Rewritten, StageError> {
-    let (mut parts, mut old_parts) = (Vec::new(), Vec::new());
-    let (mut removed, mut bytes) = (0, 0);
-    for part in &snapshot.parts {
-        let from = hands.lake.absolute(part);
-        let stem = part.trim_end_matches(".parquet");
-        let new = format!("{stem}-{}.parquet", hands.clock.random_id(4));
-        match rewrite(hands, &from, &hands.lake.absolute(&new), person, stop).await? {
-            Some((gone, _, size)) => {
-                removed += gone;
-                bytes += size;
-                parts.push(new);
-                old_parts.push(part.clone());
-            }
-            None => {
-                bytes += std::fs::metadata(&from).map_or(0, |meta| meta.len());
-                parts.push(part.clone());
-            }
-        }
-    }
-    if removed > 0 {
-        hands.ledger.replace_parts(&snapshot.id, &parts, (snapshot.rows.saturating_sub(removed), bytes)).await?;
-    }
-    Ok(Rewritten { removed, old_parts })
+/// Takes a person out of files.
+struct Eraser<'a> {
+    hands: &'a Hands,
+    person: &'a Person,
+    stop: &'a CancellationToken,
 }
 
-/// Writes `from` without the person to `to`, where it names the person at all: rows removed, rows and bytes left.
-async fn rewrite(
-    hands: &Hands,
-    from: &Path,
-    to: &Path,
-    person: &Person,
-    stop: &CancellationToken,
-) -> Result<Option<(u64, u64, u64)>, StageError> {
-    if !from.exists() {
-        return Ok(None);
+impl Eraser<'_> {
+    async fn snapshot(&self, snapshot: &SnapshotRecord) -> Result<Rewritten, StageError> {
+        let hands = self.hands;
+        let (mut parts, mut old_parts) = (Vec::new(), Vec::new());
+        let (mut removed, mut bytes) = (0, 0);
+        for part in &snapshot.parts {
+            let from = hands.lake.absolute(part);
+            let stem = part.trim_end_matches(".parquet");
+            let new = format!("{stem}-{}.parquet", hands.clock.random_id(4));
+            match self.file(&from, &hands.lake.absolute(&new)).await? {
+                Some(erased) => {
+                    removed += erased.rows;
+                    bytes += erased.bytes_left;
+                    parts.push(new);
+                    old_parts.push(part.clone());
+                }
+                None => {
+                    bytes += std::fs::metadata(&from).map_or(0, |meta| meta.len());
+                    parts.push(part.clone());
+                }
+            }
+        }
+        if removed > 0 {
+            hands.ledger.replace_parts(&snapshot.id, &parts, (snapshot.rows.saturating_sub(removed), bytes)).await?;
+        }
+        Ok(Rewritten { removed, old_parts })
     }
-    let (from, to, person) = (from.to_owned(), to.to_owned(), person.clone());
-    blocking(&hands.engine, stop, move |session| {
-        let columns = read_part(session, &from)?;
-        let Some(named) = person.named_by(&columns) else { return Ok(None) };
-        let removed = session.count(&format!("select count(*) from part where {named}"), &Params::new())?;
-        if removed == 0 {
+
+    /// Writes `from` without the person to `to`, where it names the person at all.
+    async fn file(&self, from: &Path, to: &Path) -> Result<Option<Erased>, StageError> {
+        if !from.exists() {
             return Ok(None);
         }
-        let written = session.copy(&format!("select * from part where not ({named})"), &Params::new(), &to)?;
-        Ok(Some((removed, written.rows, written.bytes)))
-    })
-    .await
+        let (from, to, person) = (from.to_owned(), to.to_owned(), self.person.clone());
+        blocking(&self.hands.engine, self.stop, move |session| {
+            let columns = read_part(session, &from)?;
+            let Some(named) = person.named_by(&columns) else { return Ok(None) };
+            let rows = session.count(&format!("select count(*) from part where {named}"), &Params::new())?;
+            if rows == 0 {
+                return Ok(None);
+            }
+            let written = session.copy(&format!("select * from part where not ({named})"), &Params::new(), &to)?;
+            Ok(Some(Erased { rows, bytes_left: written.bytes }))
+        })
+        .await
+    }
+}
+
+struct Erased {
+    rows: u64,
+    bytes_left: u64,
 }
 
 /// Files of the lake that no snapshot names: pages, details, messages, archives, what `vacuum` will drop.
