@@ -1,4 +1,4 @@
-//! Bare clients: reqwest in a loop that keeps nothing. The sender runs in a process of its own, as ours does.
+//! Bare clients: reqwest in a loop that keeps nothing, each in a process of its own, as ours is.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -54,6 +54,8 @@ pub struct Bare {
 
 /// The first argument of a process of this benchmark that is to be a bare sender.
 pub const SENDER: &str = "bare-sender";
+/// And of one that is to page and fetch details.
+pub const READER: &str = "bare-reader";
 
 /// What a bare sender in a process of its own took: seconds of the sends alone, processor seconds of the whole process.
 pub struct Sent {
@@ -63,12 +65,31 @@ pub struct Sent {
 
 /// Sends to everybody from a process of its own, as the program under test is one.
 pub fn send_all_apart(simulator: &Simulator, width: usize) -> Sent {
-    let options = simulator.options();
-    let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
-    command.arg(SENDER).arg(simulator.base_url()).arg(&options.app_id).arg(&options.app_secret).arg(width.to_string());
-    let (output, (_, cpu_seconds)) = run(command);
+    let (output, (_, cpu_seconds)) = run(apart(SENDER, simulator, width));
     let seconds = String::from_utf8_lossy(&output).trim().parse().expect("a bare sender says its seconds");
     Sent { seconds, cpu_seconds }
+}
+
+/// Pages and details from a process of its own; the seconds are those of the whole process.
+pub fn sync_apart(simulator: &Simulator, width: usize) -> Sent {
+    let began = Instant::now();
+    let (_, (_, cpu_seconds)) = run(apart(READER, simulator, width));
+    Sent { seconds: began.elapsed().as_secs_f64(), cpu_seconds }
+}
+
+fn apart(role: &str, simulator: &Simulator, width: usize) -> Command {
+    let options = simulator.options();
+    let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
+    command.arg(role).arg(simulator.base_url()).arg(&options.app_id).arg(&options.app_secret).arg(width.to_string());
+    command
+}
+
+/// The whole life of a bare reader.
+pub async fn reader(arguments: &[String]) {
+    let [base, app_id, app_secret, width] = arguments else { panic!("{READER} BASE APPID SECRET WIDTH") };
+    let bare = Arc::new(Bare::at(base.clone(), app_id, app_secret).await);
+    let (with_unionid, _) = bare.sync(width.parse().expect("a width")).await;
+    println!("{with_unionid}");
 }
 
 /// The whole life of a bare sender.

@@ -29,9 +29,16 @@ pub struct Figure {
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime starts");
-    if let Some((bare::SENDER, rest)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
-        runtime.block_on(bare::sender(rest));
-        return ExitCode::SUCCESS;
+    match arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        Some((bare::SENDER, rest)) => {
+            runtime.block_on(bare::sender(rest));
+            return ExitCode::SUCCESS;
+        }
+        Some((bare::READER, rest)) => {
+            runtime.block_on(bare::reader(rest));
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
     }
     let is_small = arguments.iter().any(|argument| argument == "--small");
     let wanted: Vec<&str> =

@@ -1,12 +1,11 @@
 //! Asking: batches of a hundred `concurrency` wide, spot checks between them, answers gathered into parts.
 
 use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 use super::part::ProfilePart;
 use super::spot::{Owed, Spot};
 use crate::domain::{AccountName, Known, OpenId};
-use crate::lake::{LakeError, Part};
 use crate::stage::{StageContext, StageError};
 use crate::wechat::{Claim, Profile, ProfileBatch, WeChat, WeChatError};
 
@@ -14,6 +13,8 @@ use crate::wechat::{Claim, Profile, ProfileBatch, WeChat, WeChatError};
 const MOST_REPEATED: usize = 100;
 /// The most calls in flight, so that the parts do not become too short.
 const WIDEST: usize = 68;
+/// Parts that are written and recorded at a time: each waits for the disk twice, and nobody is asked while all wait.
+const WRITTEN_AT_ONCE: usize = 3;
 
 /// What asking has told so far, also across the two times that a stage may ask (beside the walk, and after it).
 pub(super) struct Tally {
@@ -82,7 +83,7 @@ pub(super) struct Asking<'a, 'b> {
     width: usize,
     calls_a_part: usize,
     total: Option<u64>,
-    flushing: Option<JoinHandle<Result<Part, LakeError>>>,
+    flushing: JoinSet<Result<(), StageError>>,
 }
 
 impl<'a, 'b> Asking<'a, 'b> {
@@ -97,9 +98,9 @@ impl<'a, 'b> Asking<'a, 'b> {
             calls: JoinSet::new(),
             tally,
             width,
-            calls_a_part: (MOST_REPEATED - width) / 2,
+            calls_a_part: (MOST_REPEATED - width) / (WRITTEN_AT_ONCE + 1),
             total,
-            flushing: None,
+            flushing: JoinSet::new(),
         }
     }
 
@@ -244,32 +245,39 @@ impl<'a, 'b> Asking<'a, 'b> {
         if self.part.calls() >= self.calls_a_part { self.begin_flush().await } else { Ok(()) }
     }
 
-    /// Writes the gathered answers on a thread of its own while the next are asked for; one such at a time.
+    /// Writes the gathered answers and records them while the next are asked for, a few parts at a time.
     async fn begin_flush(&mut self) -> Result<(), StageError> {
-        self.end_flush().await?;
+        self.end_flushes(WRITTEN_AT_ONCE - 1).await?;
         if self.part.is_empty() {
             return Ok(());
         }
         let full = std::mem::replace(&mut self.part, ProfilePart::new(self.account.clone()));
-        let lake = self.cx.hands.lake.clone();
-        let path = format!("work/profiles/{}/{}.parquet", self.account, self.cx.new_snapshot_id());
-        self.flushing = Some(tokio::task::spawn_blocking(move || full.write(&lake, &path)));
+        let (hands, account) = (self.cx.hands.clone(), self.account.clone());
+        let path = format!("work/profiles/{account}/{}.parquet", self.cx.new_snapshot_id());
+        self.flushing.spawn(async move {
+            let lake = hands.lake.clone();
+            let part = tokio::task::spawn_blocking(move || full.write(&lake, &path)).await??;
+            let now = hands.clock.now();
+            Ok(hands.ledger.record_profile_part(&account, &part.path, part.rows, now).await?)
+        });
         Ok(())
     }
 
-    async fn end_flush(&mut self) -> Result<(), StageError> {
-        let Some(flushing) = self.flushing.take() else { return Ok(()) };
-        let part = flushing.await??;
-        let now = self.cx.hands.clock.now();
-        self.cx.hands.ledger.record_profile_part(self.account, &part.path, part.rows, now).await?;
-        self.tally.parts += 1;
+    /// Waits until no more than `left` parts are being written.
+    async fn end_flushes(&mut self, left: usize) -> Result<(), StageError> {
+        while self.flushing.len() > left {
+            let Some(flushed) = self.flushing.join_next().await else { break };
+            flushed??;
+            self.tally.parts += 1;
+        }
         Ok(())
     }
 
-    /// Writes and records everything that is gathered.
+    /// Writes and records everything that is gathered, after everything that was gathered before.
     async fn flush(&mut self) -> Result<(), StageError> {
+        self.end_flushes(0).await?;
         self.begin_flush().await?;
-        self.end_flush().await
+        self.end_flushes(0).await
     }
 }
 
