@@ -40,11 +40,20 @@ enum What {
 #[group(required = true, multiple = false)]
 struct Person {
     /// The person on every account, by unionid
-    #[arg(long, value_name = "U")]
+    #[arg(long, value_name = "U", value_parser = id)]
     unionid: Option<String>,
     /// The person on one account, by its openid
-    #[arg(long, value_name = "O")]
+    #[arg(long, value_name = "O", value_parser = id)]
     openid: Option<String>,
+}
+
+/// An id as it was typed: blanks around it are none of it, and nothing at all names nobody.
+fn id(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("it names nobody; give the id as `lianbo explain` or the tables show it".to_owned()),
+        id if id.contains(char::is_whitespace) => Err("an id has no blanks in it".to_owned()),
+        id => Ok(id.to_owned()),
+    }
 }
 
 #[derive(Debug, clap::Args)]

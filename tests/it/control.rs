@@ -104,6 +104,9 @@ async fn people_who_are_suppressed_are_left_out_and_an_import_is_all_or_nothing(
     let house = House::build(small()).await;
     house.night().await;
     let people = house.rows("select unionid, oa_openid from identities order by unionid limit 4").await;
+    for nobody in ["", "  ", "two words"] {
+        house.lianbo(&["suppress", "add", "--unionid", nobody, "--reason", "a slip"]).await.ends(2);
+    }
     house.lianbo(&["suppress", "add", "--unionid", &people[0][0], "--reason", "asked on the phone"]).await.ends(0);
     house
         .lianbo(&["suppress", "add", "--openid", &people[1][1], "--account", "main", "--reason", "asked"])
