@@ -55,8 +55,10 @@ impl Session {
             return Ok(Vec::new());
         }
         let rows: Vec<String> = sqls.iter().enumerate().map(|(at, sql)| format!("({at}, {})", text(sql))).collect();
-        let query =
-            format!("select json_serialize_sql(sql) from (values {}) as t(at, sql) order by at", rows.join(", "));
+        let query = format!(
+            "select json_serialize_sql(sql) from (values {}) as t(number, sql) order by number",
+            rows.join(", ")
+        );
         let mut statement = self.connection.prepare(&query)?;
         let trees = statement.query_map([], |row| row.get(0))?;
         trees.collect()
@@ -171,4 +173,28 @@ pub(super) fn caret_offset(message: &str, sql: &str, prefix_lines: usize) -> Opt
     let cut = excerpt.len() - bare.len();
     let start = line.find(bare.trim_end_matches("..."))?;
     Some(line_start + start + column.saturating_sub(cut))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::Engine;
+
+    #[test]
+    fn many_are_parsed_by_one_question_and_each_answers_for_itself() {
+        let session = Engine::new("100MB", 1, "spill", chrono_tz::UTC).session().unwrap();
+        let sqls = [
+            "select a from one",
+            "selec",
+            "delete from two",
+            "select 'it''s' from two order by 1",
+            "select 1; select 2",
+        ];
+        assert_eq!(session.trees(&sqls).unwrap().len(), sqls.len());
+        let facts = session.inspect_all(&sqls);
+        let tables = |at: usize| facts[at].as_ref().unwrap().tables[0].name.as_str();
+        assert_eq!((tables(0), tables(3)), ("one", "two"));
+        assert!(facts[3].as_ref().unwrap().is_ordered && !facts[0].as_ref().unwrap().is_ordered);
+        assert!([1, 2, 4].iter().all(|at| facts[*at].is_err()));
+        assert!(session.inspect_all(&[]).is_empty());
+    }
 }
