@@ -94,6 +94,10 @@ const READERS: u32 = 4;
 #[derive(Clone, Debug)]
 pub struct Ledger {
     writer: SqlitePool,
+    /// Writes what may be done again: leases, pages, parts, counted reads, stages. A commit here does not wait for the disk;
+    /// the next one of `writer` takes it there, so that no commit is ever there without those before it. A process that
+    /// dies loses nothing, a power cut the last of these.
+    notes: SqlitePool,
     readers: SqlitePool,
     path: Arc<Path>,
     /// Where it is read from when it cannot be read where it lies.
@@ -117,13 +121,9 @@ impl Ledger {
         };
         let writer = connect_writer(path).await.map_err(unwritable)?;
         migrate::migrate(&writer, path).await.map_err(unwritable)?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .test_before_acquire(false)
-            .connect_lazy_with(options(path).pragma("query_only", "on"));
-        Ok(Self { writer, readers, path: path.into(), _copy: None })
+        let notes = pool(1).connect_lazy_with(options(path).synchronous(SqliteSynchronous::Normal));
+        let readers = pool(READERS).connect_lazy_with(options(path).pragma("query_only", "on"));
+        Ok(Self { writer, notes, readers, path: path.into(), _copy: None })
     }
 
     /// Opens the ledger only if its file is there: for orders about what ran.
@@ -138,20 +138,18 @@ impl Ledger {
     /// Closes all connections. The last one to close folds the write-ahead log into the file.
     pub async fn close(&self) {
         self.readers.close().await;
+        self.notes.close().await;
         self.writer.close().await;
     }
 
     /// Begins to write: waits for writers of other processes here, so that nothing later in the transaction does.
     async fn begin(&self, doing: &'static str) -> Result<WriteTx, LedgerError> {
-        match self.writer.begin_with("begin immediate").await {
-            // A full disk ends SQLite's transaction behind the driver's back, which from then on believes itself inside
-            // one: that connection is of no more use.
-            Err(sqlx::Error::InvalidSavePointStatement) => {
-                self.writer.acquire().await.doing(doing)?.close().await.doing(doing)?;
-                self.writer.begin_with("begin immediate").await.doing(doing)
-            }
-            begun => begun.doing(doing),
-        }
+        begin_in(&self.writer, doing).await
+    }
+
+    /// As [`Ledger::begin`], for what may be done again.
+    async fn begin_note(&self, doing: &'static str) -> Result<WriteTx, LedgerError> {
+        begin_in(&self.notes, doing).await
     }
 
     /// Begins to write under a lease; `None` when the lease is lost, and nothing may be written any more.
@@ -165,6 +163,33 @@ impl Ledger {
         let tx = self.begin_under(lease, doing).await?;
         tx.ok_or_else(|| LedgerError::LeaseLost { doing, lease: lease.name.clone() })
     }
+
+    /// As [`Ledger::begin_held`], for what may be done again.
+    async fn begin_held_note(&self, lease: &Lease, doing: &'static str) -> Result<WriteTx, LedgerError> {
+        let mut tx = self.begin_note(doing).await?;
+        let is_held = leases::is_held(&mut tx, lease).await?;
+        is_held.then_some(tx).ok_or_else(|| LedgerError::LeaseLost { doing, lease: lease.name.clone() })
+    }
+}
+
+async fn begin_in(pool: &SqlitePool, doing: &'static str) -> Result<WriteTx, LedgerError> {
+    match pool.begin_with("begin immediate").await {
+        // A full disk ends SQLite's transaction behind the driver's back, which from then on believes itself inside
+        // one: that connection is of no more use.
+        Err(sqlx::Error::InvalidSavePointStatement) => {
+            pool.acquire().await.doing(doing)?.close().await.doing(doing)?;
+            pool.begin_with("begin immediate").await.doing(doing)
+        }
+        begun => begun.doing(doing),
+    }
+}
+
+fn pool(connections: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
 }
 
 /// Whether there is a ledger; a file without a byte is none yet.
@@ -207,13 +232,7 @@ async fn connect_writer(path: &Path) -> Result<SqlitePool, LedgerError> {
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let connected = SqlitePoolOptions::new()
-            .max_connections(1)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .test_before_acquire(false)
-            .connect_with(options(path).journal_mode(SqliteJournalMode::Wal))
-            .await;
+        let connected = pool(1).connect_with(options(path).journal_mode(SqliteJournalMode::Wal)).await;
         match connected.doing("open the ledger") {
             Ok(pool) => return Ok(pool),
             Err(error) if error.is_transient() && attempt < OPEN_ATTEMPTS => {

@@ -1,4 +1,4 @@
-//! Whether an id was met before, by its fingerprint: eight bytes a person and no more than a bound.
+//! Whether any id came twice, by its fingerprint: eight bytes a person and no more than a bound.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -49,35 +49,38 @@ impl Hasher for Quick {
     }
 }
 
-/// Ids that were met. Two ids of one fingerprint (once in thousands of millions of people squared) are told as one met
-/// again: whoever acts on `true` looks closer. Past its bound it forgets everything and says so.
+/// The fingerprint of an id. Two ids have one of the same once in thousands of millions of people squared: whoever acts
+/// on that looks closer.
+fn fingerprint(id: &str) -> u64 {
+    let mut print = Quick::default();
+    print.write(id.as_bytes());
+    print.finish()
+}
+
+/// Fingerprints in the order they came, to tell at the end whether any came twice: a table of so many would miss the
+/// processor's cache with each of them, a list does not.
 #[derive(Debug, Default)]
-pub struct Known {
-    prints: QuickSet<u64>,
+pub struct Fingerprints {
+    prints: Vec<u64>,
     is_full: bool,
 }
 
-impl Known {
-    /// Just below where a table of 2^20 places would double.
-    const MOST: usize = 900_000;
+impl Fingerprints {
+    const MOST: usize = 1 << 20;
 
-    /// Whether `id` was met before; then it is met. Always `false` when it is [full](Self::is_full).
-    pub fn meets_again(&mut self, id: &str) -> bool {
-        if self.is_full {
-            return false;
+    pub fn note(&mut self, id: &str) {
+        if self.prints.len() == Self::MOST {
+            *self = Self { prints: Vec::new(), is_full: true };
         }
-        let mut print = Quick::default();
-        print.write(id.as_bytes());
-        let is_new = self.prints.insert(print.finish());
-        if self.prints.len() > Self::MOST {
-            *self = Self { is_full: true, ..Self::default() };
+        if !self.is_full {
+            self.prints.push(fingerprint(id));
         }
-        !is_new
     }
 
-    /// Whether there were too many: nothing is known any more.
-    pub fn is_full(&self) -> bool {
-        self.is_full
+    /// Whether every id came once for certain. `false` too when there were more than a million.
+    pub fn are_distinct(&mut self) -> bool {
+        self.prints.sort_unstable();
+        !self.is_full && self.prints.windows(2).all(|pair| pair[0] != pair[1])
     }
 }
 
@@ -87,13 +90,15 @@ mod tests {
 
     #[test]
     fn nobody_is_taken_for_somebody_else_and_past_the_bound_nothing_is_claimed() {
-        let mut known = Known::default();
-        for number in 0..Known::MOST {
-            assert!(!known.meets_again(&format!("o6_bmjrPTlm6_2sgVt7hMZOP{number:06}")));
+        let mut prints = Fingerprints::default();
+        for number in 0..Fingerprints::MOST {
+            prints.note(&format!("o6_bmjrPTlm6_2sgVt7hMZOP{number:07}"));
         }
-        assert!(known.meets_again("o6_bmjrPTlm6_2sgVt7hMZOP000007"));
-        assert!(!known.is_full());
-        assert!(!known.meets_again("one more"));
-        assert!(known.is_full() && !known.meets_again("one more"));
+        assert!(prints.are_distinct());
+        prints.note("one more");
+        assert!(!prints.are_distinct() && prints.prints.is_empty());
+        let mut twice = Fingerprints::default();
+        ["oA", "oB", "oA"].iter().for_each(|id| twice.note(id));
+        assert!(!twice.are_distinct());
     }
 }

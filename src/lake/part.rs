@@ -148,6 +148,16 @@ impl PartWriter {
         self.rows
     }
 
+    /// Leaves nothing behind: for rows that turn out to be none.
+    ///
+    /// # Errors
+    ///
+    /// [`LakeError::Remove`].
+    pub fn discard(self) -> Result<(), LakeError> {
+        std::fs::remove_file(&self.unfinished)
+            .map_err(|source| LakeError::Remove { path: self.unfinished.clone(), source })
+    }
+
     /// Makes the file whole, durable, and visible under its name.
     ///
     /// # Errors

@@ -65,7 +65,7 @@ impl Ledger {
     /// A lease held by the same `holder.id` counts as held: one holding is one worker.
     pub async fn acquire_lease(&self, name: &str, holder: &Holder, ttl: Duration) -> Result<Acquired, LedgerError> {
         const DOING: &str = "acquire a lease";
-        let mut tx = self.begin(DOING).await?;
+        let mut tx = self.begin_note(DOING).await?;
         if let Some((current, in_time)) = holding(&mut tx, name).await?
             && in_time
             && !current.is_dead()
@@ -103,7 +103,7 @@ impl Ledger {
         .bind(&lease.name)
         .bind(lease.fence)
         .bind(&lease.holder_id)
-        .execute(&self.writer)
+        .execute(&self.notes)
         .await
         .doing("renew a lease")?;
         Ok(done.rows_affected() == 1)
@@ -118,7 +118,7 @@ impl Ledger {
         .bind(&lease.name)
         .bind(lease.fence)
         .bind(&lease.holder_id)
-        .execute(&self.writer)
+        .execute(&self.notes)
         .await
         .doing("release a lease")?;
         Ok(())

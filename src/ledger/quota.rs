@@ -41,7 +41,7 @@ impl Ledger {
     /// limit, and none while the endpoint is marked exhausted.
     pub async fn reserve_calls(&self, charge: &QuotaCharge<'_>, n: u64) -> Result<u64, LedgerError> {
         const DOING: &str = "reserve calls of the day's quota";
-        let mut tx = self.begin(DOING).await?;
+        let mut tx = self.begin_note(DOING).await?;
         let left = left(&mut tx, charge).await?;
         let granted = left.map_or(n, |left| left.min(n));
         if granted > 0 {
@@ -59,7 +59,7 @@ impl Ledger {
         day: QuotaDay,
         n: u64,
     ) -> Result<(), LedgerError> {
-        let mut connection = self.writer.acquire().await.doing("give back calls of the day's quota")?;
+        let mut connection = self.notes.acquire().await.doing("give back calls of the day's quota")?;
         let charge = QuotaCharge { account, endpoint, day, limit: None };
         subtract_calls(&mut connection, &charge, n).await
     }
@@ -72,7 +72,7 @@ impl Ledger {
         day: QuotaDay,
         n: u64,
     ) -> Result<(), LedgerError> {
-        let mut connection = self.writer.acquire().await.doing("count failed calls")?;
+        let mut connection = self.notes.acquire().await.doing("count failed calls")?;
         add_errors(&mut connection, &QuotaCharge { account, endpoint, day, limit: None }, n).await
     }
 

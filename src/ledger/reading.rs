@@ -43,6 +43,7 @@ impl Ledger {
             },
             _ => Ok(Some(Self {
                 writer: looked.pool.clone(),
+                notes: looked.pool.clone(),
                 readers: looked.pool,
                 path: path.into(),
                 _copy: looked.copy,

@@ -42,7 +42,7 @@ impl Ledger {
     /// droppable.
     pub async fn record_snapshot(&self, lease: &Lease, record: &SnapshotRecord) -> Result<(), LedgerError> {
         const DOING: &str = "record a snapshot";
-        let mut tx = self.begin_held(lease, DOING).await?;
+        let mut tx = self.begin_held_note(lease, DOING).await?;
         sqlx::query(
             "update snapshots set superseded_at = $1
              where run_id = $2 and table_name = $3 and slice = $4 and published_at is null and superseded_at is null",

@@ -33,7 +33,7 @@ impl Ledger {
     /// Records a stage, in place of what was recorded of it before.
     pub async fn record_stage(&self, lease: &Lease, record: &StageRecord) -> Result<(), LedgerError> {
         const DOING: &str = "record a stage";
-        let mut tx = self.begin_held(lease, DOING).await?;
+        let mut tx = self.begin_held_note(lease, DOING).await?;
         sqlx::query(
             "insert into run_stages (run_id, stage, kind, table_name, status, rows_in, rows_out, started_at, seconds,
                  api_calls, detail, error)

@@ -71,7 +71,7 @@ impl Ledger {
         .bind(account.as_str())
         .bind(run_id.as_str())
         .bind(to_micros(now))
-        .fetch_one(&self.writer)
+        .fetch_one(&self.notes)
         .await
         .doing(DOING)?;
         read_walk(&row)
@@ -95,7 +95,7 @@ impl Ledger {
     /// [`LedgerError::OutOfStep`] when it is not the next one: somebody else walks the same walk.
     pub async fn record_page(&self, walk_id: i64, new: NewPage<'_>, now: Timestamp) -> Result<(), LedgerError> {
         const DOING: &str = "record a page of a walk";
-        let mut tx = self.begin(DOING).await?;
+        let mut tx = self.begin_note(DOING).await?;
         let done = sqlx::query(
             "update walks set pages = $1, openids = openids + $2, total = $3, next_openid = $4
              where id = $5 and pages = $1 - 1 and finished_at is null",
@@ -149,7 +149,7 @@ impl Ledger {
     /// Removes the last page of a walk, whose cursor was refused, and returns it; `None` when there is no page left.
     pub async fn step_back(&self, walk_id: i64) -> Result<Option<WalkPage>, LedgerError> {
         const DOING: &str = "take back a page of a walk";
-        let mut tx = self.begin(DOING).await?;
+        let mut tx = self.begin_note(DOING).await?;
         let removed = sqlx::query(
             "delete from walk_pages where walk_id = $1
                  and page = (select max(page) from walk_pages where walk_id = $1)
@@ -179,7 +179,7 @@ impl Ledger {
         sqlx::query("update walks set finished_at = $1 where id = $2 and finished_at is null")
             .bind(micros(Some(now)))
             .bind(walk_id)
-            .execute(&self.writer)
+            .execute(&self.notes)
             .await
             .doing("finish a walk")?;
         Ok(())
@@ -192,7 +192,7 @@ impl Ledger {
              where id <= $1 and account = (select account from walks as merged_walk where merged_walk.id = $1)",
         )
         .bind(walk_id)
-        .execute(&self.writer)
+        .execute(&self.notes)
         .await
         .doing("mark a walk as merged")?;
         Ok(())
@@ -200,11 +200,7 @@ impl Ledger {
 
     /// Forgets a walk and its pages.
     pub async fn drop_walk(&self, walk_id: i64) -> Result<(), LedgerError> {
-        sqlx::query("delete from walks where id = $1")
-            .bind(walk_id)
-            .execute(&self.writer)
-            .await
-            .doing("drop a walk")?;
+        sqlx::query("delete from walks where id = $1").bind(walk_id).execute(&self.notes).await.doing("drop a walk")?;
         Ok(())
     }
 
@@ -227,7 +223,7 @@ impl Ledger {
         .bind(path)
         .bind(int(rows))
         .bind(to_micros(now))
-        .execute(&self.writer)
+        .execute(&self.notes)
         .await
         .doing("record fetched profiles")?;
         Ok(())
@@ -246,7 +242,7 @@ impl Ledger {
     /// Forgets files of fetched profiles that are merged.
     pub async fn drop_profile_parts(&self, ids: &[i64]) -> Result<(), LedgerError> {
         const DOING: &str = "forget fetched profiles";
-        let mut tx = self.begin(DOING).await?;
+        let mut tx = self.begin_note(DOING).await?;
         for id in ids {
             sqlx::query("delete from profile_parts where id = $1").bind(id).execute(&mut *tx).await.doing(DOING)?;
         }

@@ -109,7 +109,7 @@ async fn alone(cx: &StageContext<'_>, plan: &EnrichUnionids, account: &AccountNa
         ask(cx, account, &inputs, &mut tally).await?;
     }
     let parts = cx.hands.ledger.profile_parts(account).await?;
-    let merged = merge::merge(cx, table, account, &inputs, (&parts, &tally)).await?;
+    let merged = merge::merge(cx, table, account, &inputs, (&parts, &mut tally)).await?;
     Ok(Enriched {
         asked: tally.asked,
         with_unionid: merged.with_unionid,

@@ -96,8 +96,8 @@ async fn one_account(
             None => walk::to_the_end(cx, account, walk).await?,
         };
         if let Some(news) = cx.news {
-            news.tell(account, walked.walk.id, (walked.walk.pages, walked.is_distinct));
-            news.end(account, walked.is_whole);
+            news.tell(account, walked.walk.id, walked.walk.pages);
+            news.end(account, (walked.is_whole, walked.is_distinct));
         }
         merge::merge(cx, table, account, walked).await
     })

@@ -98,11 +98,10 @@ pub async fn export_ending(hands: &Hands, name: &str, ending: Option<&Ending<'_>
             }
         }
     }
-    let part = writer.finish()?;
-    if part.rows > 0 {
-        source.parts.push(lake.absolute(&part.path));
+    if writer.rows() > 0 {
+        source.parts.push(hands.lake.absolute(&writer.finish()?.path));
     } else {
-        lake.remove(&part.path)?;
+        writer.discard()?;
     }
     Ok(source)
 }

@@ -15,11 +15,11 @@ pub struct WalkState {
     pub walk: Option<i64>,
     /// Pages recorded so far.
     pub pages: u32,
-    /// Nobody stood on two of them.
-    pub is_distinct: bool,
     pub has_ended: bool,
     /// It reached the end of the list, and no page was ever taken back.
     pub is_whole: bool,
+    /// It is known that nobody stood on two pages.
+    pub is_distinct: bool,
 }
 
 /// A board that the walk writes on and others look at.
@@ -43,15 +43,15 @@ impl Board {
 
 impl WalkNews {
     /// A page more is recorded.
-    pub fn tell(&self, account: &AccountName, walk: i64, (pages, is_distinct): (u32, bool)) {
-        self.change(account, |state| {
-            (state.walk, state.pages, state.is_distinct) = (Some(walk), pages, is_distinct);
-        });
+    pub fn tell(&self, account: &AccountName, walk: i64, pages: u32) {
+        self.change(account, |state| (state.walk, state.pages) = (Some(walk), pages));
     }
 
     /// The walk over an account has come to its end.
-    pub fn end(&self, account: &AccountName, is_whole: bool) {
-        self.change(account, |state| (state.has_ended, state.is_whole) = (true, is_whole));
+    pub fn end(&self, account: &AccountName, (is_whole, is_distinct): (bool, bool)) {
+        self.change(account, |state| {
+            (state.has_ended, state.is_whole, state.is_distinct) = (true, is_whole, is_distinct);
+        });
     }
 
     /// Nothing more comes of any account.

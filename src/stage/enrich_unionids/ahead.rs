@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::ask::{Asking, Tally};
 use super::{BATCH, turn_name};
 use crate::config::settings::EnrichUnionids;
-use crate::domain::{AccountName, Known, OpenId, Texts};
+use crate::domain::{AccountName, OpenId, QuickSet, Texts};
 use crate::stage::news::{WalkNews, WalkState};
 use crate::stage::turns::Turn;
 use crate::stage::{StageContext, StageError};
@@ -93,7 +93,7 @@ struct Fed {
     is_distinct: bool,
 }
 
-/// Hands on the people of each page that is recorded, by the hundred, each once.
+/// Hands on the people of each page that is recorded, by the hundred.
 async fn feed(
     cx: &StageContext<'_>,
     account: &AccountName,
@@ -101,7 +101,7 @@ async fn feed(
     needed: mpsc::Sender<Vec<OpenId>>,
 ) -> Result<Fed, StageError> {
     let mut batch = Vec::with_capacity(BATCH);
-    let mut pages = Pages { cx, walk: None, read: 0, met: None };
+    let mut pages = Pages { cx, walk: None, read: 0, last: Texts::default() };
     let mut state = WalkState::default();
     let broken_off = Fed { whole_walk: None, is_distinct: true };
     while !state.has_ended {
@@ -116,7 +116,7 @@ async fn feed(
             return Ok(broken_off);
         }
         while pages.read < state.pages {
-            for openid in pages.next(state.is_distinct).await? {
+            for openid in pages.next().await? {
                 batch.push(openid);
                 if batch.len() < BATCH {
                     continue;
@@ -130,8 +130,7 @@ async fn feed(
     if !batch.is_empty() && needed.send(batch).await.is_err() {
         return Ok(broken_off);
     }
-    let is_distinct = pages.met.is_none_or(|met| !met.is_full());
-    Ok(Fed { whole_walk: pages.walk.filter(|_| state.is_whole), is_distinct })
+    Ok(Fed { whole_walk: pages.walk.filter(|_| state.is_whole), is_distinct: state.is_distinct })
 }
 
 /// The recorded pages of a walk, one after the other.
@@ -140,27 +139,20 @@ struct Pages<'a, 'b> {
     walk: Option<i64>,
     /// The number of the last page that was read.
     read: u32,
-    /// Who was on them: known only from when somebody may stand on two.
-    met: Option<Known>,
+    last: Texts,
 }
 
 impl Pages<'_, '_> {
-    /// The people of the next page who were on none before.
-    async fn next(&mut self, all_are_distinct: bool) -> Result<Vec<OpenId>, StageError> {
-        if !all_are_distinct && self.met.is_none() {
-            let mut met = Known::default();
-            for page in 1..=self.read {
-                for openid in self.read(page).await?.iter().flatten() {
-                    met.meets_again(openid);
-                }
-            }
-            self.met = Some(met);
-        }
+    /// The people of the next page, without those of the page before: a list that changes while it is walked gives people
+    /// near the edge of a page twice. Whoever comes twice from further away is asked for twice.
+    async fn next(&mut self) -> Result<Vec<OpenId>, StageError> {
         self.read += 1;
         let page = self.read(self.read).await?;
-        let met = &mut self.met;
-        let is_new = |openid: &&str| met.as_mut().is_none_or(|met| !met.meets_again(openid));
-        Ok(page.iter().flatten().filter(is_new).map(OpenId::new).collect())
+        let mut met: QuickSet<&str> = self.last.iter().flatten().collect();
+        met.reserve(page.len());
+        let openids = page.iter().flatten().filter(|openid| met.insert(openid)).map(OpenId::new).collect();
+        self.last = page;
+        Ok(openids)
     }
 
     async fn read(&self, number: u32) -> Result<Texts, StageError> {

@@ -5,7 +5,7 @@ use tokio::task::JoinSet;
 
 use super::part::ProfilePart;
 use super::spot::{Owed, Spot};
-use crate::domain::{AccountName, Known, OpenId};
+use crate::domain::{AccountName, Fingerprints, OpenId};
 use crate::stage::{StageContext, StageError};
 use crate::wechat::{Claim, Profile, ProfileBatch, WeChat, WeChatError};
 
@@ -29,8 +29,7 @@ pub(super) struct Tally {
     pub is_complete: bool,
     /// Parts that were recorded.
     pub parts: usize,
-    unionids: Known,
-    is_shared: bool,
+    unionids: Fingerprints,
     batches: u64,
     spot: Spot,
 }
@@ -45,16 +44,15 @@ impl Tally {
             is_distinct,
             is_complete: false,
             parts: 0,
-            unionids: Known::default(),
-            is_shared: false,
+            unionids: Fingerprints::default(),
             batches: 0,
             spot: Spot::default(),
         }
     }
 
     /// Each person once and no two of one unionid, among everything that was fetched: nothing to look for.
-    pub fn is_plain(&self) -> bool {
-        self.is_distinct && !self.is_shared && !self.unionids.is_full()
+    pub fn is_plain(&mut self) -> bool {
+        self.is_distinct && self.unionids.are_distinct()
     }
 
     fn take(&mut self, answer: &ProfileBatch) {
@@ -62,7 +60,7 @@ impl Tally {
         self.asked += u64::try_from(people).unwrap_or(u64::MAX);
         for unionid in answer.profiles.unionid.iter().flatten() {
             self.with_unionid += 1;
-            self.is_shared |= self.unionids.meets_again(unionid);
+            self.unionids.note(unionid);
         }
     }
 }

@@ -34,7 +34,7 @@ pub async fn merge(
     table: &TableName,
     account: &AccountName,
     inputs: &Inputs,
-    (parts, tally): (&[(i64, String)], &Tally),
+    (parts, tally): (&[(i64, String)], &mut Tally),
 ) -> Result<MergedProfiles, StageError> {
     let lake = &cx.hands.lake;
     // Another run may have asked for the same account in between.
@@ -42,7 +42,8 @@ pub async fn merge(
     let fetched =
         TableSource { parts: parts.iter().map(|(_, path)| lake.absolute(path)).collect(), ..inputs.fetched.clone() };
     let tables = vec![inputs.followers.clone(), inputs.profiles.clone(), fetched];
-    let needs_no_look = are_ours && tally.is_plain() && tally.is_complete && inputs.profiles.parts.is_empty();
+    let is_first = are_ours && tally.is_complete && inputs.profiles.parts.is_empty();
+    let needs_no_look = is_first && tally.is_plain();
     let looked = if needs_no_look {
         let (rows, with_unionid) = (tally.asked, tally.with_unionid);
         Look { doubtful: Vec::new(), is_plain: true, rows, with_unionid, not_asked: 0 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::tables::table_spec;
-use crate::domain::{AccountName, Known, OpenId, Texts};
+use crate::domain::{AccountName, Fingerprints, OpenId, Texts};
 use crate::lake::{Lake, LakeError, PartColumn};
 use crate::ledger::{NewPage, Walk};
 use crate::stage::{StageContext, StageError};
@@ -41,7 +41,7 @@ pub(super) async fn to_the_end(
         cursors.extend(page.next_openid.map(|cursor| cursor.as_str().to_owned()));
     }
     let mut stepped_back = false;
-    let mut met = Known::default();
+    let mut met = Fingerprints::default();
     let (mut is_distinct, mut is_whole) = (walk.pages == 0, true);
     loop {
         if cx.stop.is_cancelled() {
@@ -57,7 +57,7 @@ pub(super) async fn to_the_end(
             Err(error) if error.errcode() == Some(BAD_OPENID) && walk.pages > 0 => {
                 walk = recover_cursor(cx, account, walk, &mut stepped_back).await?;
                 cursors.clear();
-                met = Known::default();
+                met = Fingerprints::default();
                 (is_distinct, is_whole) = (walk.pages == 0, walk.pages == 0);
                 continue;
             }
@@ -66,13 +66,10 @@ pub(super) async fn to_the_end(
         let is_end = ends_walk(&page, cursor.as_ref(), &cursors);
         walk.total = page.total.or(walk.total);
         if !page.openids.is_empty() {
-            for openid in page.openids.iter().flatten() {
-                is_distinct &= !met.meets_again(openid);
-            }
-            is_distinct &= !met.is_full();
+            page.openids.iter().flatten().for_each(|openid| met.note(openid));
             keep(cx, &mut walk, &page).await?;
             if let Some(news) = cx.news {
-                news.tell(account, walk.id, (walk.pages, is_distinct));
+                news.tell(account, walk.id, walk.pages);
             }
         }
         cx.tell("pages", u64::from(walk.pages), walk.total.map(|total| total.div_ceil(10_000)));
@@ -81,7 +78,7 @@ pub(super) async fn to_the_end(
             ledger.finish_walk(walk.id, now).await?;
             walk.finished_at = Some(now);
             tracing::info!(account = %account, pages = walk.pages, rows = walk.openids, "walked {} pages of followers", walk.pages);
-            return Ok(Walked { walk, is_distinct, is_whole });
+            return Ok(Walked { walk, is_distinct: is_distinct && met.are_distinct(), is_whole });
         }
         if let Some(next) = &page.next_openid {
             cursors.insert(next.as_str().to_owned());
