@@ -99,7 +99,7 @@ pub async fn export_ending(hands: &Hands, name: &str, ending: Option<&Ending<'_>
         }
     }
     if writer.rows() > 0 {
-        source.parts.push(hands.lake.absolute(&writer.finish()?.path));
+        source.parts.push(lake.absolute(&writer.finish()?.path));
     } else {
         writer.discard()?;
     }
