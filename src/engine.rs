@@ -10,12 +10,17 @@ mod read;
 mod session;
 
 use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
 
 use chrono_tz::Tz;
 
 pub use inspect::{Reference, SqlFacts};
-pub use local_time::{local_time_macros, utc_time_macro};
+use local_time::local_time_macros;
+pub use local_time::utc_time_macro;
 pub use session::{Param, Params, Session, TableSource, Written, quoted, text};
+
+/// Made when they are first wanted: a zone's changes of 130 years are some milliseconds' work.
+type Macros = LazyLock<String, Box<dyn FnOnce() -> String + Send>>;
 
 /// Opens sessions with one set of limits.
 #[derive(Debug, Clone)]
@@ -23,7 +28,7 @@ pub struct Engine {
     pub(crate) memory_limit: String,
     pub(crate) threads: usize,
     pub(crate) spill: PathBuf,
-    pub(crate) macros: std::sync::Arc<str>,
+    macros: Arc<Macros>,
 }
 
 impl Engine {
@@ -33,8 +38,13 @@ impl Engine {
             memory_limit: memory_limit.into(),
             threads,
             spill: spill.into(),
-            macros: local_time_macros(timezone).into(),
+            macros: Arc::new(LazyLock::new(Box::new(move || local_time_macros(timezone)))),
         }
+    }
+
+    /// The statements that create `local_time(ts)` and `local_date(ts)`.
+    pub fn local_time_macros(&self) -> &str {
+        &self.macros
     }
 
     /// The same engine with at most so many bytes and threads. Each thread has buffers of its own, so that few bytes want

@@ -46,6 +46,31 @@ pub struct TableSource {
     pub parts: Vec<PathBuf>,
 }
 
+impl TableSource {
+    /// The SELECT that reads it: its columns over its parts, or no row when it has none.
+    pub fn select(&self) -> String {
+        if self.parts.is_empty() {
+            let nulls: Vec<String> =
+                self.columns.iter().map(|(name, ty)| format!("cast(null as {ty}) as {}", quoted(name))).collect();
+            return format!(
+                "select {} where false",
+                if nulls.is_empty() { "1 as empty".to_owned() } else { nulls.join(", ") }
+            );
+        }
+        let columns: Vec<String> = self.columns.iter().map(|(name, _)| quoted(name)).collect();
+        let columns = if columns.is_empty() { "*".to_owned() } else { columns.join(", ") };
+        let files: Vec<String> = self.parts.iter().map(|part| text(&part.to_string_lossy())).collect();
+        // Whoever asks for columns by name has every part opened before the first row. The parts of one folder were written
+        // by one hand: the first says what is in all of them.
+        let by_name = if self.is_of_one_folder() { "" } else { ", union_by_name = true" };
+        format!("select {columns} from read_parquet([{}]{by_name})", files.join(", "))
+    }
+
+    fn is_of_one_folder(&self) -> bool {
+        self.parts.windows(2).all(|pair| pair[0].parent() == pair[1].parent())
+    }
+}
+
 /// What a copy left behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {
@@ -81,7 +106,7 @@ impl Engine {
             .execute_batch("set timezone = 'UTC'")
             .or_else(|_| connection.execute_batch("select 1"))
             .map_err(open)?;
-        connection.execute_batch(&self.macros).map_err(open)?;
+        connection.execute_batch(self.local_time_macros()).map_err(open)?;
         Ok(Session { connection, parts: RefCell::default() })
     }
 }
@@ -93,11 +118,7 @@ impl Session {
     ///
     /// [`EngineError::Sql`] when a part cannot be read.
     pub fn add_table(&self, source: &TableSource) -> Result<(), EngineError> {
-        let name = quoted(&source.name);
-        if source.parts.is_empty() {
-            return self.run(&format!("create or replace view {name} as {}", empty_select(&source.columns)));
-        }
-        self.run(&format!("create or replace view {name} as {}", scan(&source.columns, &source.parts)))?;
+        self.run(&format!("create or replace view {} as {}", quoted(&source.name), source.select()))?;
         self.parts.borrow_mut().extend_from_slice(&source.parts);
         Ok(())
     }
@@ -240,22 +261,6 @@ impl Session {
 /// Where a part is written before it is whole.
 fn unfinished(target: &Path) -> PathBuf {
     target.with_extension("parquet.tmp")
-}
-
-fn scan(columns: &[(String, String)], parts: &[PathBuf]) -> String {
-    let files: Vec<String> = parts.iter().map(|part| text(&part.to_string_lossy())).collect();
-    let select = if columns.is_empty() {
-        "*".to_owned()
-    } else {
-        columns.iter().map(|(name, _)| quoted(name)).collect::<Vec<_>>().join(", ")
-    };
-    format!("select {select} from read_parquet([{}], union_by_name = true)", files.join(", "))
-}
-
-fn empty_select(columns: &[(String, String)]) -> String {
-    let nulls: Vec<String> =
-        columns.iter().map(|(name, ty)| format!("cast(null as {ty}) as {}", quoted(name))).collect();
-    format!("select {} where false", if nulls.is_empty() { "1 as empty".to_owned() } else { nulls.join(", ") })
 }
 
 /// A name as SQL quotes it.

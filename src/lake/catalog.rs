@@ -4,6 +4,8 @@
 //! whole one and a run never waits for a reader. The storage version is one that old clients read.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use super::LakeError;
 
@@ -11,63 +13,108 @@ use super::LakeError;
 #[derive(Debug, Clone)]
 pub struct CatalogTable {
     pub name: String,
-    /// Name and DuckDB type, in order.
-    pub columns: Vec<(String, String)>,
-    /// Absolute paths.
-    pub parts: Vec<PathBuf>,
+    /// What its view reads, with absolute paths.
+    pub select: String,
 }
 
-/// Writes the catalog at `target`, replacing the one before.
-///
-/// `macros` are the statements that define `local_time` and `local_date`; `notes` are key and value pairs of a small
-/// table `catalog_info` (generation, when, workspace).
+/// A catalog on its way, beside the one that is read.
+pub struct CatalogWriter {
+    connection: Option<duckdb::Connection>,
+    target: PathBuf,
+    aside: PathBuf,
+}
+
+impl CatalogWriter {
+    /// Begins a catalog that is to be at `target`. DuckDB takes its time to start: whoever has something else to do before
+    /// the tables are known begins first. `macros` are the statements that define `local_time` and `local_date`. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`LakeError::Catalog`] when DuckDB refuses, [`LakeError::Write`] when there is no room beside `target`.
+    pub fn begin(target: &Path, macros: &str) -> Result<Self, LakeError> {
+        static BEGUN: AtomicU64 = AtomicU64::new(0);
+        let number = BEGUN.fetch_add(1, Ordering::Relaxed);
+        let aside = target.with_extension(format!("duckdb.{}-{number}.tmp", std::process::id()));
+        let write_error = |source| LakeError::Write { path: target.to_owned(), source };
+        if let Some(folder) = target.parent() {
+            std::fs::create_dir_all(folder).map_err(write_error)?;
+        }
+        remove_if_there(&aside).map_err(write_error)?;
+        let mut writer = Self { connection: None, target: target.to_owned(), aside };
+        let connection = duckdb::Config::default()
+            .threads(1)
+            .and_then(duckdb::Connection::open_in_memory_with_flags)
+            .map_err(|error| writer.refused(&error))?;
+        // All in one transaction: each of its own would wait for the disk.
+        let script = format!(
+            "attach {} as catalog (storage_version 'v1.0.0'); use catalog; begin;\n{macros}\
+             create table catalog_info(key varchar, value varchar);\n",
+            text(&writer.aside.to_string_lossy())
+        );
+        connection.execute_batch(&script).map_err(|error| writer.refused(&error))?;
+        writer.connection = Some(connection);
+        Ok(writer)
+    }
+
+    /// Puts the catalog in the place of the one before. `notes` are key and value pairs of a small table `catalog_info`
+    /// (generation, when, workspace). Blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`LakeError::Catalog`] when DuckDB refuses, [`LakeError::Write`] when the file cannot be put in place.
+    pub fn finish(mut self, tables: &[CatalogTable], notes: &[(&str, String)]) -> Result<(), LakeError> {
+        let connection = self.connection.take().expect("it is there from the beginning to the end");
+        let mut script = String::new();
+        for (key, value) in notes {
+            script.push_str(&format!("insert into catalog_info values ({}, {});\n", text(key), text(value)));
+        }
+        for table in tables {
+            script.push_str(&format!("create view {} as {};\n", quoted(&table.name), table.select));
+        }
+        script.push_str("commit; use memory; detach catalog;\n");
+        connection.execute_batch(&script).map_err(|error| self.refused(&error))?;
+        drop(connection);
+        let write_error = |source| LakeError::Write { path: self.target.clone(), source };
+        std::fs::File::open(&self.aside).and_then(|file| file.sync_all()).map_err(write_error)?;
+        std::fs::rename(&self.aside, &self.target).map_err(write_error)
+    }
+
+    fn refused(&self, error: &duckdb::Error) -> LakeError {
+        LakeError::Catalog { path: self.target.clone(), message: error.to_string() }
+    }
+}
+
+/// One that was given up leaves nothing beside the catalog.
+impl Drop for CatalogWriter {
+    fn drop(&mut self) {
+        drop(self.connection.take());
+        // What cannot be removed is in nobody's way: the next one begins with it.
+        let _ = remove_if_there(&self.aside);
+    }
+}
+
+/// Removes catalogs that a process began and died over, of before `older_than`; says how many files went.
 ///
 /// # Errors
 ///
-/// [`LakeError::Catalog`] when DuckDB refuses, [`LakeError::Write`] when the file cannot be put in place.
-pub fn write(target: &Path, tables: &[CatalogTable], macros: &str, notes: &[(&str, String)]) -> Result<(), LakeError> {
-    let aside = target.with_extension(format!("duckdb.{}.tmp", std::process::id()));
-    let write_error = |source| LakeError::Write { path: target.to_owned(), source };
-    if let Some(folder) = target.parent() {
-        std::fs::create_dir_all(folder).map_err(write_error)?;
+/// [`LakeError::Remove`].
+pub fn drop_abandoned(target: &Path, older_than: SystemTime) -> Result<u64, LakeError> {
+    let (Some(folder), Some(name)) = (target.parent(), target.file_name().and_then(|name| name.to_str())) else {
+        return Ok(0);
+    };
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(0) };
+    let mut dropped = 0;
+    for entry in entries.flatten() {
+        let own = entry.file_name().to_string_lossy().into_owned();
+        let is_aside = own.strip_prefix(name).is_some_and(|rest| rest.starts_with('.') && rest.contains(".tmp"));
+        let is_old = entry.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|at| at < older_than);
+        if is_aside && is_old {
+            let path = entry.path();
+            remove_if_there(&path).map_err(|source| LakeError::Remove { path, source })?;
+            dropped += 1;
+        }
     }
-    remove_if_there(&aside).map_err(write_error)?;
-    let catalog_error =
-        |error: duckdb::Error| LakeError::Catalog { path: target.to_owned(), message: error.to_string() };
-    let connection = duckdb::Connection::open_in_memory().map_err(catalog_error)?;
-    let script = script(&aside, tables, macros, notes);
-    connection.execute_batch(&script).map_err(catalog_error)?;
-    drop(connection);
-    std::fs::File::open(&aside).and_then(|file| file.sync_all()).map_err(write_error)?;
-    std::fs::rename(&aside, target).map_err(write_error)
-}
-
-fn script(aside: &Path, tables: &[CatalogTable], macros: &str, notes: &[(&str, String)]) -> String {
-    let mut script = format!(
-        "set threads = 1; attach {} as catalog (storage_version 'v1.0.0'); use catalog; begin;\n{macros}",
-        text(&aside.to_string_lossy())
-    );
-    script.push_str("create table catalog_info(key varchar, value varchar);\n");
-    for (key, value) in notes {
-        script.push_str(&format!("insert into catalog_info values ({}, {});\n", text(key), text(value)));
-    }
-    for table in tables {
-        script.push_str(&format!("create view {} as {};\n", quoted(&table.name), select(table)));
-    }
-    // In one transaction: each of its own would wait for the disk.
-    script.push_str("commit; use memory; detach catalog;\n");
-    script
-}
-
-fn select(table: &CatalogTable) -> String {
-    if table.parts.is_empty() {
-        let nulls: Vec<String> =
-            table.columns.iter().map(|(name, ty)| format!("cast(null as {ty}) as {}", quoted(name))).collect();
-        return format!("select {} where false", nulls.join(", "));
-    }
-    let columns: Vec<String> = table.columns.iter().map(|(name, _)| quoted(name)).collect();
-    let files: Vec<String> = table.parts.iter().map(|part| text(&part.to_string_lossy())).collect();
-    format!("select {} from read_parquet([{}], union_by_name = true)", columns.join(", "), files.join(", "))
+    Ok(dropped)
 }
 
 fn remove_if_there(path: &Path) -> std::io::Result<()> {

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::domain::tables::TABLES;
-use crate::engine::local_time_macros;
-use crate::lake::catalog::{self, CatalogTable};
+use crate::lake::catalog::{CatalogTable, CatalogWriter};
 use crate::stage::live::{self, Ending};
 use crate::stage::{Hands, StageError, tables::Visible};
 
@@ -38,6 +37,8 @@ pub async fn refresh(hands: &Hands) -> Result<(), StageError> {
 ///
 /// As [`refresh`].
 pub async fn refresh_ending(hands: &Hands, ending: Option<&Ending<'_>>) -> Result<(), StageError> {
+    let (target, engine) = (path(hands), hands.engine.clone());
+    let begun = tokio::task::spawn_blocking(move || CatalogWriter::begin(&target, engine.local_time_macros()));
     let generation = hands.ledger.snapshots_generation().await?;
     let mut visible = Visible::default();
     visible.add(hands.ledger.current_snapshots().await?);
@@ -58,21 +59,18 @@ pub async fn refresh_ending(hands: &Hands, ending: Option<&Ending<'_>>) -> Resul
     for name in visible.names().filter(|name| !TABLES.iter().any(|spec| spec.name == name.as_str())) {
         tables.extend(visible.source(&hands.lake, name.as_str()));
     }
-    let tables: Vec<CatalogTable> = tables
-        .into_iter()
-        .map(|source| CatalogTable { name: source.name, columns: source.columns, parts: source.parts })
-        .collect();
-    let target = path(hands);
-    let macros = local_time_macros(hands.settings.timezone);
+    let tables: Vec<CatalogTable> =
+        tables.into_iter().map(|source| CatalogTable { select: source.select(), name: source.name }).collect();
     let root = hands.settings.root.to_string_lossy().into_owned();
     let notes = [
         ("generation".to_owned(), generation.to_string()),
         ("written_at".to_owned(), hands.clock.now().to_rfc3339()),
         ("workspace".to_owned(), root.clone()),
     ];
+    let writer = begun.await??;
     tokio::task::spawn_blocking(move || {
         let notes: Vec<(&str, String)> = notes.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
-        catalog::write(&target, &tables, &macros, &notes)
+        writer.finish(&tables, &notes)
     })
     .await??;
     let kept: HashSet<String> = live_parts.iter().cloned().collect();

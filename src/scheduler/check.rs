@@ -69,20 +69,24 @@ pub fn check(
     known: &KnownTables,
     problems: &mut Problems,
 ) -> Result<(), EngineError> {
-    let session = engine.single_threaded().session()?;
     let texts: BTreeSet<&str> =
         all_stages(settings).flat_map(|(_, stage)| order::sql_of(stage)).map(|sql| sql.text.as_str()).collect();
     let texts: Vec<&str> = texts.into_iter().collect();
-    let facts: Facts<'_> = texts.iter().copied().zip(session.inspect_all(&texts)).collect();
+    let reads_files = all_stages(settings).any(|(_, stage)| matches!(stage.kind, StageKind::LoadUsers(_)));
+    // An engine takes its time to start: none where there is nothing to ask it.
+    let session = (reads_files || !texts.is_empty()).then(|| engine.single_threaded().session()).transpose()?;
+    let session = session.as_ref();
+    let answers = session.map(|session| session.inspect_all(&texts)).unwrap_or_default();
+    let facts: Facts<'_> = texts.iter().copied().zip(answers).collect();
     for pipeline in settings.pipelines.values() {
         order::check(settings, pipeline, &|sql| facts.get(sql)?.as_ref().ok().cloned(), problems);
     }
-    let shelf = Shelf::stock(settings, &session, known);
+    let shelf = Shelf::stock(settings, session, known);
     // Binding a function that reads a file opens the file: from here on none is opened.
-    session.confine(&[])?;
+    session.map_or(Ok(()), |session| session.confine(&[]))?;
     let mut checker = Checker {
         settings,
-        session: &session,
+        session,
         known,
         facts: &facts,
         shelf,
@@ -114,7 +118,8 @@ fn all_stages(settings: &Settings) -> impl Iterator<Item = InPipeline<'_>> {
 
 struct Checker<'a> {
     settings: &'a Settings,
-    session: &'a Session,
+    /// None where no stage has SQL or reads files.
+    session: Option<&'a Session>,
     known: &'a KnownTables,
     facts: &'a Facts<'a>,
     shelf: Shelf,

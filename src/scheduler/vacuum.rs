@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::catalog;
 use crate::clock::Timestamp;
 use crate::domain::RunStatus;
+use crate::lake::catalog::drop_abandoned;
 use crate::ledger::{AuditEntry, SnapshotRecord};
 use crate::stage::{Hands, StageError};
 
@@ -44,6 +45,9 @@ pub struct DroppedSnapshot {
     pub bytes: u64,
 }
 
+/// A catalog that nobody finished in this time is nobody's.
+const ABANDONED_AFTER: TimeDelta = TimeDelta::hours(1);
+
 /// Drops all but the `keep` latest snapshots of each slice, and what nothing names. `who` is for the audit.
 ///
 /// # Errors
@@ -72,7 +76,8 @@ pub async fn vacuum(hands: &Hands, keep: usize, who: String) -> Result<Vacuumed,
     // Files carry the machine's time, whatever this process's clock says.
     let machine_now = now - hands.clock.offset();
     let swept = tokio::task::spawn_blocking(move || lake.drop_unreferenced(&kept, grace, machine_now)).await??;
-    vacuumed.files += swept.files;
+    let abandoned = drop_abandoned(&catalog::path(hands), (machine_now - ABANDONED_AFTER).into())?;
+    vacuumed.files += swept.files + abandoned;
     vacuumed.bytes += swept.bytes;
     let detail = format!("{} snapshots, {} files, {} bytes", vacuumed.snapshots.len(), vacuumed.files, vacuumed.bytes);
     let entry = AuditEntry { at: now, who, command: "vacuum".to_owned(), run_id: None, detail };

@@ -32,7 +32,7 @@ struct Table {
 
 impl Shelf {
     /// Everything but the results of `sql` stages, which are there as they were last time, or unknown.
-    pub fn stock(settings: &Settings, session: &Session, known: &KnownTables) -> Self {
+    pub fn stock(settings: &Settings, session: Option<&Session>, known: &KnownTables) -> Self {
         let mut shelf = Self { tables: BTreeMap::new() };
         for spec in TABLES {
             shelf.put(spec.name, spec.sql_columns(), true);
@@ -53,11 +53,13 @@ impl Shelf {
                 StageKind::EnrichUnionids(_) => shelf.put_if_some(table, standard("profiles")),
                 StageKind::JoinIdentities(_) => shelf.put_if_some(table, standard("identities")),
                 StageKind::MaterializeRecipients(_) => shelf.put_if_some(table, standard("recipients")),
-                StageKind::LoadUsers(plan) => match users_columns(settings, session, plan) {
-                    Some((columns, types_are_known)) => shelf.put(table, columns, types_are_known),
-                    None if shelf.tables.contains_key(table) => {}
-                    None => shelf.put_unknown(table),
-                },
+                StageKind::LoadUsers(plan) => {
+                    match session.and_then(|session| users_columns(settings, session, plan)) {
+                        Some((columns, types_are_known)) => shelf.put(table, columns, types_are_known),
+                        None if shelf.tables.contains_key(table) => {}
+                        None => shelf.put_unknown(table),
+                    }
+                }
                 StageKind::Sql(_) if !shelf.tables.contains_key(table) => shelf.put_unknown(table),
                 _ => {}
             }

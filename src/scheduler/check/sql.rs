@@ -27,6 +27,7 @@ pub struct Given {
 impl Checker<'_> {
     /// Reports what is wrong with a SELECT, and tells the columns of a right one.
     pub fn judge(&mut self, reading: &Reading<'_>) -> Given {
+        let Some(session) = self.session else { return Given::default() };
         let facts = match reading.facts {
             Ok(facts) => facts,
             Err(error) => {
@@ -43,10 +44,10 @@ impl Checker<'_> {
         }
         let types_are_known = facts.tables.iter().all(|table| self.shelf.types_are_known(&table.name));
         // A type that the engine cannot name (of a result, or a snapshot of another version) is nobody's mistake.
-        if facts.tables.iter().any(|table| self.shelf.show(self.session, &table.name).is_err()) {
+        if facts.tables.iter().any(|table| self.shelf.show(session, &table.name).is_err()) {
             return Given::default();
         }
-        match self.session.bind(&reading.sql.text, &reading.params) {
+        match session.bind(&reading.sql.text, &reading.params) {
             Ok(columns) => Given { columns: Some(columns), types_are_known },
             Err(error) => {
                 self.does_not_bind(reading, facts, &error, types_are_known);
