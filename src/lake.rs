@@ -10,12 +10,14 @@
 
 pub mod catalog;
 mod part;
+mod prints;
 mod vacuum;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use part::{Part, PartColumn, PartWriter};
+pub use part::{Part, PartColumn, PartWriter, WholeFile};
+pub use prints::Fingerprints;
 pub use vacuum::Dropped;
 
 use crate::domain::TableName;

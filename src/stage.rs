@@ -70,6 +70,19 @@ impl Hands {
     pub fn wechat(&self, name: &AccountName) -> &WeChat {
         self.accounts.get(name).expect("every configured account has a client")
     }
+
+    /// The engine for the house's own passes. Where memory is short they take a third of it: beside DuckDB's own count there
+    /// is what its readers and writers hold, and millions are to take no more than fifty thousand.
+    pub fn sparing_engine(&self) -> Engine {
+        const AMPLE_BYTES: u64 = 1_000_000_000;
+        const BYTES_A_THREAD: u64 = 256_000_000;
+        let limit = self.settings.engine.memory_limit_bytes;
+        if limit >= AMPLE_BYTES {
+            return self.engine.clone();
+        }
+        let threads = usize::try_from(limit / BYTES_A_THREAD).unwrap_or(1).max(1);
+        self.engine.within(limit / 3, threads)
+    }
 }
 
 /// What a stage is given.

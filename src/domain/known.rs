@@ -1,4 +1,4 @@
-//! Whether any id came twice, by its fingerprint: eight bytes a person and no more than a bound.
+//! Whether ids repeat, by their fingerprints: eight bytes an id in place of its text.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -49,39 +49,39 @@ impl Hasher for Quick {
     }
 }
 
+/// The fingerprints of a piece of a list that is read piece by piece, to tell who stands on it and on the piece before.
+#[derive(Debug, Default)]
+pub struct Neighbours {
+    before: QuickSet<u64>,
+    here: QuickSet<u64>,
+}
+
+impl Neighbours {
+    /// Whether all of `ids`, the next piece, come once and none of them stood in the piece before: for certain if so.
+    pub fn are_new<'a>(&mut self, ids: impl IntoIterator<Item = &'a str>) -> bool {
+        std::mem::swap(&mut self.before, &mut self.here);
+        self.here.clear();
+        let mut are_new = true;
+        for print in ids.into_iter().map(fingerprint) {
+            are_new &= self.here.insert(print) && !self.before.contains(&print);
+        }
+        are_new
+    }
+}
+
 /// The fingerprint of an id. Two ids have one of the same once in thousands of millions of people squared: whoever acts
 /// on that looks closer.
-fn fingerprint(id: &str) -> u64 {
+pub fn fingerprint(id: &str) -> u64 {
     let mut print = Quick::default();
     print.write(id.as_bytes());
     print.finish()
 }
 
-/// Fingerprints in the order they came, to tell at the end whether any came twice: a table of so many would miss the
-/// processor's cache with each of them, a list does not.
-#[derive(Debug, Default)]
-pub struct Fingerprints {
-    prints: Vec<u64>,
-    is_full: bool,
-}
-
-impl Fingerprints {
-    const MOST: usize = 1 << 20;
-
-    pub fn note(&mut self, id: &str) {
-        if self.prints.len() == Self::MOST {
-            *self = Self { prints: Vec::new(), is_full: true };
-        }
-        if !self.is_full {
-            self.prints.push(fingerprint(id));
-        }
-    }
-
-    /// Whether every id came once for certain. `false` too when there were more than a million.
-    pub fn are_distinct(&mut self) -> bool {
-        self.prints.sort_unstable();
-        !self.is_full && self.prints.windows(2).all(|pair| pair[0] != pair[1])
-    }
+/// Whether all of a few ids differ: for certain if so.
+pub fn surely_differ<'a>(ids: impl IntoIterator<Item = &'a str>) -> bool {
+    let mut prints: Vec<u64> = ids.into_iter().map(fingerprint).collect();
+    prints.sort_unstable();
+    prints.windows(2).all(|pair| pair[0] != pair[1])
 }
 
 #[cfg(test)]
@@ -89,16 +89,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_taken_for_somebody_else_and_past_the_bound_nothing_is_claimed() {
-        let mut prints = Fingerprints::default();
-        for number in 0..Fingerprints::MOST {
-            prints.note(&format!("o6_bmjrPTlm6_2sgVt7hMZOP{number:07}"));
-        }
-        assert!(prints.are_distinct());
-        prints.note("one more");
-        assert!(!prints.are_distinct() && prints.prints.is_empty());
-        let mut twice = Fingerprints::default();
-        ["oA", "oB", "oA"].iter().for_each(|id| twice.note(id));
-        assert!(!twice.are_distinct());
+    fn a_few_that_differ_are_known_to() {
+        assert!(surely_differ(["oA", "oB", "oC"]) && surely_differ([]));
+        assert!(!surely_differ(["oA", "oB", "oA"]));
+    }
+
+    #[test]
+    fn who_stands_on_two_pieces_in_a_row_or_twice_on_one_is_noticed() {
+        let mut pieces = Neighbours::default();
+        assert!(pieces.are_new(["oA", "oB"]));
+        assert!(!pieces.are_new(["oB", "oC"]));
+        assert!(pieces.are_new(["oD", "oA"]));
+        assert!(!pieces.are_new(["oE", "oE"]));
     }
 }

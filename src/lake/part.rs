@@ -164,14 +164,55 @@ impl PartWriter {
     ///
     /// [`LakeError::WriteRows`], [`LakeError::Write`].
     pub fn finish(self) -> Result<Part, LakeError> {
+        let (part, whole) = self.end()?;
+        whole.file.sync_all().map_err(|source| whole.error(source))?;
+        std::fs::rename(&whole.unfinished, &whole.target).map_err(|source| whole.error(source))?;
+        Ok(part)
+    }
+
+    /// Makes the file whole and visible under its name; durable is left to the caller, who does not wait for it now. Until
+    /// then a power cut may cut it short ([`Lake::is_whole`]); the end of the process does not.
+    ///
+    /// # Errors
+    ///
+    /// As [`finish`](Self::finish).
+    pub fn finish_soon(self) -> Result<(Part, WholeFile), LakeError> {
+        let (part, whole) = self.end()?;
+        std::fs::rename(&whole.unfinished, &whole.target).map_err(|source| whole.error(source))?;
+        Ok((part, whole))
+    }
+
+    fn end(self) -> Result<(Part, WholeFile), LakeError> {
         self.writer.finish().map_err(|source| LakeError::WriteRows { path: self.unfinished.clone(), source })?;
         // The writer's buffer is flushed when it is dropped with the footer written; the handle beside it makes it durable.
         drop(self.writer);
-        let write_error = |source| LakeError::Write { path: self.target.clone(), source };
-        self.file.sync_all().map_err(write_error)?;
-        let bytes = self.file.metadata().map_err(write_error)?.len();
-        std::fs::rename(&self.unfinished, &self.target).map_err(write_error)?;
-        Ok(Part { path: self.relative, rows: self.rows, bytes })
+        let whole = WholeFile { file: self.file, unfinished: self.unfinished, target: self.target };
+        let bytes = whole.file.metadata().map_err(|source| whole.error(source))?.len();
+        Ok((Part { path: self.relative, rows: self.rows, bytes }, whole))
+    }
+}
+
+/// A finished file that is not known to be on the disk yet.
+#[derive(Debug)]
+#[must_use = "until it is made durable a power cut may cut it short"]
+pub struct WholeFile {
+    file: File,
+    unfinished: PathBuf,
+    target: PathBuf,
+}
+
+impl WholeFile {
+    /// Waits until it is on the disk; blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`LakeError::Write`].
+    pub fn make_durable(self) -> Result<(), LakeError> {
+        self.file.sync_all().map_err(|source| self.error(source))
+    }
+
+    fn error(&self, source: std::io::Error) -> LakeError {
+        LakeError::Write { path: self.target.clone(), source }
     }
 }
 
@@ -240,5 +281,20 @@ impl Lake {
             Ok(frame.column(name)?.str()?.iter().collect())
         };
         read().map_err(|source| LakeError::ReadRows { path, source })
+    }
+
+    /// Whether a part is there from its first to its last byte: a power cut leaves one that was not durable yet short.
+    pub fn is_whole(&self, relative: &str) -> bool {
+        use std::io::{Read, Seek, SeekFrom};
+        const MARK: &[u8; 4] = b"PAR1";
+        let marks = || -> std::io::Result<[[u8; 4]; 2]> {
+            let mut file = File::open(self.absolute(relative))?;
+            let mut marks = [[0; 4]; 2];
+            file.read_exact(&mut marks[0])?;
+            file.seek(SeekFrom::End(-4))?;
+            file.read_exact(&mut marks[1])?;
+            Ok(marks)
+        };
+        marks().is_ok_and(|marks| marks.iter().all(|mark| mark == MARK))
     }
 }

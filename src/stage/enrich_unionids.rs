@@ -100,10 +100,14 @@ pub fn turn_name(account: &AccountName) -> String {
 
 async fn alone(cx: &StageContext<'_>, plan: &EnrichUnionids, account: &AccountName) -> Result<Enriched, StageError> {
     let table = cx.stage.table.as_ref().expect("an enrich stage has a table");
+    let asked_ahead = cx.ahead.and_then(|ahead| ahead.take(account));
+    if asked_ahead.is_none() {
+        drop_cut_short(cx, account).await?;
+    }
     let inputs = Inputs::gather(cx, plan, table, account).await?;
-    let (mut tally, whole_walk) = match cx.ahead.and_then(|ahead| ahead.take(account)) {
+    let (mut tally, whole_walk) = match asked_ahead {
         Some(AskedAhead { tally, whole_walk }) => (tally, whole_walk),
-        None => (Tally::new(plan.budget.unwrap_or(u64::MAX), inputs.fetched.parts.is_empty()), None),
+        None => (Tally::new(&cx.hands.lake, plan.budget.unwrap_or(u64::MAX), inputs.fetched.parts.is_empty()), None),
     };
     if !is_whole(cx, account, &inputs, whole_walk).await? {
         ask(cx, account, &inputs, &mut tally).await?;
@@ -119,6 +123,18 @@ async fn alone(cx: &StageContext<'_>, plan: &EnrichUnionids, account: &AccountNa
         snapshot: merged.profiles,
         changes: merged.changes,
     })
+}
+
+/// Takes back parts that an earlier run recorded and a power cut kept from the disk: their people are asked for again.
+async fn drop_cut_short(cx: &StageContext<'_>, account: &AccountName) -> Result<(), StageError> {
+    let (ledger, lake) = (&cx.hands.ledger, &cx.hands.lake);
+    let parts = ledger.profile_parts(account).await?;
+    let short: Vec<i64> = parts.into_iter().filter(|(_, path)| !lake.is_whole(path)).map(|(id, _)| id).collect();
+    if !short.is_empty() {
+        tracing::warn!(account = %account, parts = short.len(), "{} parts of fetched profiles are not whole: asking again", short.len());
+        ledger.drop_profile_parts(&short).await?;
+    }
+    Ok(())
 }
 
 /// Whether the followers are exactly those of the walk that everybody was asked of: no event has come between.

@@ -99,7 +99,7 @@ join ({users}) as users on users.unionid = profiles.unionid",
 /// share a hash only cost a closer look.
 async fn any_doubled(cx: &StageContext<'_>, table: &TableName) -> Result<bool, StageError> {
     let Some(source) = cx.visible.source(&cx.hands.lake, table.as_str()) else { return Ok(false) };
-    blocking(&cx.hands.engine, cx.stop, move |session| {
+    blocking(&cx.hands.sparing_engine(), cx.stop, move |session| {
         session.add_table(&source)?;
         let doubled = format!(
             "select count(*) from (select 1 from {} group by hash(unionid, account, miniprogram) having count(*) > 1)",

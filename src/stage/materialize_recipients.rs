@@ -19,7 +19,7 @@ use super::{Hands, NewSnapshot, StageContext, StageError, StageOutcome, StageRep
 use crate::config::settings::{MaterializeRecipients, StageKind};
 use crate::domain::TableName;
 use crate::domain::tables::table_spec;
-use crate::engine::{Engine, Param, Params, TableSource};
+use crate::engine::{Param, Params, TableSource};
 use crate::lake::{Lake, LakeError};
 
 /// Materializes the set.
@@ -37,7 +37,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Result<
     let left_path = Lake::part_path(&TableName::new("left_out"), &slice(cx), &id, 1);
     let targets = (cx.hands.lake.absolute(&set_path), cx.hands.lake.absolute(&left_path));
     let filter = filter(cx, plan, sources, targets).await?;
-    let set = blocking(&engine(cx), cx.stop, move |session| filter.write(session)).await?;
+    let set = blocking(&cx.hands.sparing_engine(), cx.stop, move |session| filter.write(session)).await?;
     let set_hash = hash_file(cx.hands, &set_path).await?;
     let columns = table_spec("recipients").expect("recipients is declared").sql_columns();
     let snapshot = |table: TableName, slice: String, id: String, own: bool| NewSnapshot {
@@ -70,19 +70,6 @@ pub async fn run(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Result<
         }),
         failed_slices: Vec::new(),
     }))
-}
-
-/// Where memory is short a set is made with a third of it: beside DuckDB's own count there is what its readers and
-/// writers hold, and the set of a million is to take no more than that of fifty thousand.
-fn engine(cx: &StageContext<'_>) -> Engine {
-    const AMPLE_BYTES: u64 = 1_000_000_000;
-    const BYTES_A_THREAD: u64 = 256_000_000;
-    let limit = cx.hands.settings.engine.memory_limit_bytes;
-    if limit >= AMPLE_BYTES {
-        return cx.hands.engine.clone();
-    }
-    let threads = usize::try_from(limit / BYTES_A_THREAD).unwrap_or(1).max(1);
-    cx.hands.engine.within(limit / 3, threads)
 }
 
 /// Everything the set is made from, as this run sees it.

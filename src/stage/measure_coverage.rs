@@ -63,7 +63,8 @@ pub async fn run(cx: &StageContext<'_>, plan: &MeasureCoverage) -> Result<StageO
         today: cx.run.today,
         targets: paths.clone().map(|path| cx.hands.lake.absolute(&path)),
     };
-    let (written, rows_in) = blocking(&cx.hands.engine, cx.stop, move |session| figures.write(session)).await?;
+    let (written, rows_in) =
+        blocking(&cx.hands.sparing_engine(), cx.stop, move |session| figures.write(session)).await?;
     let snapshots: Vec<SnapshotRecord> = TABLES
         .iter()
         .zip(written)

@@ -11,7 +11,7 @@ use super::client::WeChat;
 use super::code::CodeClass;
 use super::error::WeChatError;
 use super::profiles::Profiles;
-use crate::domain::{OpenId, QuickSet, UnionId};
+use crate::domain::{OpenId, QuickSet, UnionId, surely_differ};
 
 /// The most that WeChat takes in one call.
 const BATCH_SIZE: usize = 100;
@@ -155,9 +155,14 @@ fn worth(asked: &[OpenId], answer: &Profiles) -> Worth {
     if answer.is_empty() || answer.len() > asked.len() {
         return Worth::Nothing;
     }
+    // As it nearly always is: each of those asked, in the order they were asked, and nobody's unionid twice.
+    if answer.openid.iter().eq(asked.iter().map(|openid| Some(openid.as_str())))
+        && surely_differ(answer.ids().filter_map(|(openid, unionid)| unionid.or(openid)))
+    {
+        return Worth::Whole;
+    }
     let mut missing: QuickSet<&str> = asked.iter().map(OpenId::as_str).collect();
     let mut unionids = QuickSet::default();
-    unionids.reserve(answer.len());
     let is_sound = answer.ids().all(|(openid, unionid)| {
         openid.is_some_and(|openid| missing.remove(openid)) && unionid.is_none_or(|unionid| unionids.insert(unionid))
     });

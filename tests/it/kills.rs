@@ -30,6 +30,29 @@ async fn a_night_that_is_killed_again_and_again_ends_as_if_it_never_was() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_power_cut_kept_from_the_disk_is_asked_for_again() {
+    let options = Options { page_size: 50, latency: Duration::from_millis(20), ..small() };
+    let house = House::build(options).await;
+    let child = house.begin("nightly");
+    eventually(SOON, || house.calls("user/info/batchget") >= 3).await;
+    signal(&child, "-TERM");
+    ended(child).await.ends(75);
+    let fetched = house.path("data/lake/work/profiles/main");
+    let parts: Vec<_> = std::fs::read_dir(fetched).unwrap().map(|part| part.unwrap().path()).collect();
+    assert!(!parts.is_empty(), "nothing was recorded");
+    for part in &parts {
+        let file = std::fs::File::options().write(true).open(part).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    }
+    let night = house.night().await;
+    assert!(night.stderr.contains("not whole"), "{}", night.stderr);
+    let exact = "select (select count(*) from profiles), (select count(distinct openid) from profiles),
+                        (select count(unionid) from profiles), (select count(*) from identities)";
+    let unionids = house.numbers("select count(*) from profiles where unionid_missing is null").await[0];
+    assert_eq!(house.numbers(exact).await, [600, 600, unionids, house.matchable()]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_push_that_is_killed_three_times_reaches_everybody_once() {
     let house = House::build(Options { latency: Duration::from_millis(8), ..crowd(1_500) }).await;
     house.campaign("rate = \"600/s\"\nconcurrency = 32");

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::ask::{Asking, Tally};
 use super::{BATCH, turn_name};
 use crate::config::settings::EnrichUnionids;
-use crate::domain::{AccountName, OpenId, QuickSet, Texts};
+use crate::domain::{AccountName, Neighbours, OpenId, QuickSet, Texts};
 use crate::stage::news::{WalkNews, WalkState};
 use crate::stage::turns::Turn;
 use crate::stage::{StageContext, StageError};
@@ -68,7 +68,7 @@ async fn one_account(
         if !cx.hands.ledger.profile_parts(account).await?.is_empty() {
             return Ok(None);
         }
-        let mut tally = Tally::new(plan.budget.unwrap_or(u64::MAX), true);
+        let mut tally = Tally::new(&cx.hands.lake, plan.budget.unwrap_or(u64::MAX), true);
         let (send, needed) = mpsc::channel(64);
         let asking = Asking::new(cx, account, &mut tally, None).all(needed, false);
         let (fed, asked) = tokio::join!(feed(cx, account, news, send), asking);
@@ -101,7 +101,7 @@ async fn feed(
     needed: mpsc::Sender<Vec<OpenId>>,
 ) -> Result<Fed, StageError> {
     let mut batch = Vec::with_capacity(BATCH);
-    let mut pages = Pages { cx, walk: None, read: 0, last: Texts::default() };
+    let mut pages = Pages { cx, walk: None, read: 0, last: Texts::default(), neighbours: Neighbours::default() };
     let mut state = WalkState::default();
     let broken_off = Fed { whole_walk: None, is_distinct: true };
     while !state.has_ended {
@@ -140,6 +140,7 @@ struct Pages<'a, 'b> {
     /// The number of the last page that was read.
     read: u32,
     last: Texts,
+    neighbours: Neighbours,
 }
 
 impl Pages<'_, '_> {
@@ -148,9 +149,12 @@ impl Pages<'_, '_> {
     async fn next(&mut self) -> Result<Vec<OpenId>, StageError> {
         self.read += 1;
         let page = self.read(self.read).await?;
-        let mut met: QuickSet<&str> = self.last.iter().flatten().collect();
-        met.reserve(page.len());
-        let openids = page.iter().flatten().filter(|openid| met.insert(openid)).map(OpenId::new).collect();
+        let openids = if self.neighbours.are_new(page.iter().flatten()) {
+            page.iter().flatten().map(OpenId::new).collect()
+        } else {
+            let mut met: QuickSet<&str> = self.last.iter().flatten().collect();
+            page.iter().flatten().filter(|openid| met.insert(openid)).map(OpenId::new).collect()
+        };
         self.last = page;
         Ok(openids)
     }

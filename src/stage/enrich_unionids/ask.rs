@@ -3,9 +3,11 @@
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::BATCH;
 use super::part::ProfilePart;
 use super::spot::{Owed, Spot};
-use crate::domain::{AccountName, Fingerprints, OpenId};
+use crate::domain::{AccountName, OpenId};
+use crate::lake::{Fingerprints, Lake, LakeError, WholeFile};
 use crate::stage::{StageContext, StageError};
 use crate::wechat::{Claim, Profile, ProfileBatch, WeChat, WeChatError};
 
@@ -13,8 +15,10 @@ use crate::wechat::{Claim, Profile, ProfileBatch, WeChat, WeChatError};
 const MOST_REPEATED: usize = 100;
 /// The most calls in flight, so that the parts do not become too short.
 const WIDEST: usize = 68;
-/// Parts that are written and recorded at a time: each waits for the disk twice, and nobody is asked while all wait.
-const WRITTEN_AT_ONCE: usize = 3;
+/// Parts that are written and recorded at a time; the next gathers meanwhile.
+const WRITTEN_AT_ONCE: usize = 1;
+/// Recorded parts on their way to the disk at a time: whoever gathers does not wait for it.
+const MOST_SETTLING: usize = 8;
 
 /// What asking has told so far, also across the two times that a stage may ask (beside the walk, and after it).
 pub(super) struct Tally {
@@ -36,7 +40,7 @@ pub(super) struct Tally {
 
 impl Tally {
     /// `is_distinct`: nothing was fetched before by a run that did not come to its end.
-    pub fn new(budget: u64, is_distinct: bool) -> Self {
+    pub fn new(lake: &Lake, budget: u64, is_distinct: bool) -> Self {
         Self {
             asked: 0,
             with_unionid: 0,
@@ -44,7 +48,7 @@ impl Tally {
             is_distinct,
             is_complete: false,
             parts: 0,
-            unionids: Fingerprints::default(),
+            unionids: lake.fingerprints(),
             batches: 0,
             spot: Spot::default(),
         }
@@ -81,24 +85,28 @@ pub(super) struct Asking<'a, 'b> {
     width: usize,
     calls_a_part: usize,
     total: Option<u64>,
-    flushing: JoinSet<Result<(), StageError>>,
+    flushing: JoinSet<Result<WholeFile, StageError>>,
+    /// Parts that are recorded and on their way to the disk.
+    settling: JoinSet<Result<(), LakeError>>,
 }
 
 impl<'a, 'b> Asking<'a, 'b> {
     /// `total`: how many will be asked, as far as that is known.
     pub fn new(cx: &'a StageContext<'b>, account: &'a AccountName, tally: &'a mut Tally, total: Option<u64>) -> Self {
         let width = cx.hands.account(account).concurrency.clamp(1, WIDEST);
+        let calls_a_part = (MOST_REPEATED - width) / (WRITTEN_AT_ONCE + 1);
         Self {
             cx,
             account,
             wechat: cx.wechat(account),
-            part: ProfilePart::new(account.clone()),
+            part: ProfilePart::new(account.clone(), calls_a_part * BATCH),
             calls: JoinSet::new(),
             tally,
             width,
-            calls_a_part: (MOST_REPEATED - width) / (WRITTEN_AT_ONCE + 1),
+            calls_a_part,
             total,
             flushing: JoinSet::new(),
+            settling: JoinSet::new(),
         }
     }
 
@@ -246,17 +254,20 @@ impl<'a, 'b> Asking<'a, 'b> {
     /// Writes the gathered answers and records them while the next are asked for, a few parts at a time.
     async fn begin_flush(&mut self) -> Result<(), StageError> {
         self.end_flushes(WRITTEN_AT_ONCE - 1).await?;
+        self.end_settling(MOST_SETTLING).await?;
         if self.part.is_empty() {
             return Ok(());
         }
-        let full = std::mem::replace(&mut self.part, ProfilePart::new(self.account.clone()));
+        let next = ProfilePart::new(self.account.clone(), self.calls_a_part * BATCH);
+        let full = std::mem::replace(&mut self.part, next);
         let (hands, account) = (self.cx.hands.clone(), self.account.clone());
         let path = format!("work/profiles/{account}/{}.parquet", self.cx.new_snapshot_id());
         self.flushing.spawn(async move {
             let lake = hands.lake.clone();
-            let part = tokio::task::spawn_blocking(move || full.write(&lake, &path)).await??;
+            let (part, file) = tokio::task::spawn_blocking(move || full.write_soon(&lake, &path)).await??;
             let now = hands.clock.now();
-            Ok(hands.ledger.record_profile_part(&account, &part.path, part.rows, now).await?)
+            hands.ledger.record_profile_part(&account, &part.path, part.rows, now).await?;
+            Ok(file)
         });
         Ok(())
     }
@@ -265,17 +276,28 @@ impl<'a, 'b> Asking<'a, 'b> {
     async fn end_flushes(&mut self, left: usize) -> Result<(), StageError> {
         while self.flushing.len() > left {
             let Some(flushed) = self.flushing.join_next().await else { break };
-            flushed??;
+            let file = flushed??;
             self.tally.parts += 1;
+            self.settling.spawn_blocking(move || file.make_durable());
         }
         Ok(())
     }
 
-    /// Writes and records everything that is gathered, after everything that was gathered before.
+    /// Waits until no more than `left` of the recorded parts are on their way to the disk.
+    async fn end_settling(&mut self, left: usize) -> Result<(), StageError> {
+        while self.settling.len() > left {
+            let Some(settled) = self.settling.join_next().await else { break };
+            settled??;
+        }
+        Ok(())
+    }
+
+    /// Writes and records everything that is gathered, after everything that was gathered before; all of it is durable then.
     async fn flush(&mut self) -> Result<(), StageError> {
         self.end_flushes(0).await?;
         self.begin_flush().await?;
-        self.end_flushes(0).await
+        self.end_flushes(0).await?;
+        self.end_settling(0).await
     }
 }
 
@@ -286,7 +308,7 @@ pub(super) async fn ask_singly(
     openids: Vec<OpenId>,
 ) -> Result<ProfilePart, StageError> {
     let wechat = cx.wechat(account);
-    let mut part = ProfilePart::new(account.clone());
+    let mut part = ProfilePart::new(account.clone(), openids.len());
     let mut calls: JoinSet<(OpenId, Result<Profile, WeChatError>)> = JoinSet::new();
     let mut waiting = openids.into_iter();
     let width = cx.hands.account(account).concurrency.max(1);

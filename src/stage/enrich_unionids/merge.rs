@@ -71,7 +71,7 @@ pub async fn merge(
         ("run_at".to_owned(), Param::Timestamp(cx.run.run_at)),
     ]);
     let pass = Pass { tables, confirmed, changes_before, profiles_target, changes_target };
-    let done = blocking(&cx.hands.engine, cx.stop, move |session| pass.run(session, &params)).await?;
+    let done = blocking(&cx.hands.sparing_engine(), cx.stop, move |session| pass.run(session, &params)).await?;
     let profiles = NewSnapshot {
         table: table.clone(),
         slice: account.to_string(),
@@ -120,7 +120,7 @@ struct Look {
 }
 
 async fn look(cx: &StageContext<'_>, tables: Vec<TableSource>, may_be_doubled: bool) -> Result<Look, StageError> {
-    blocking(&cx.hands.engine, cx.stop, move |session| {
+    blocking(&cx.hands.sparing_engine(), cx.stop, move |session| {
         let has_before = tables.iter().any(|table| table.name == "profiles_before" && !table.parts.is_empty());
         for table in &tables {
             session.add_table(table)?;
@@ -173,7 +173,7 @@ async fn adopt(
         let path = Lake::part_path(table, account.as_str(), &id, 0);
         let target = lake.absolute(&path);
         let params = Params::from([("account".to_owned(), Param::Text(account.to_string()))]);
-        let written = blocking(&cx.hands.engine, cx.stop, move |session| {
+        let written = blocking(&cx.hands.sparing_engine(), cx.stop, move |session| {
             for table in &tables {
                 session.add_table(table)?;
             }

@@ -3,7 +3,7 @@
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, ColumnType, Texts, Values};
-use crate::lake::{Lake, LakeError, Part, PartColumn};
+use crate::lake::{Lake, LakeError, Part, PartColumn, PartWriter, WholeFile};
 use crate::wechat::{ProfileBatch, Profiles};
 
 /// Columns of a part of fetched profiles: those of `profiles`, and the code of an openid that was refused.
@@ -23,8 +23,16 @@ pub struct ProfilePart {
 }
 
 impl ProfilePart {
-    pub fn new(account: AccountName) -> Self {
-        Self { account, calls: 0, profiles: Profiles::default(), fetched_at: Vec::new(), errcode: Vec::new() }
+    /// Room for so many `people`.
+    pub fn new(account: AccountName, people: usize) -> Self {
+        let profiles = Profiles::with_capacity(people);
+        Self {
+            account,
+            calls: 0,
+            profiles,
+            fetched_at: Vec::with_capacity(people),
+            errcode: Vec::with_capacity(people),
+        }
     }
 
     pub fn calls(&self) -> usize {
@@ -70,6 +78,19 @@ impl ProfilePart {
     ///
     /// [`LakeError`]; nothing is left under the name then.
     pub fn write(self, lake: &Lake, path: &str) -> Result<Part, LakeError> {
+        self.written(lake, path)?.finish()
+    }
+
+    /// As [`write`](Self::write), without waiting until it is durable.
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Self::write).
+    pub fn write_soon(self, lake: &Lake, path: &str) -> Result<(Part, WholeFile), LakeError> {
+        self.written(lake, path)?.finish_soon()
+    }
+
+    fn written(self, lake: &Lake, path: &str) -> Result<PartWriter, LakeError> {
         let mut writer = lake.writer_of_ids(path, &schema())?;
         let missing = self.missing();
         let Self { account, profiles, fetched_at, errcode, .. } = self;
@@ -95,6 +116,6 @@ impl ProfilePart {
             columns.push(("errcode", PartColumn::Values(Values::Integer(errcode))));
         }
         writer.write_columns(profiles.openid.len(), columns)?;
-        writer.finish()
+        Ok(writer)
     }
 }

@@ -62,7 +62,8 @@ pub(super) async fn merge(
         followers_target: lake.absolute(&followers_path),
         changes_target: lake.absolute(&changes_path),
     };
-    let merged = blocking(&hands.engine, cx.stop, move |session| merge_in_engine(session, &inputs, &params)).await?;
+    let merged =
+        blocking(&hands.sparing_engine(), cx.stop, move |session| merge_in_engine(session, &inputs, &params)).await?;
     let followers = NewSnapshot {
         table: table.clone(),
         slice: account.to_string(),

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::tables::table_spec;
-use crate::domain::{AccountName, Fingerprints, OpenId, Texts};
+use crate::domain::{AccountName, OpenId, Texts};
 use crate::lake::{Lake, LakeError, PartColumn};
 use crate::ledger::{NewPage, Walk};
 use crate::stage::{StageContext, StageError};
@@ -41,7 +41,7 @@ pub(super) async fn to_the_end(
         cursors.extend(page.next_openid.map(|cursor| cursor.as_str().to_owned()));
     }
     let mut stepped_back = false;
-    let mut met = Fingerprints::default();
+    let mut met = cx.hands.lake.fingerprints();
     let (mut is_distinct, mut is_whole) = (walk.pages == 0, true);
     loop {
         if cx.stop.is_cancelled() {
@@ -57,7 +57,7 @@ pub(super) async fn to_the_end(
             Err(error) if error.errcode() == Some(BAD_OPENID) && walk.pages > 0 => {
                 walk = recover_cursor(cx, account, walk, &mut stepped_back).await?;
                 cursors.clear();
-                met = Fingerprints::default();
+                met = cx.hands.lake.fingerprints();
                 (is_distinct, is_whole) = (walk.pages == 0, walk.pages == 0);
                 continue;
             }
