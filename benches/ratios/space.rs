@@ -108,6 +108,12 @@ impl Space {
     }
 }
 
+/// The middle one of an odd number of figures.
+pub fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
 fn cost(workspace: &Path, arguments: &[&str]) -> Cost {
     let began = Instant::now();
     let mut command = Command::new(env!("CARGO_BIN_EXE_lianbo"));
@@ -135,11 +141,17 @@ pub fn run(mut command: Command) -> (Vec<u8>, (u64, f64)) {
 }
 
 /// The operating system's own account of the finished process: peak bytes, processor seconds.
-#[expect(unsafe_code, reason = "wait4 is the only way to one child's own peak")]
+///
+/// The peak is the process's own high-water mark, read while it lives: `ru_maxrss` would count the memory of the process it
+/// was forked from.
+#[expect(unsafe_code, reason = "wait4 is the only way to one child's own processor time")]
 fn wait_with_usage(mut child: std::process::Child) -> (Vec<u8>, (u64, f64)) {
     use std::io::Read;
+    let watched = child.id();
+    let watch = std::thread::spawn(move || high_water_mark(watched));
     let mut output = Vec::new();
     child.stdout.take().expect("stdout is piped").read_to_end(&mut output).expect("stdout is read");
+    let peak = watch.join().expect("the watch ends with the process");
     let mut status = 0;
     // SAFETY: both pointers are valid for the call, and the child is ours and not waited for yet.
     let usage = unsafe {
@@ -149,6 +161,18 @@ fn wait_with_usage(mut child: std::process::Child) -> (Vec<u8>, (u64, f64)) {
         usage
     };
     let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-    let peak = u64::try_from(usage.ru_maxrss).expect("a size") * 1024;
     (output, (peak, seconds(usage.ru_utime) + seconds(usage.ru_stime)))
+}
+
+/// The peak of a process in bytes, looked at every few milliseconds until the process has given its memory back.
+fn high_water_mark(process: u32) -> u64 {
+    let mut peak = 0;
+    while let Some(mark) = std::fs::read_to_string(format!("/proc/{process}/status")).ok().and_then(|status| {
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    }) {
+        peak = peak.max(mark * 1024);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    peak
 }
