@@ -100,6 +100,7 @@ pub struct Ledger {
     notes: SqlitePool,
     readers: SqlitePool,
     path: Arc<Path>,
+    is_to_read: bool,
     /// Where it is read from when it cannot be read where it lies.
     _copy: Option<Arc<tempfile::TempDir>>,
 }
@@ -123,7 +124,7 @@ impl Ledger {
         migrate::migrate(&writer, path).await.map_err(unwritable)?;
         let notes = pool(1).connect_lazy_with(options(path).synchronous(SqliteSynchronous::Normal));
         let readers = pool(READERS).connect_lazy_with(options(path).pragma("query_only", "on"));
-        Ok(Self { writer, notes, readers, path: path.into(), _copy: None })
+        Ok(Self { writer, notes, readers, path: path.into(), is_to_read: false, _copy: None })
     }
 
     /// Opens the ledger only if its file is there: for orders about what ran.

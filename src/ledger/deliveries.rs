@@ -150,6 +150,33 @@ impl Ledger {
         read_all(rows, |row| Ok((from_micros(row.read("bucket")?), row.count("n")?)))
     }
 
+    /// Whether every delivery of a push that has ended is at an end as well: only events change them from now on.
+    pub async fn is_over(&self, push_key: i64) -> Result<bool, LedgerError> {
+        sqlx::query_scalar(
+            "select ended_at is not null and not exists
+                 (select 1 from deliveries where push_key = $1 and state in ('pending', 'sending'))
+             from pushes where key = $1",
+        )
+        .bind(push_key)
+        .fetch_one(&self.readers)
+        .await
+        .doing("look whether a push is over")
+    }
+
+    /// Keeps the file that a push's deliveries were written out to, if they are still of that `version`; says so.
+    pub async fn keep_written(&self, push_key: i64, version: i64, path: &str) -> Result<bool, LedgerError> {
+        let done = sqlx::query(
+            "update pushes set written_path = $1, written_version = $2 where key = $3 and deliveries_version = $2",
+        )
+        .bind(path)
+        .bind(version)
+        .bind(push_key)
+        .execute(&self.notes)
+        .await
+        .doing("keep the file of a push's deliveries")?;
+        Ok(done.rows_affected() == 1)
+    }
+
     /// Lets the deliveries of a push go, after they were written to `archived_path` (relative to the lake). From the
     /// first moment on they are read from there. Not before [`crate::domain::FINISH_WINDOW`] has passed since its last
     /// send: WeChat's events find only what is here. May be repeated after an interruption.
@@ -218,6 +245,7 @@ fn read_delivery(row: &SqliteRow) -> Result<DeliveryRow, LedgerError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pushes::Growth;
     use super::super::testing::*;
     use super::super::{Outcome, Recorded};
     use super::*;
@@ -249,6 +277,32 @@ mod tests {
                 .unwrap();
             assert!(plan[0].text("detail").unwrap().contains(index), "{tail}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_file_of_deliveries_holds_until_one_of_them_changes() {
+        let house = House::new().await;
+        let push = house.push("r1", 2).await;
+        let people = people(1..=2);
+        let _ = house.begin(&push, fresh(&intents(&people))).await;
+        let held = Outcome { msgid: Some(7), ..outcome(2, 1, DeliveryState::Held) };
+        let _ = house.record(&push, &[outcome(1, 1, DeliveryState::Sent), held]).await;
+        assert!(!house.ledger.is_over(push.key).await.unwrap());
+        house.ledger.end_push(&house.lease, push.key, "done", at(5)).await.unwrap();
+        assert!(house.ledger.is_over(push.key).await.unwrap());
+        let before = house.reload(&push).await;
+        let keep = |version, path| house.ledger.keep_written(push.key, version, path);
+        assert!(!keep(before.deliveries_version - 1, "work/old.parquet").await.unwrap());
+        assert!(keep(before.deliveries_version, "work/a.parquet").await.unwrap());
+        assert_eq!(house.reload(&push).await.written_path.as_deref(), Some("work/a.parquet"));
+        assert!(house.ledger.files_in_use().await.unwrap().contains("work/a.parquet"));
+        let _ = house.record(&push, &[outcome(2, 1, DeliveryState::Failed)]).await;
+        let untouched = house.reload(&push).await;
+        assert!(untouched.written_path.is_some(), "a held one is settled by events alone");
+        let mut connection = house.ledger.writer.acquire().await.unwrap();
+        Growth::default().apply(&mut connection, push.key).await.unwrap();
+        drop(connection);
+        assert_eq!(house.reload(&push).await.written_path, None);
     }
 
     #[tokio::test]

@@ -66,6 +66,11 @@ impl Ledger {
             found.callbacks += count("delete from callbacks where openid = $1 and $2 is not null").await?;
             found.suppressions +=
                 count("delete from suppressions where (openid = $1 or unionid = $1) and $2 is not null").await?;
+            count(
+                "update pushes set deliveries_version = deliveries_version + 1
+                 where $1 <> $2 and written_path is not null",
+            )
+            .await?;
             count("update audit set detail = replace(detail, $1, $2) where instr(detail, $1) > 0").await?;
         }
         let hash: String = person_hash(&salt, whom.unionid.as_str()).chars().take(12).collect();

@@ -54,6 +54,10 @@ pub struct Push {
     pub halted_errcode: Option<i64>,
     /// Where its deliveries went when they left the ledger.
     pub archived_path: Option<String>,
+    /// Grows with every change of its deliveries' states.
+    pub deliveries_version: i64,
+    /// The file of this version of its deliveries, relative to the lake.
+    pub written_path: Option<String>,
 }
 
 /// A push that is to begin.
@@ -107,7 +111,7 @@ impl Growth {
     pub(super) async fn apply(self, connection: &mut SqliteConnection, push_key: i64) -> Result<(), LedgerError> {
         sqlx::query(
             "update pushes set sent = sent + $1, failed = failed + $2, skipped = skipped + $3, held = held + $4,
-                 unconfirmed = unconfirmed + $5
+                 unconfirmed = unconfirmed + $5, deliveries_version = deliveries_version + 1
              where key = $6",
         )
         .bind(self.sent)
@@ -126,7 +130,8 @@ impl Growth {
 const SELECT: &str = "select key, run_id, pipeline, stage, account, template_id, set_hash, set_path, message_hash,
     messages_path, frozen_at, recipients, state, reason, sent, failed, skipped, held, unconfirmed, claimed, claimed_to,
     rest_reason, rate_override, is_paused, is_test, approved_by, approved_at, first_send_at, started_at, ended_at,
-    halted_errcode, archived_path, approved_hash,
+    halted_errcode, archived_path, approved_hash, deliveries_version,
+    case when written_version = deliveries_version then written_path end as written_path,
     (select max(freezes.account) from freezes where freezes.account in (pushes.account, '*')) as frozen from pushes";
 
 impl Ledger {
@@ -349,6 +354,8 @@ fn read_push(row: &SqliteRow) -> Result<Push, LedgerError> {
         ended_at: row.optional_time("ended_at")?,
         halted_errcode: row.read("halted_errcode")?,
         archived_path: row.optional_text("archived_path")?,
+        deliveries_version: row.read("deliveries_version")?,
+        written_path: row.optional_text("written_path")?,
     })
 }
 

@@ -17,6 +17,11 @@ use super::{Ledger, LedgerError, READERS, migrate, options};
 const DOING: &str = "read the ledger";
 
 impl Ledger {
+    /// Whether nothing can be written through it.
+    pub fn is_to_read(&self) -> bool {
+        self.is_to_read
+    }
+
     /// Opens the ledger to read, if its file is there; what would write through it fails with [`LedgerError::ReadOnly`].
     ///
     /// A ledger of an older version is brought up to date first, which needs one that can be written.
@@ -46,6 +51,7 @@ impl Ledger {
                 notes: looked.pool.clone(),
                 readers: looked.pool,
                 path: path.into(),
+                is_to_read: true,
                 _copy: looked.copy,
             })),
         }

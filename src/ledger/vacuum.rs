@@ -16,7 +16,8 @@ impl Ledger {
                  union select path from profile_parts
                  union select set_path from pushes
                  union select messages_path from pushes
-                 union select archived_path from pushes)
+                 union select archived_path from pushes
+                 union select written_path from pushes where written_version = deliveries_version)
              where path is not null and path <> ''",
         )
         .fetch_all(&self.readers)

@@ -3,12 +3,13 @@
 //! `deliveries` is the ledger's rows and, for recipients nobody claimed yet, the frozen set; `recipients` and `left_out` are
 //! parts of the lake already.
 
+mod deliveries;
+
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::tables::table_spec;
-use crate::domain::{AccountName, ColumnType, Rows, RunId, RunStatus, StageName, Values, client_msg_id};
-use crate::engine::{Params, TableSource, text};
-use crate::lake::PartWriter;
-use crate::ledger::{LiveCursor, LiveTable, Push};
+use crate::domain::{AccountName, ColumnType, Rows, RunId, RunStatus, Values};
+use crate::engine::TableSource;
+use crate::ledger::{LiveCursor, LiveTable};
 use crate::wechat::all_codes;
 
 use super::{Hands, StageError};
@@ -72,18 +73,22 @@ impl Ending<'_> {
 pub async fn export_ending(hands: &Hands, name: &str, ending: Option<&Ending<'_>>) -> Result<TableSource, StageError> {
     let spec = table_spec(name).expect("live tables are declared");
     let mut source = TableSource { name: name.to_owned(), columns: spec.sql_columns(), parts: Vec::new() };
-    let path = |part: &str| format!("{FOLDER}/{name}-{}-{part}.parquet", hands.clock.random_id(12));
     let lake = hands.lake.scratch();
-    let mut writer = lake.writer(&path("rows"), &spec.part_schema())?;
+    let mut writer = lake.writer(&live_path(hands, name), &spec.part_schema())?;
     match live_table(name) {
         None => writer.write(error_codes())?,
+        Some(LiveTable::Deliveries) => {
+            for push in hands.ledger.live_pushes().await? {
+                match deliveries::written(hands, &push).await? {
+                    Some(part) => source.parts.push(part),
+                    None => writer = deliveries::write(hands, writer, &push).await?,
+                }
+            }
+        }
         Some(table) => {
             let mut cursor = LiveCursor::default();
             loop {
                 let (mut rows, next) = hands.ledger.read_live(table, cursor, CHUNK).await?;
-                if table == LiveTable::Deliveries {
-                    add_message_ids(&mut rows);
-                }
                 if let (LiveTable::Runs, Some(ending)) = (table, ending) {
                     ending.apply(&mut rows);
                 }
@@ -92,9 +97,6 @@ pub async fn export_ending(hands: &Hands, name: &str, ending: Option<&Ending<'_>
                     Some(next) => cursor = next,
                     None => break,
                 }
-            }
-            if table == LiveTable::Deliveries {
-                writer = write_unclaimed(hands, writer).await?;
             }
         }
     }
@@ -106,6 +108,10 @@ pub async fn export_ending(hands: &Hands, name: &str, ending: Option<&Ending<'_>
     Ok(source)
 }
 
+fn live_path(hands: &Hands, name: &str) -> String {
+    format!("{FOLDER}/{name}-{}-rows.parquet", hands.clock.random_id(12))
+}
+
 /// Removes what [`export`] wrote, when nobody reads it any more.
 ///
 /// # Errors
@@ -114,7 +120,9 @@ pub async fn export_ending(hands: &Hands, name: &str, ending: Option<&Ending<'_>
 pub fn discard(hands: &Hands, source: &TableSource) -> Result<(), StageError> {
     let lake = hands.lake.scratch();
     for part in &source.parts {
-        if let Ok(relative) = part.strip_prefix(lake.root()) {
+        if let Ok(relative) = part.strip_prefix(lake.root())
+            && relative.starts_with(FOLDER)
+        {
             lake.remove(&relative.to_string_lossy())?;
         }
     }
@@ -182,65 +190,4 @@ fn error_codes() -> Rows {
             column("advice", |code| code.advice.to_owned()),
         ],
     }
-}
-
-/// `client_msg_id` follows from run, stage and seq; the ledger does not store it.
-fn add_message_ids(rows: &mut Rows) {
-    let text = |name: &str| match rows.columns.iter().find(|(own, _)| own == name) {
-        Some((_, Values::Text(values))) => values.clone(),
-        _ => Vec::new(),
-    };
-    let (runs, stages) = (text("run_id"), text("stage"));
-    let seqs = match rows.columns.iter().find(|(own, _)| own == "seq") {
-        Some((_, Values::Integer(values))) => values.clone(),
-        _ => Vec::new(),
-    };
-    let ids = runs
-        .into_iter()
-        .zip(stages)
-        .zip(seqs)
-        .map(|((run, stage), seq)| {
-            let seq = u64::try_from(seq?).ok()?;
-            Some(client_msg_id(&RunId::new(run?), &StageName::new(stage?), seq))
-        })
-        .collect();
-    rows.columns.push(("client_msg_id".to_owned(), Values::Text(ids)));
-}
-
-/// Recipients of live pushes that nobody claimed yet: pending, or skipped for the reason the rest was.
-async fn write_unclaimed(hands: &Hands, mut writer: PartWriter) -> Result<PartWriter, StageError> {
-    for push in hands.ledger.live_pushes().await? {
-        if push.claimed_to >= push.recipients || push.set_path.is_empty() {
-            continue;
-        }
-        let engine = hands.engine.single_threaded();
-        let set = hands.lake.absolute(&push.set_path);
-        writer = tokio::task::spawn_blocking(move || {
-            let session = engine.session()?;
-            session.add_table(&TableSource { name: "set".to_owned(), columns: Vec::new(), parts: vec![set] })?;
-            session.stream::<StageError>(&unclaimed_sql(&push), &Params::new(), |rows| {
-                writer.write(rows)?;
-                Ok(true)
-            })?;
-            Ok::<_, StageError>(writer)
-        })
-        .await??;
-    }
-    Ok(writer)
-}
-
-fn unclaimed_sql(push: &Push) -> String {
-    let state = if push.rest_reason.is_some() { "skipped" } else { "pending" };
-    let reason = push.rest_reason.as_deref().map_or("cast(null as varchar)".to_owned(), text);
-    format!(
-        "select run_id, pipeline, {stage} as stage, account, seq, openid, unionid, {template} as template_id,
-                '{state}' as state, {reason} as reason,
-                substr(sha256(concat_ws('/', run_id, {stage}, seq)), 1, 32) as client_msg_id, 0 as attempts,
-                {is_test} as is_test
-         from \"set\" where arm = 'send' and seq > {claimed}",
-        stage = text(push.stage.as_str()),
-        template = text(push.template_id.as_str()),
-        claimed = push.claimed_to,
-        is_test = push.is_test,
-    )
 }

@@ -51,3 +51,25 @@ async fn a_reader_of_the_catalog_sees_last_night_whole_or_tonight_whole() {
     assert_eq!(figures(&open(&path)), new);
     assert_eq!(figures(&held_open), old, "who reads last night goes on reading it");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_deliveries_of_a_push_that_is_over_are_written_out_once() {
+    let house = House::build(small()).await;
+    house.night().await;
+    house.run("campaign", &[]).await.ends(0);
+    let written = || {
+        let files = std::fs::read_dir(house.path("data/lake/work/deliveries")).unwrap();
+        files.map(|file| file.unwrap().path()).collect::<Vec<_>>()
+    };
+    let counts = "select count(*), count(distinct openid), count(*) filter (state = 'sent') from deliveries";
+    let people = house.matchable();
+    let first = written();
+    assert_eq!((first.len(), house.numbers(counts).await), (1, vec![people, people, people]));
+    house.run("campaign", &["--fresh"]).await.ends(0);
+    let both = written();
+    assert!(both.len() == 2 && both.contains(&first[0]), "{both:?}");
+    assert_eq!(house.numbers(counts).await, [2 * people, people, 2 * people]);
+    assert_eq!(written().len(), 2, "a question writes nothing anew");
+    std::fs::remove_file(&first[0]).unwrap();
+    assert_eq!(house.numbers(counts).await, [2 * people, people, 2 * people]);
+}

@@ -1,6 +1,6 @@
 //! Applying events that are due: one transaction a batch, in which everything is looked up, decided and written.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, SqliteConnection};
@@ -349,6 +349,10 @@ async fn write_words(tx: &mut SqliteConnection, words: &[Word<'_>], now: Timesta
                 .bind(to_micros(word.event.created_at));
         }
         query.execute(&mut *tx).await.doing(DOING)?;
+    }
+    let pushes: BTreeSet<i64> = words.iter().map(|word| word.push_key).collect();
+    for push_key in pushes {
+        Growth::default().apply(tx, push_key).await?;
     }
     Ok(())
 }

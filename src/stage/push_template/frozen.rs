@@ -32,7 +32,7 @@ impl MessageReader {
     /// [`StageError::Rule`] when the messages were never frozen.
     pub fn open(pushing: &Pushing<'_>) -> Result<Self, StageError> {
         let (send, batches) = mpsc::channel(4);
-        let engine = pushing.cx.hands.engine.single_threaded();
+        let engine = pushing.cx.hands.sparing_engine().single_threaded();
         let file = messages_file(pushing)?;
         let sql = format!("{SELECT} where seq > {}", pushing.push.claimed_to);
         // The thread ends with the file, or when this reader is dropped and the channel closes.
@@ -73,7 +73,7 @@ impl MessageReader {
     ///
     /// [`StageError`] when the file cannot be read.
     pub async fn of_seqs(pushing: &Pushing<'_>, seqs: &[u64]) -> Result<Vec<Message>, StageError> {
-        let engine = pushing.cx.hands.engine.single_threaded();
+        let engine = pushing.cx.hands.sparing_engine().single_threaded();
         let file = messages_file(pushing)?;
         let list: Vec<String> = seqs.iter().map(ToString::to_string).collect();
         let sql = format!("{SELECT} where seq in ({}) order by seq", list.join(", "));

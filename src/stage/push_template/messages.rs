@@ -37,7 +37,8 @@ pub async fn prepare(cx: &StageContext<'_>, plan: &PushTemplate, push: Push) -> 
         lake: cx.hands.lake.clone(),
         timezone: cx.hands.settings.timezone,
     };
-    let checked = blocking(&cx.hands.engine.single_threaded(), cx.stop, move |session| job.render_all(session)).await?;
+    let checked =
+        blocking(&cx.hands.sparing_engine().single_threaded(), cx.stop, move |session| job.render_all(session)).await?;
     if checked.broken > 0 && plan.on_invalid == OnInvalid::Stop {
         cx.hands.lake.remove(&path)?;
         return Err(StageError::Rule(checked.report(push.recipients)));
