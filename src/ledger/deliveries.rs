@@ -217,10 +217,17 @@ impl Ledger {
 /// Makes deliveries be found by openid, when the first event comes that names no message. Takes a second for a million
 /// rows, once; before that no push pays for it.
 pub(super) async fn index_openids(connection: &mut SqliteConnection) -> Result<(), LedgerError> {
-    sqlx::query("create index if not exists deliveries_by_openid on deliveries (openid)")
-        .execute(connection)
-        .await
-        .doing("make deliveries be found by openid")?;
+    index(connection, "create index if not exists deliveries_by_openid on deliveries (openid)").await
+}
+
+/// The same by message id, when the first event comes that names one.
+pub(super) async fn index_msgids(connection: &mut SqliteConnection) -> Result<(), LedgerError> {
+    let sql = "create index if not exists deliveries_by_msgid on deliveries (msgid) where msgid is not null";
+    index(connection, sql).await
+}
+
+async fn index(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), LedgerError> {
+    sqlx::query(sql).execute(connection).await.doing("make deliveries be found by what events name")?;
     Ok(())
 }
 

@@ -8,12 +8,13 @@ use super::LedgerError;
 use super::error::Doing;
 
 /// The steps, in order; a step that was released is never changed.
-const MIGRATIONS: [(i64, &str); 5] = [
+const MIGRATIONS: [(i64, &str); 6] = [
     (1, include_str!("migrations/0001_ledger.sql")),
     (2, include_str!("migrations/0002_send_rows.sql")),
     (3, include_str!("migrations/0003_callbacks.sql")),
     (4, include_str!("migrations/0004_control.sql")),
     (8, include_str!("migrations/0008_written_deliveries.sql")),
+    (9, include_str!("migrations/0009_msgids.sql")),
 ];
 
 /// The version that this program makes.

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::{AccountName, Candidate, Delivered, DeliveryState, Finish, Finished, OpenId, finish};
-use crate::ledger::deliveries::index_openids;
+use crate::ledger::deliveries::{index_msgids, index_openids};
 use crate::ledger::error::Doing;
 use crate::ledger::marks::{self, NewMark};
 use crate::ledger::pushes::Growth;
@@ -202,6 +202,9 @@ impl People {
         let mut people = Self::default();
         let finished = || due.iter().filter(|event| event.event == FINISH_EVENT);
         let msgids = distinct(finished().map(|event| event.msgid).filter(|msgid| *msgid != 0));
+        if !msgids.is_empty() {
+            index_msgids(tx).await?;
+        }
         for msgids in batches(&msgids) {
             let sql = candidates(&format!("d.msgid in ({})", repeated("?", msgids.len())));
             let mut query = sqlx::query(AssertSqlSafe(sql));
