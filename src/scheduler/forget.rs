@@ -278,6 +278,9 @@ fn remains(settings: &Settings) -> Vec<String> {
             _ => {}
         }
     }
-    remains.push("who still follows an account comes back with its next walk, and is never sent to".to_owned());
+    remains.push(
+        "who still follows an account comes back with its next walk; is never sent to, nor counted as reachable"
+            .to_owned(),
+    );
     remains
 }

@@ -33,8 +33,10 @@ pub async fn run(cx: &StageContext<'_>, plan: &ExtractFollowers) -> Result<Stage
     for account in &plan.accounts {
         match one_account(cx, plan, account).await {
             Ok(Extracted::Reused) => {}
-            Ok(Extracted::Made { walk, snapshots, rows, active }) => {
-                walks.push(json!({ "account": account.as_str(), "walk": walk, "active": active }));
+            Ok(Extracted::Made { walk, snapshots, rows, active, forgotten }) => {
+                walks.push(json!({
+                    "account": account.as_str(), "walk": walk, "active": active, "forgotten": forgotten,
+                }));
                 report.rows_in += rows;
                 report.rows_out += active;
                 report.snapshots.extend(snapshots);
@@ -65,6 +67,8 @@ enum Extracted {
         snapshots: Vec<SnapshotRecord>,
         rows: u64,
         active: u64,
+        /// Of the active, people who were forgotten: they stand in no change.
+        forgotten: u64,
     },
 }
 

@@ -177,6 +177,11 @@ pub async fn export_forgotten(hands: &Hands) -> Result<Option<(TableSource, Stri
     Ok(Some((TableSource { name: "_forgotten".to_owned(), columns: Vec::new(), parts: vec![part] }, salt)))
 }
 
+/// A condition: the id in `column` is among `_forgotten` (see [`export_forgotten`]); false for NULL.
+pub fn forgotten_sql(salt: &str, column: &str) -> String {
+    format!("({column} is not null and sha256(concat({}, ':', {column})) in (select hash from _forgotten))", text(salt))
+}
+
 fn error_codes() -> Rows {
     let codes = all_codes();
     let column = |name: &str, of: fn(&crate::wechat::Code) -> String| {

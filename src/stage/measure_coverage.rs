@@ -51,6 +51,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &MeasureCoverage) -> Result<StageO
         profiles: TableSource { name: "profiles_now".to_owned(), ..profiles },
         users,
         suppressions,
+        forgotten: live::export_forgotten(cx.hands).await?,
         before: TABLES.map(|table| {
             let columns = table_spec(table).expect("the coverage tables are declared").sql_columns();
             cx.visible.slice_source(&cx.hands.lake, (table, ""), &format!("{table}_before"), columns)
@@ -63,11 +64,10 @@ pub async fn run(cx: &StageContext<'_>, plan: &MeasureCoverage) -> Result<StageO
         today: cx.run.today,
         targets: paths.clone().map(|path| cx.hands.lake.absolute(&path)),
     };
-    let (written, rows_in) =
-        blocking(&cx.hands.sparing_engine(), cx.stop, move |session| figures.write(session)).await?;
+    let measured = blocking(&cx.hands.sparing_engine(), cx.stop, move |session| figures.write(session)).await?;
     let snapshots: Vec<SnapshotRecord> = TABLES
         .iter()
-        .zip(written)
+        .zip(measured.written)
         .zip(paths)
         .map(|((table, written), path)| {
             NewSnapshot {
@@ -85,10 +85,10 @@ pub async fn run(cx: &StageContext<'_>, plan: &MeasureCoverage) -> Result<StageO
         .collect();
     let rows_out = snapshots.iter().map(|snapshot| snapshot.rows).sum();
     Ok(StageOutcome::Done(StageReport {
-        rows_in,
+        rows_in: measured.rows_in,
         rows_out,
         snapshots,
-        detail: json!({ "date": cx.run.today.to_string() }),
+        detail: json!({ "date": cx.run.today.to_string(), "forgotten": measured.forgotten }),
         failed_slices: Vec::new(),
     }))
 }

@@ -182,7 +182,16 @@ async fn a_forgotten_person_stands_nowhere_and_is_never_sent_to_again() {
         }
     }
     // The follower list and the export bring the person back, and no set takes the person in.
-    house.night().await;
+    let reachable =
+        "select reachable from coverage where account = 'main' and miniprogram = '*' order by date desc limit 1";
+    let before = house.numbers(reachable).await[0];
+    let night = house.night().await;
+    assert_eq!(house.numbers(reachable).await[0], before - 1, "nobody can reach who was forgotten");
+    assert_eq!(house.numbers("select count(*) from follower_changes").await, [0]);
+    let kept_out =
+        [&night.stage("followers")["detail"]["walks"][0]["forgotten"], &night.stage("coverage")["detail"]["forgotten"]]
+            .map(|count| count.as_u64().unwrap());
+    assert_eq!(kept_out, [1, 1]);
     house.run("campaign", &[]).await.ends(0);
     assert_eq!(house.simulator.received(&person[1]), 1);
     let told = house.lianbo(&["explain", &person[1], "--json"]).await.ends(0).json();

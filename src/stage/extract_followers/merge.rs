@@ -8,7 +8,7 @@ use crate::domain::{AccountName, ColumnType, Rows, TableName, Values};
 use crate::engine::{Param, Params, TableSource};
 use crate::lake::Lake;
 use crate::ledger::{Walk, WalkPage};
-use crate::stage::{NewSnapshot, blocking};
+use crate::stage::{NewSnapshot, blocking, live};
 
 /// Merges a finished walk with the rows before it: one pass in the engine, or none where there is nothing to merge with.
 ///
@@ -25,8 +25,10 @@ pub(super) async fn merge(
     let Walked { walk, is_distinct, .. } = walked;
     let pages = hands.ledger.walk_pages(walk.id).await?;
     let marks = write_marks(cx, account, walk.started_at).await?;
+    let forgotten = live::export_forgotten(hands).await?;
     let is_plain = is_distinct
         && marks.parts.is_empty()
+        && forgotten.is_none()
         && cx.visible.slice(table.as_str(), account.as_str()).is_none()
         && cx.visible.slice("follower_changes", account.as_str()).is_none();
     if is_plain {
@@ -53,6 +55,7 @@ pub(super) async fn merge(
             parts: pages.iter().map(|page| lake.absolute(&page.path)).collect(),
         },
         marks,
+        forgotten,
         old_changes: old_changes.as_ref().map(|old| TableSource {
             name: "old_changes".to_owned(),
             columns: changes_spec.sql_columns(),
@@ -88,6 +91,7 @@ pub(super) async fn merge(
         walk: walk.id,
         rows: walk.openids,
         active: merged.active,
+        forgotten: merged.forgotten,
         snapshots: vec![followers.record(cx), changes.record(cx)],
     })
 }
@@ -120,6 +124,7 @@ fn adopt(cx: &StageContext<'_>, table: &TableName, walk: &Walk, pages: &[WalkPag
         walk: walk.id,
         rows: walk.openids,
         active: walk.openids,
+        forgotten: 0,
         snapshots: vec![followers.record(cx), changes.record(cx)],
     })
 }
@@ -163,6 +168,8 @@ struct MergeInputs {
     before: TableSource,
     walk: TableSource,
     marks: TableSource,
+    /// `_forgotten`, and the salt of its hashes, where anybody was.
+    forgotten: Option<(TableSource, String)>,
     old_changes: Option<TableSource>,
     is_first: bool,
     followers_target: std::path::PathBuf,
@@ -173,6 +180,8 @@ struct Merged {
     followers: crate::engine::Written,
     changes: crate::engine::Written,
     active: u64,
+    /// Of the active, those who were forgotten: the list names them, and no change does.
+    forgotten: u64,
 }
 
 fn merge_in_engine(
@@ -180,6 +189,13 @@ fn merge_in_engine(
     inputs: &MergeInputs,
     params: &Params,
 ) -> Result<Merged, StageError> {
+    let is_forgotten = match &inputs.forgotten {
+        Some((table, salt)) => {
+            session.add_table(table)?;
+            live::forgotten_sql(salt, "after.openid")
+        }
+        None => "false".to_owned(),
+    };
     for table in [&inputs.before, &inputs.walk, &inputs.marks] {
         session.add_table(table)?;
     }
@@ -196,14 +212,20 @@ fn merge_in_engine(
         parts: Vec::new(),
     };
     session.add_table(inputs.old_changes.as_ref().unwrap_or(&old))?;
-    let changes_sql = if inputs.is_first { "select * from old_changes" } else { CHANGES };
-    let changes = session.copy(changes_sql, params, &inputs.changes_target)?;
+    let changes_sql = if inputs.is_first {
+        "select * from old_changes".to_owned()
+    } else {
+        format!("{CHANGES}\n  and not {is_forgotten}")
+    };
+    let changes = session.copy(&changes_sql, params, &inputs.changes_target)?;
     let active = if is_plain {
         followers.rows
     } else {
         session.count("select count(*) from after where active", &Params::new())?
     };
-    Ok(Merged { followers, changes, active })
+    let still_named = format!("select count(*) from after where after.active and {is_forgotten}");
+    let forgotten = session.count(&still_named, &Params::new())?;
+    Ok(Merged { followers, changes, active, forgotten })
 }
 
 /// With nothing before it, a walk is the table.

@@ -6,6 +6,7 @@ use crate::config::settings::MaterializeRecipients;
 use crate::domain::Values;
 use crate::engine::{EngineError, Params, Session, TableSource, Written, quoted, text};
 use crate::stage::StageError;
+use crate::stage::live::forgotten_sql;
 
 pub struct Filter {
     pub stage: String,
@@ -163,12 +164,10 @@ impl Filter {
             );
         }
         if let Some((_, salt)) = &self.forgotten {
-            let hash = |id: &str| format!("sha256(concat({}, ':', {id}))", text(salt));
             reasons.push(format!(
-                "when {} in (select hash from _forgotten) or coalesce({} in (select hash from _forgotten), false)
-                 then 'suppressed'",
-                hash("given._openid"),
-                hash(unionid)
+                "when {} or {} then 'suppressed'",
+                forgotten_sql(salt, "given._openid"),
+                forgotten_sql(salt, unionid)
             ));
         }
         let looks_back = self.deliveries.as_ref().is_some_and(|deliveries| !deliveries.parts.is_empty());

@@ -11,6 +11,7 @@ use chrono::NaiveDate;
 use crate::clock::Timestamp;
 use crate::engine::{EngineError, Param, Params, Session, TableSource, Written, quoted, text};
 use crate::stage::StageError;
+use crate::stage::live::forgotten_sql;
 
 /// A segment: a column of some users tables, else of profiles.
 pub struct SegmentColumn {
@@ -26,6 +27,8 @@ pub struct Figures {
     pub profiles: TableSource,
     pub users: Vec<TableSource>,
     pub suppressions: TableSource,
+    /// `_forgotten`, and the salt of its hashes, where anybody was.
+    pub forgotten: Option<(TableSource, String)>,
     /// `coverage_before`, `match_report_before`, `coverage_by_segment_before`.
     pub before: [TableSource; 3],
     pub accounts: Vec<String>,
@@ -37,11 +40,21 @@ pub struct Figures {
     pub targets: [PathBuf; 3],
 }
 
+/// What was measured.
+pub struct Measured {
+    /// In the order of the stage's tables.
+    pub written: [Written; 3],
+    pub rows_in: u64,
+    /// Followers whom the platform still names though they were forgotten: they count as nobody's reach.
+    pub forgotten: u64,
+}
+
 impl Figures {
-    /// Writes the three tables; gives what was written and the rows read.
-    pub fn write(&self, session: &Session) -> Result<([Written; 3], u64), StageError> {
-        for table in self.users.iter().chain(&self.before).chain([&self.followers, &self.profiles, &self.suppressions])
-        {
+    /// Writes the three tables.
+    pub fn write(&self, session: &Session) -> Result<Measured, StageError> {
+        let forgotten = self.forgotten.as_ref().map(|(table, _)| table);
+        let known = self.users.iter().chain(&self.before).chain(forgotten);
+        for table in known.chain([&self.followers, &self.profiles, &self.suppressions]) {
             session.add_table(table)?;
         }
         session.run(&self.gather())?;
@@ -52,13 +65,14 @@ impl Figures {
         ]);
         let none = Params::new();
         let rows_in = session.count("select (select count(*) from f) + (select count(*) from u)", &none)?;
+        let forgotten = session.count("select count(distinct person) from f where is_forgotten", &none)?;
         let [coverage, report, segments] = &self.targets;
         let written = [
             self.copy(session, COVERAGE, "coverage_before", (&params, coverage))?,
             self.copy(session, MATCH_REPORT, "match_report_before", (&params, report))?,
             self.copy(session, &self.by_segment(), "coverage_by_segment_before", (&params, segments))?,
         ];
-        Ok((written, rows_in))
+        Ok(Measured { written, rows_in, forgotten })
     }
 
     fn copy(
@@ -116,8 +130,15 @@ impl Figures {
         GATHER
             .replace("{users}", &users)
             .replace("{profile_segments}", &profile_segments)
+            .replace("{is_forgotten}", &self.is_forgotten())
             .replace("{accounts}", &names("account", &self.accounts))
             .replace("{miniprograms}", &names("miniprogram", &self.miniprograms))
+    }
+
+    /// A condition on a follower with the profile; no hash is made where nobody was forgotten.
+    fn is_forgotten(&self) -> String {
+        let Some((_, salt)) = &self.forgotten else { return "false".to_owned() };
+        ["followers_now.openid", "profiles_now.unionid"].map(|id| forgotten_sql(salt, id)).join(" or ")
     }
 
     fn by_segment(&self) -> String {
@@ -159,16 +180,17 @@ create temp table the_miniprograms as {miniprograms};
 create temp table f as
 select followers_now.account, followers_now.openid, profiles_now.unionid,
        coalesce(profiles_now.unionid_missing, case when profiles_now.unionid is null then 'not_asked' end) as missing,
-       coalesce(profiles_now.unionid, concat_ws('/', followers_now.account, followers_now.openid)) as person
+       coalesce(profiles_now.unionid, concat_ws('/', followers_now.account, followers_now.openid)) as person,
+       {is_forgotten} as is_forgotten
        {profile_segments}
 from followers_now
 left join profiles_now on profiles_now.account = followers_now.account and profiles_now.openid = followers_now.openid
 where followers_now.active;
 create temp table u as
 select *, coalesce(unionid, concat_ws('/', miniprogram, openid)) as person from ({users});
--- One row per account and unionid: is there a follower to send to who is not suppressed for the whole account?
+-- One row per account and unionid: is there a follower to send to who is not suppressed for the whole account, nor was forgotten?
 create temp table fu as
-select f.account, f.unionid, bool_or(s.openid is null and s2.unionid is null) as can_send
+select f.account, f.unionid, bool_or(s.openid is null and s2.unionid is null and not f.is_forgotten) as can_send
 from f
 left join (
     select openid, account from suppressions
