@@ -26,5 +26,6 @@ pub mod quotas;
 pub mod runners;
 pub mod standing;
 pub mod status;
+pub mod strangers;
 pub mod vacuum;
 pub mod view;

@@ -16,6 +16,9 @@ use crate::clock::Timestamp;
 use crate::config::settings::Settings;
 use crate::domain::{AccountName, OpenId, TemplateId, UnionId};
 use crate::ledger::{Ledger, NewSuppression, Order};
+use crate::redact::shortened;
+use crate::scheduler::strangers::strangers;
+use crate::stage::Hands;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -93,11 +96,17 @@ struct List {
     limit: u32,
 }
 
+/// Unknown ids that are told one by one.
+const SHOWN: usize = 5;
+
 /// What an order came to.
 #[derive(Debug, Serialize)]
 struct Done {
     changed: u64,
     what: String,
+    /// Of the ids that were given, those that stand in no table yet. `None`: nobody looked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unknown: Option<Vec<String>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -141,13 +150,15 @@ async fn add(context: &Context, args: Add) -> Result<Exit, Failure> {
     };
     let detail = described(&new);
     let app = context.app(settings).await?;
-    let added = order(&app.hands().ledger, context, &[new], detail).await?;
+    let new = [new];
+    let added = order(&app.hands().ledger, context, &new, detail).await?;
+    let unknown = unknown(app.hands(), &new).await;
     let what = if added == 0 {
         "was suppressed like this already"
     } else {
         "suppressed; a running push leaves the person out"
     };
-    context.print(&Done { changed: added, what: what.to_owned() }, |done| done.what.clone());
+    context.print(&Done { changed: added, what: what.to_owned(), unknown }, |done| done.what.clone());
     app.hands().ledger.close().await;
     Ok(Exit::Done)
 }
@@ -155,6 +166,38 @@ async fn add(context: &Context, args: Add) -> Result<Exit, Failure> {
 async fn order(ledger: &Ledger, context: &Context, new: &[NewSuppression], detail: String) -> Result<u64, Failure> {
     let who = who();
     Ok(ledger.order_suppressions(new, Order { who: &who, at: context.clock.now() }, detail).await?)
+}
+
+/// Who of them stands in no table yet, which is also warned of: somebody may be suppressed ahead of time, and an id that was
+/// mistyped keeps nobody safe.
+async fn unknown(hands: &Hands, new: &[NewSuppression]) -> Option<Vec<String>> {
+    let ids = |one: &NewSuppression| {
+        let unionid = one.unionid.as_ref().map(|id| id.as_str().to_owned());
+        unionid.into_iter().chain(one.openid.as_ref().map(|id| id.as_str().to_owned()))
+    };
+    let ids: Vec<String> = new.iter().flat_map(ids).collect();
+    match strangers(hands, &ids).await {
+        Ok(unknown) => {
+            if !unknown.is_empty() {
+                tracing::warn!(unknown = unknown.len(), "{}", warning(&unknown, ids.len()));
+            }
+            Some(unknown)
+        }
+        Err(error) => {
+            tracing::warn!(error = %error, "whether the tables know these ids could not be looked up");
+            None
+        }
+    }
+}
+
+fn warning(unknown: &[String], of: usize) -> String {
+    let shown: Vec<String> = unknown.iter().take(SHOWN).map(|id| shortened(id)).collect();
+    let more = if unknown.len() > SHOWN { ", …" } else { "" };
+    let which = match of {
+        1 => format!("the id {} is", shown.concat()),
+        of => format!("{} of {of} ids ({}{more}) are", unknown.len(), shown.join(", ")),
+    };
+    format!("{which} in no table yet: whoever comes by it will not be sent to; `lianbo explain ID` finds a person")
 }
 
 fn described(new: &NewSuppression) -> String {
@@ -178,7 +221,7 @@ async fn remove(context: &Context, args: Remove) -> Result<Exit, Failure> {
     let order = Order { who: &who, at: context.clock.now() };
     let removed = ledger.order_unsuppress(&person, (account.as_ref(), template.as_ref()), order).await?;
     let what = if removed == 0 { "nothing of that person is suppressed" } else { "no longer suppressed" };
-    context.print(&Done { changed: removed, what: what.to_owned() }, |done| done.what.clone());
+    context.print(&Done { changed: removed, what: what.to_owned(), unknown: None }, |done| done.what.clone());
     ledger.close().await;
     Ok(Exit::Done)
 }

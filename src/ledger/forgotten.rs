@@ -92,6 +92,31 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whether a row here names the person, or the person was forgotten before.
+    pub async fn names(&self, whom: Forgetting<'_>) -> Result<bool, LedgerError> {
+        const DOING: &str = "look for a person to forget";
+        let salt = self.get_meta(SALT).await?;
+        for id in whom.openids.iter().map(String::as_str).chain([whom.unionid.as_str()]) {
+            let is_named: bool = sqlx::query_scalar(
+                "select exists (select 1 from forgotten where hash = $2)
+                     or exists (select 1 from deliveries where openid = $1 or unionid = $1)
+                     or exists (select 1 from follower_marks where openid = $1)
+                     or exists (select 1 from callbacks where openid = $1)
+                     or exists (select 1 from suppressions where openid = $1 or unionid = $1)
+                     or exists (select 1 from audit where instr(detail, $1) > 0)",
+            )
+            .bind(id)
+            .bind(salt.as_deref().map(|salt| person_hash(salt, id)))
+            .fetch_one(&self.readers)
+            .await
+            .doing(DOING)?;
+            if is_named {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Openids that stand beside a unionid here.
     pub async fn openids_of(&self, unionid: &UnionId) -> Result<Vec<String>, LedgerError> {
         let rows = sqlx::query(
@@ -182,7 +207,11 @@ mod tests {
         ledger.add_suppressions(&[suppression]).await.unwrap();
         let openids = [people[1].1.as_str().to_owned()];
         let whom = Forgetting { unionid: &unionid, openids: &openids, new_salt: "salt" };
+        let stranger = UnionId::new("union-z");
+        assert!(!ledger.names(Forgetting { unionid: &stranger, openids: &[], ..whom }).await.unwrap());
+        assert!(ledger.names(Forgetting { openids: &[], ..whom }).await.unwrap());
         let found = ledger.forget(whom, Order { who: "ada", at: at(9) }).await.unwrap();
+        assert!(ledger.names(whom).await.unwrap(), "who was forgotten is known to have been");
         assert_eq!(found, Forgotten { deliveries: 1, follower_marks: 0, callbacks: 0, suppressions: 1 });
         let rows: Vec<DeliveryRow> = ledger.deliveries(push.key, 0, 9).await.unwrap();
         assert_eq!(rows.iter().map(|row| row.openid.as_str()).collect::<Vec<_>>()[1], "forgotten");

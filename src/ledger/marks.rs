@@ -32,6 +32,22 @@ pub(super) struct NewMark<'a> {
 }
 
 impl Ledger {
+    /// Those of `ids` whom an event named.
+    pub async fn marked(&self, ids: &[String]) -> Result<Vec<String>, LedgerError> {
+        let mut found = Vec::new();
+        for ids in batches(ids) {
+            let marks = repeated("?", ids.len());
+            let sql = format!("select distinct openid from follower_marks where openid in ({marks})");
+            let mut query = sqlx::query(AssertSqlSafe(sql));
+            for id in ids {
+                query = query.bind(id);
+            }
+            let rows = query.fetch_all(&self.readers).await.doing("look up whom events named")?;
+            found.extend(read_all(rows, |row| row.text("openid"))?);
+        }
+        Ok(found)
+    }
+
     /// Remembers that somebody no longer follows.
     pub async fn mark_gone(
         &self,

@@ -43,7 +43,8 @@ pub struct Report {
 ///
 /// # Errors
 ///
-/// [`RunError::Usage`] while a run goes on, or a push that is not over holds the person; nothing is changed then.
+/// [`RunError::Usage`] while a run goes on, when a push that is not over holds the person, and when nobody has this unionid;
+/// nothing is changed then.
 pub async fn forget(conductor: &Conductor, unionid: &UnionId, who: &str) -> Result<Report, RunError> {
     let held = conductor.hold_every_pipeline().await?;
     let done = forget_held(conductor, &held, unionid, who).await;
@@ -77,6 +78,9 @@ async fn forget_held(conductor: &Conductor, held: &Held, unionid: &UnionId, who:
     }
     let new_salt = hands.clock.random_id(32);
     let whom = Forgetting { unionid, openids: &person.openids, new_salt: &new_salt };
+    if rows.is_empty() && !hands.ledger.names(whom).await? {
+        return Err(RunError::Usage(unknown(unionid)));
+    }
     let ledger = hands.ledger.forget(whom, Order { who, at: hands.clock.now() }).await?;
     catalog::refresh(hands).await?;
     for part in left_behind {
@@ -89,6 +93,15 @@ async fn forget_held(conductor: &Conductor, held: &Held, unionid: &UnionId, who:
         ledger,
         remains: remains(&hands.settings),
     })
+}
+
+fn unknown(unionid: &UnionId) -> String {
+    format!(
+        "nobody with the unionid {} stands in any table, snapshot or the ledger: nothing is erased. Give the unionid, not an \
+         openid (`lianbo explain OPENID` tells it); whom you do not know yet, `lianbo suppress add --unionid U --reason WHY` \
+         keeps from being sent to",
+        shortened(unionid.as_str())
+    )
 }
 
 #[derive(Debug, Clone)]

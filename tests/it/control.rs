@@ -138,6 +138,34 @@ async fn people_who_are_suppressed_are_left_out_and_an_import_is_all_or_nothing(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_id_that_nobody_has_is_told_and_may_be_suppressed_ahead_of_time() {
+    let house = House::build(small()).await;
+    house.night().await;
+    let person = house.row("select unionid, oa_openid, mp_openid from identities order by unionid limit 1").await;
+    let stranger = "union-of-nobody-at-all";
+    let ahead = house.lianbo(&["suppress", "add", "--unionid", stranger, "--reason", "asked", "--json"]).await.ends(0);
+    assert_eq!((&ahead.json()["changed"], &ahead.json()["unknown"]), (&1.into(), &serde_json::json!([stranger])));
+    assert!(ahead.stderr.contains("in no table yet"), "{ahead:?}");
+    for id in &person {
+        let known = house.lianbo(&["suppress", "add", "--openid", id, "--reason", "asked", "--json"]).await.ends(0);
+        assert_eq!(known.json()["unknown"], serde_json::json!([]), "{id}");
+        assert!(!known.stderr.contains("in no table yet"), "{known:?}");
+    }
+    house.write("out.csv", &format!("unionid\n{}\nunion-of-nobody-else\n", person[0]));
+    let file = house.path("out.csv").to_str().unwrap().to_owned();
+    let imported = house.lianbo(&["suppress", "import", &file, "--json"]).await.ends(0);
+    assert_eq!(imported.json()["unknown"], serde_json::json!(["union-of-nobody-else"]));
+    assert!(imported.stderr.contains("1 of 2 ids"), "{imported:?}");
+    let before = house.numbers("select count(*) from audit").await;
+    let refused = house.lianbo(&["forget", "--unionid", "union-of-nobody-known"]).await.ends(2);
+    assert!(refused.text().contains("nothing is erased"), "{refused:?}");
+    assert_eq!(house.numbers("select count(*) from audit").await, before, "nothing was done");
+    // Whoever was suppressed ahead of time is known by that alone.
+    house.lianbo(&["forget", "--unionid", stranger]).await.ends(0);
+    house.lianbo(&["forget", "--unionid", stranger]).await.ends(0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_persons_whole_way_is_told_by_any_of_the_ids() {
     let house = House::build(small()).await;
     house.night().await;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::{Done, account, moment, order};
+use super::{Done, account, moment, order, unknown};
 use crate::cli::context::Context;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::table::grouped;
@@ -36,11 +36,12 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let detail = format!("{} people of {}", new.len(), args.file.display());
     let added = order(ledger, context, &new, detail).await?;
     let known = u64::try_from(new.len()).unwrap_or(u64::MAX) - added;
+    let unknown = unknown(app.hands(), &new).await;
     let mut what = format!("{} suppressed", grouped(added));
     if known > 0 {
         what.push_str(&format!("; {} were so already", grouped(known)));
     }
-    context.print(&Done { changed: added, what }, |done| done.what.clone());
+    context.print(&Done { changed: added, what, unknown }, |done| done.what.clone());
     ledger.close().await;
     Ok(Exit::Done)
 }
