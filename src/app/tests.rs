@@ -225,3 +225,28 @@ async fn wrong_keys_and_wrong_sql_are_told_together() {
     assert_eq!((&told[0]["file"], &told[0]["line"]), (&"pipelines/p/s.sql".into(), &2.into()));
     assert_eq!(told[0]["hint"], "did you mean `followers`?");
 }
+
+#[tokio::test]
+async fn what_is_used_is_our_own_count_and_what_wechat_said_stands_beside_it_with_its_time() {
+    use crate::ledger::{QuotaCharge, QuotaFigure};
+    use crate::scheduler::allowance::allowances;
+
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(folder.path(), "http://127.0.0.1:1", "");
+    let ledger = Ledger::open(&settings.ledger.path).await.unwrap();
+    let now = Clock::default().now();
+    let (main, day, endpoint) = (AccountName::new("main"), QuotaDay::of(now), Endpoint::TemplateSend);
+    let of = async || allowances(&settings, Some(&ledger), day, &[endpoint]).await.unwrap().remove(0);
+    let charge = QuotaCharge { account: &main, endpoint: endpoint.as_str(), day, limit: None };
+    ledger.reserve_calls(&charge, 120).await.unwrap();
+    assert_eq!((of().await.used, of().await.left_today, of().await.wechat), (120, Some(99_880), None));
+    // In the middle of a push WeChat knew of fewer; later others have sent for the account as well.
+    for (said, left) in [(60, 99_880), (150, 99_850)] {
+        let figure = QuotaFigure { limit: 100_000, used: said, at: now };
+        ledger.note_wechat_quota(&main, endpoint.as_str(), day, figure).await.unwrap();
+        let found = of().await;
+        assert_eq!((found.used, found.left_today), (120, Some(left)));
+        let told = found.wechat.unwrap();
+        assert_eq!((told.used, told.at.timestamp_micros()), (said, now.timestamp_micros()));
+    }
+}

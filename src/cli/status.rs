@@ -57,7 +57,7 @@ fn describe(view: &StatusView, zone: Tz) -> String {
             "\n\nnothing ran here yet; begin with `lianbo run PIPELINE`, or let `lianbo serve` wait for the schedule",
         );
     }
-    let _ = write!(text, "\n\n{}\n\n{}", quota(view), fires(view, zone));
+    let _ = write!(text, "\n\n{}\n\n{}", quota(view, zone), fires(view, zone));
     let serve = match &view.serve {
         Some(serve) => format!("serve lives: process {} on {}", serve.pid, serve.host),
         None => "serve is not running: schedules do not fire, and nothing goes on by itself".to_owned(),
@@ -107,21 +107,28 @@ fn open_matter(run: &RunView, now: Timestamp, zone: Tz) -> String {
     text
 }
 
-fn quota(view: &StatusView) -> String {
+fn quota(view: &StatusView, zone: Tz) -> String {
     let rows = view.quota.iter().map(|one| {
-        let mut note = if one.is_exhausted { "WeChat refuses more today".to_owned() } else { String::new() };
+        let mut notes = Vec::new();
+        if one.is_exhausted {
+            notes.push("WeChat refuses more today".to_owned());
+        }
         if one.reserve > 0 {
-            let _ = write!(note, "{} of it for service pushes", grouped(one.reserve));
+            notes.push(format!("{} of what is left for service pushes", grouped(one.reserve)));
+        }
+        if let Some(told) = one.wechat {
+            notes.push(format!("WeChat said {} used at {}", grouped(told.used), local(told.at, zone)));
         }
         vec![
             one.account.to_string(),
             one.endpoint.to_owned(),
             grouped(one.used),
+            if one.reserved > 0 { grouped(one.reserved) } else { String::new() },
             one.left_today.map_or_else(|| "no limit known".to_owned(), grouped),
-            note,
+            notes.join("; "),
         ]
     });
-    plain(&["account", &format!("calls on {}", view.quota_day), "used", "left", ""], rows)
+    plain(&["account", &format!("calls on {}", view.quota_day), "used", "of it under way", "left", ""], rows)
 }
 
 fn fires(view: &StatusView, zone: Tz) -> String {

@@ -1,6 +1,8 @@
 //! Looking at the deliveries of a push, and letting them go when they are archived. How they change: `claims` and
 //! `outcomes`.
 
+use std::collections::BTreeMap;
+
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
@@ -8,7 +10,7 @@ use super::error::Doing;
 use super::sql::{Columns, int, read_all};
 use super::{Ledger, LedgerError};
 use crate::clock::{Timestamp, from_micros, to_micros};
-use crate::domain::{Counts, DeliveryState, OpenId, UnionId};
+use crate::domain::{AccountName, Counts, DeliveryState, OpenId, UnionId};
 
 /// Rows that are deleted in one transaction, so that other writers wait only briefly.
 const DROPPED_AT_ONCE: i64 = 20_000;
@@ -55,6 +57,19 @@ impl Ledger {
     /// Deliveries whose intent is written and whose outcome is not: after a crash, what may or may not have been sent.
     pub async fn left_in_flight(&self, push_key: i64) -> Result<Vec<DeliveryRow>, LedgerError> {
         self.select_deliveries(IN_FLIGHT, &[push_key]).await
+    }
+
+    /// How many sends of each account are under way: their calls are reserved, and made or not.
+    pub async fn sends_in_flight(&self) -> Result<BTreeMap<AccountName, u64>, LedgerError> {
+        let rows = sqlx::query(
+            "select p.account as account, sum(d.n) as n
+             from (select push_key, count(*) as n from deliveries where state = 'sending' group by push_key) as d
+             join pushes as p on p.key = d.push_key group by p.account",
+        )
+        .fetch_all(&self.readers)
+        .await
+        .doing("count what is under way")?;
+        Ok(read_all(rows, |row| Ok((AccountName::new(row.text("account")?), row.count("n")?)))?.into_iter().collect())
     }
 
     /// Deliveries that were put back and may be tried again by now, by seq.
@@ -264,7 +279,10 @@ mod tests {
         let people = people(1..=3);
         let _ = house.begin(&push, fresh(&intents(&people))).await;
         let later = Outcome { retry_at: Some(at(90)), ..outcome(2, 1, DeliveryState::Pending) };
+        let in_flight = async || house.ledger.sends_in_flight().await.unwrap().into_values().collect::<Vec<u64>>();
+        assert_eq!(in_flight().await, [3]);
         let _ = house.record(&push, &[outcome(1, 1, DeliveryState::Pending), later]).await;
+        assert_eq!(in_flight().await, [1]);
         let owed = async |now| {
             let rows = house.ledger.owed(push.key, at(now), 10).await.unwrap();
             rows.iter().map(|row| row.seq).collect::<Vec<_>>()
