@@ -145,7 +145,8 @@ pub fn describe(view: &RunView, zone: Tz) -> String {
         } else if let Some(set) = set(stage) {
             let _ = write!(text, "\n{}: {set}", stage.name);
         } else if let Some(kept_out) = stage.detail.get("forgotten").and_then(Value::as_u64).filter(|n| *n > 0) {
-            let _ = write!(text, "\n{}: {} kept out, who still follow and were forgotten", stage.name, grouped(kept_out));
+            let _ =
+                write!(text, "\n{}: {} kept out, who still follow and were forgotten", stage.name, grouped(kept_out));
         }
     }
     if let Some(step) = &view.next {

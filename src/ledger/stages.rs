@@ -61,6 +61,25 @@ impl Ledger {
         tx.commit().await.doing(DOING)
     }
 
+    /// Notes the calls of a stage that goes on; one that is not recorded yet stays so.
+    pub async fn note_stage_calls(
+        &self,
+        lease: &Lease,
+        (run_id, stage): (&RunId, &StageName),
+        api_calls: &BTreeMap<String, u64>,
+    ) -> Result<(), LedgerError> {
+        const DOING: &str = "note the calls of a stage";
+        let mut tx = self.begin_held_note(lease, DOING).await?;
+        sqlx::query("update run_stages set api_calls = $1 where run_id = $2 and stage = $3")
+            .bind(to_json(api_calls))
+            .bind(run_id.as_str())
+            .bind(stage.as_str())
+            .execute(&mut *tx)
+            .await
+            .doing(DOING)?;
+        tx.commit().await.doing(DOING)
+    }
+
     /// The stages of a run, in the order they were first recorded.
     pub async fn stages(&self, run_id: &RunId) -> Result<Vec<StageRecord>, LedgerError> {
         let rows = sqlx::query(
@@ -123,5 +142,9 @@ mod tests {
         }
         let stages = house.ledger.stages(&run_id).await.unwrap();
         assert_eq!(stages, [record("z", StageStatus::Succeeded, 7), record("a", StageStatus::Running, 0)]);
+        let calls = BTreeMap::from([("user/get".to_owned(), 9)]);
+        let a = StageName::new("a");
+        house.ledger.note_stage_calls(&house.lease, (&run_id, &a), &calls).await.unwrap();
+        assert_eq!(house.ledger.stages(&run_id).await.unwrap()[1].api_calls, calls);
     }
 }

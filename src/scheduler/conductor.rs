@@ -6,6 +6,7 @@
 
 mod beside;
 mod cancel;
+mod counting;
 mod hold;
 mod keeper;
 mod params;

@@ -218,10 +218,18 @@ impl WeChat {
     }
 
     async fn send_once(&self, held: &Held, body: Vec<u8>) -> SendOutcome {
-        let endpoint = Endpoint::TemplateSend;
         if let Some(counts) = &self.counts {
-            counts.add(endpoint);
+            counts.add(Endpoint::TemplateSend);
         }
+        let outcome = self.exchange_message(held, body).await;
+        if let (Some(counts), SendOutcome::Refused { .. } | SendOutcome::NoAnswer { .. }) = (&self.counts, &outcome) {
+            counts.add_failed_send();
+        }
+        outcome
+    }
+
+    async fn exchange_message(&self, held: &Held, body: Vec<u8>) -> SendOutcome {
+        let endpoint = Endpoint::TemplateSend;
         let reply = match self.shared.line.transport.exchange(held.send_url.clone(), Some(body), self.limit).await {
             Ok(reply) => reply,
             Err(source) => {

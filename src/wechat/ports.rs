@@ -81,18 +81,44 @@ pub trait CallMeter: Send + Sync {
 
 /// Calls made, by endpoint; tries count one by one, fetching tokens does not count.
 #[derive(Debug, Default)]
-pub struct CallCounts([AtomicU64; Endpoint::ALL.len()]);
+pub struct CallCounts {
+    made: [AtomicU64; Endpoint::ALL.len()],
+    failed_sends: AtomicU64,
+}
 
 impl CallCounts {
+    /// Goes on from what was counted before, as [`snapshot`](Self::snapshot) gave it.
+    pub fn going_on_from(before: &BTreeMap<String, u64>) -> Self {
+        let counts = Self::default();
+        for endpoint in Endpoint::ALL {
+            let calls = before.get(endpoint.as_str()).copied().unwrap_or(0);
+            counts.made[endpoint.index()].store(calls, Ordering::Relaxed);
+        }
+        counts
+    }
+
     pub(super) fn add(&self, endpoint: Endpoint) {
-        self.0[endpoint.index()].fetch_add(1, Ordering::Relaxed);
+        self.made[endpoint.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_failed_send(&self) {
+        self.failed_sends.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn made(&self, endpoint: Endpoint) -> u64 {
+        self.made[endpoint.index()].load(Ordering::Relaxed)
+    }
+
+    /// Sends that were refused or not answered since this was asked last.
+    pub fn take_failed_sends(&self) -> u64 {
+        self.failed_sends.swap(0, Ordering::Relaxed)
     }
 
     /// The endpoints called at least once.
     pub fn snapshot(&self) -> BTreeMap<String, u64> {
         Endpoint::ALL
             .into_iter()
-            .map(|endpoint| (endpoint.as_str().to_owned(), self.0[endpoint.index()].load(Ordering::Relaxed)))
+            .map(|endpoint| (endpoint.as_str().to_owned(), self.made(endpoint)))
             .filter(|(_, calls)| *calls > 0)
             .collect()
     }

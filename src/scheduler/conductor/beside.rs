@@ -31,14 +31,16 @@ pub(super) struct Walked {
     pub asked: Begun,
 }
 
+/// The stage that asks beside a walk.
+pub(super) struct Asking<'a> {
+    pub stage: &'a Stage,
+    pub begun: Begun,
+}
+
 impl Begun {
-    pub fn now(hands: &Hands) -> Self {
-        Self {
-            started_at: hands.clock.now(),
-            began: hands.clock.monotonic(),
-            calls: Arc::new(CallCounts::default()),
-            ahead: None,
-        }
+    /// Begins now, with the calls that were made for it before a stop.
+    pub fn now(hands: &Hands, calls: CallCounts) -> Self {
+        Self { started_at: hands.clock.now(), began: hands.clock.monotonic(), calls: Arc::new(calls), ahead: None }
     }
 
     pub fn seconds(&self, hands: &Hands) -> f64 {
@@ -46,9 +48,9 @@ impl Begun {
     }
 }
 
-impl Stages<'_> {
+impl<'a> Stages<'a> {
     /// The stage whose calls may be made while `stage` walks: it reads what the walk makes and waits for nothing else.
-    pub(super) fn goes_beside(&self, stage: &Stage) -> Option<&'_ Stage> {
+    pub(super) fn goes_beside(&self, stage: &Stage) -> Option<&'a Stage> {
         let (StageKind::ExtractFollowers(_), Some(made), None) = (&stage.kind, &stage.table, &self.only) else {
             return None;
         };
@@ -64,16 +66,16 @@ impl Stages<'_> {
         &self,
         cx: &StageContext<'_>,
         begun: &Begun,
-        asking: &Stage,
+        asking: Asking<'_>,
         watch: &Watch<'_>,
     ) -> Walked {
-        let StageKind::EnrichUnionids(plan) = &asking.kind else {
+        let StageKind::EnrichUnionids(plan) = &asking.stage.kind else {
             unreachable!("only such a stage goes beside a walk")
         };
-        let mut asked = Begun::now(cx.hands);
+        let mut asked = asking.begun;
         let news = WalkNews::default();
         let walking = StageContext { news: Some(&news), calls: cx.calls.clone(), ..*cx };
-        let beside = self.context(asking, asked.calls.clone(), watch);
+        let beside = self.context(asking.stage, asked.calls.clone(), watch);
         let walk = async {
             let outcome = execute(&walking).await;
             news.end_all();

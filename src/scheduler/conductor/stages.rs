@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tracing::Instrument;
 
-use super::beside::Begun;
+use super::beside::{Asking, Begun};
+use super::counting::Counted;
 use super::{Conductor, Watch};
 use crate::clock::Timestamp;
 use crate::config::settings::{OnFailure, Pipeline, Severity, Stage, StageKind};
@@ -41,15 +42,17 @@ impl Carried {
 }
 
 pub struct Stages<'a> {
-    conductor: &'a Conductor,
+    pub(super) conductor: &'a Conductor,
     pub(super) pipeline: &'a Pipeline,
-    run: &'a Run,
-    lease: &'a Lease,
+    pub(super) run: &'a Run,
+    pub(super) lease: &'a Lease,
     order: Vec<usize>,
     /// Stage → the stages it reads or needs.
     pub(super) before: BTreeMap<StageName, Vec<StageName>>,
     visible: Visible,
     records: BTreeMap<StageName, StageRecord>,
+    /// Calls that were made for each stage before this process took the run up.
+    pub(super) calls_before: BTreeMap<StageName, BTreeMap<String, u64>>,
     /// Stages that asked beside the one before them.
     ahead: BTreeMap<StageName, Begun>,
     pub params: Params,
@@ -79,10 +82,9 @@ impl<'a> Stages<'a> {
         let mut visible = Visible::default();
         visible.add(hands.ledger.current_snapshots().await?);
         visible.add(hands.ledger.staged_snapshots(&run.run_id).await?);
-        let records = hands
-            .ledger
-            .stages(&run.run_id)
-            .await?
+        let recorded = hands.ledger.stages(&run.run_id).await?;
+        let calls_before = recorded.iter().map(|record| (record.stage.clone(), record.api_calls.clone())).collect();
+        let records = recorded
             .into_iter()
             // What failed, waited or was kept from running is as if it had not been: it runs again.
             .filter(|record| matches!(record.status, StageStatus::Succeeded | StageStatus::Partial))
@@ -101,6 +103,7 @@ impl<'a> Stages<'a> {
             before: ordered.before,
             visible,
             records,
+            calls_before,
             ahead: BTreeMap::new(),
             params: Params::new(),
             only: None,
@@ -230,15 +233,26 @@ impl<'a> Stages<'a> {
 
     async fn one(&mut self, stage: &Stage, watch: &Watch<'_>) -> Result<After, StageError> {
         let hands = &self.conductor.hands;
-        let begun = self.ahead.remove(&stage.name).unwrap_or_else(|| Begun::now(hands));
-        self.record(stage, Ended::begun(begun.started_at)).await?;
+        let begin = |stages: &Self, name| Begun::now(hands, stages.counts_of(name));
+        let begun = self.ahead.remove(&stage.name).unwrap_or_else(|| begin(self, &stage.name));
+        self.record(stage, Ended::begun(&begun)).await?;
+        let asking = self.goes_beside(stage).map(|stage| Asking { stage, begun: begin(self, &stage.name) });
+        let mut counted: Vec<Counted> = vec![(stage.name.clone(), begun.calls.clone())];
+        if let Some(asking) = &asking {
+            self.record(asking.stage, Ended::begun(&asking.begun)).await?;
+            counted.push((asking.stage.name.clone(), asking.begun.calls.clone()));
+        }
         let cx = StageContext { ahead: begun.ahead.as_ref(), ..self.context(stage, begun.calls.clone(), watch) };
-        let (outcome, seconds, ahead) = match self.goes_beside(stage) {
-            None => (execute(&cx).await, None, None),
-            Some(asking) => {
-                let walked = self.with_beside(&cx, &begun, asking, watch).await;
-                (walked.outcome, Some(walked.seconds), Some((asking.name.clone(), walked.asked)))
-            }
+        let working = async {
+            let Some(asking) = asking else { return (execute(&cx).await, None, None) };
+            let beside = asking.stage;
+            let walked = self.with_beside(&cx, &begun, asking, watch).await;
+            (walked.outcome, Some(walked.seconds), Some((beside, walked.asked)))
+        };
+        let (outcome, seconds, asked) = tokio::select! {
+            biased;
+            done = working => done,
+            never = self.note_calls(&counted) => match never {},
         };
         hands.settle.settle().await?;
         let checked = match &outcome {
@@ -248,15 +262,37 @@ impl<'a> Stages<'a> {
         let ended = Ended {
             seconds: seconds.unwrap_or_else(|| begun.seconds(hands)),
             api_calls: begun.calls.snapshot(),
-            ..Ended::begun(begun.started_at)
+            ..Ended::begun(&begun)
         };
-        self.ahead.extend(ahead);
+        if let Some((stage, asked)) = asked {
+            self.keep_asked(stage, asked, &outcome).await?;
+        }
         let outcome = match (outcome, checked) {
             (Ok(StageOutcome::Done(_)), Ok(Some(broken))) => Err(StageError::Rule(broken)),
             (Ok(StageOutcome::Done(_)), Err(error)) => Err(error),
             (outcome, _) => outcome,
         };
         self.conclude(stage, outcome, ended).await
+    }
+
+    /// What asked beside a walk goes on from there after it; where the run stops with the walk, it waits as well.
+    async fn keep_asked(
+        &mut self,
+        stage: &Stage,
+        asked: Begun,
+        walk: &Result<StageOutcome, StageError>,
+    ) -> Result<(), StageError> {
+        let waits = match walk {
+            Ok(StageOutcome::Done(_)) => false,
+            Ok(StageOutcome::Waiting { .. } | StageOutcome::Halted { .. }) => true,
+            Err(error) => matches!(error, StageError::Interrupted),
+        };
+        if waits {
+            let ended = Ended { status: StageStatus::Waiting, ..Ended::begun(&asked) };
+            self.record(stage, ended).await?;
+        }
+        self.ahead.insert(stage.name.clone(), asked);
+        Ok(())
     }
 
     async fn conclude(
@@ -352,7 +388,9 @@ impl<'a> Stages<'a> {
     }
 
     async fn skip(&mut self, stage: &Stage, why: &str) -> Result<(), StageError> {
-        let mut ended = Ended::begun(self.conductor.hands.clock.now());
+        let hands = &self.conductor.hands;
+        let begun = self.ahead.remove(&stage.name).unwrap_or_else(|| Begun::now(hands, self.counts_of(&stage.name)));
+        let mut ended = Ended::begun(&begun);
         ended.status = StageStatus::Skipped;
         ended.error = Some(format!("not run: {why}"));
         self.record(stage, ended).await
@@ -397,12 +435,12 @@ struct Ended {
 }
 
 impl Ended {
-    fn begun(started_at: Timestamp) -> Self {
+    fn begun(begun: &Begun) -> Self {
         Self {
             status: StageStatus::Running,
-            started_at,
+            started_at: begun.started_at,
             seconds: 0.0,
-            api_calls: BTreeMap::new(),
+            api_calls: begun.calls.snapshot(),
             report: StageReport { detail: Value::Null, ..StageReport::default() },
             error: None,
         }

@@ -1,5 +1,6 @@
 //! Committing outcomes in groups: 100 ms or 500 rows, whichever is first; one transaction each.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,14 +31,13 @@ pub struct Settled {
     pub outcome: Outcome,
     openid: OpenId,
     unionid: Option<UnionId>,
-    tries: u32,
     /// Claimed but not sent: its call is given back.
     never_sent: bool,
 }
 
 impl Settled {
     pub fn new(item: Item, outcome: Outcome) -> Self {
-        Self { outcome, openid: item.openid, unionid: item.unionid, tries: item.tries, never_sent: false }
+        Self { outcome, openid: item.openid, unionid: item.unionid, never_sent: false }
     }
 }
 
@@ -63,7 +63,9 @@ pub fn put_back(item: Item, now: Timestamp) -> Settled {
 pub struct Outbox {
     waiting: Mutex<Vec<Settled>>,
     changed: Notify,
-    over: std::sync::atomic::AtomicBool,
+    over: AtomicBool,
+    /// Messages that were sent for the first time since they were claimed.
+    first_tries: AtomicU64,
 }
 
 impl Outbox {
@@ -77,14 +79,19 @@ impl Outbox {
         }
     }
 
+    /// A claimed message goes out for the first time, by the call that its claim reserved.
+    pub fn first_try(&self) {
+        self.first_tries.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Nothing more comes.
     pub fn close(&self) {
-        self.over.store(true, std::sync::atomic::Ordering::Release);
+        self.over.store(true, Ordering::Release);
         self.changed.notify_one();
     }
 
     fn is_over(&self) -> bool {
-        self.over.load(std::sync::atomic::Ordering::Acquire)
+        self.over.load(Ordering::Acquire)
     }
 
     fn len(&self) -> usize {
@@ -111,13 +118,19 @@ pub struct Recorder<'a> {
     outbox: Arc<Outbox>,
     day: QuotaDay,
     done: u64,
+    /// Sends of this stage before this session.
+    sends_before: u64,
+    /// Calls beyond those that claims reserved, as far as they are in the ledger.
+    charged: u64,
 }
 
 impl<'a> Recorder<'a> {
     pub fn new(pushing: &'a Pushing<'a>, permits: Arc<Semaphore>, outbox: Arc<Outbox>) -> Self {
         let day = QuotaDay::of(pushing.cx.hands.clock.now());
         let counts = pushing.push.counts;
-        Self { pushing, permits, outbox, day, done: counts.recipients - counts.pending }
+        let sends_before = pushing.cx.calls.made(Endpoint::TemplateSend);
+        let done = counts.recipients - counts.pending;
+        Self { pushing, permits, outbox, day, done, sends_before, charged: 0 }
     }
 
     /// Records until the sender ends. When the ledger cannot be written the push stops before the next send.
@@ -125,13 +138,12 @@ impl<'a> Recorder<'a> {
         loop {
             let is_over = self.gather().await;
             let group = self.outbox.take();
-            if group.is_empty() {
-                if is_over {
-                    return;
-                }
-                continue;
-            }
-            if let Err(error) = self.commit(group).await {
+            let recorded = match group.is_empty() {
+                true if is_over => return self.end().await,
+                true => continue,
+                false => self.commit(group).await,
+            };
+            if let Err(error) = recorded {
                 return self.pushing.stop(End::Failed(error));
             }
         }
@@ -177,7 +189,7 @@ impl<'a> Recorder<'a> {
                 day: self.day,
                 n: u64::try_from(unused).unwrap_or(u64::MAX),
             }),
-            errors: u64::try_from(outcomes.iter().filter(|one| one.errcode.is_some()).count()).unwrap_or(u64::MAX),
+            errors: cx.calls.take_failed_sends(),
             now,
         };
         let key = self.pushing.push.key;
@@ -195,7 +207,7 @@ impl<'a> Recorder<'a> {
             Recorded::LeaseLost => return Err(StageError::LeaseLost),
             Recorded::Yes { .. } => {}
         }
-        self.charge_repeats(&group).await?;
+        self.charge_repeats().await?;
         self.permits.add_permits(group.len());
         self.day = QuotaDay::of(now);
         let ended = outcomes.iter().filter(|outcome| outcome.state != DeliveryState::Pending).count();
@@ -204,17 +216,38 @@ impl<'a> Recorder<'a> {
         Ok(())
     }
 
-    /// A claim reserves one call; every repeat within it is another.
-    async fn charge_repeats(&self, group: &[Settled]) -> Result<(), StageError> {
-        let repeats: u64 = group.iter().map(|one| u64::from(one.tries.saturating_sub(1))).sum();
-        if repeats > 0 {
+    /// What is still in flight for its repeats has no outcome, and made calls all the same.
+    async fn end(&mut self) {
+        let Pushing { cx, plan, .. } = *self.pushing;
+        let errors = cx.calls.take_failed_sends();
+        let counted = async {
+            self.charge_repeats().await?;
+            if errors > 0 {
+                let endpoint = Endpoint::TemplateSend.as_str();
+                cx.hands.ledger.add_errors(&plan.account, endpoint, self.day, errors).await?;
+            }
+            Ok::<_, StageError>(())
+        };
+        if let Err(error) = counted.await {
+            self.pushing.stop(End::Failed(error));
+        }
+    }
+
+    /// A claim reserves one call; every other is charged here: repeats, and second tries after a refused token.
+    async fn charge_repeats(&mut self) -> Result<(), StageError> {
+        let cx = self.pushing.cx;
+        let made = cx.calls.made(Endpoint::TemplateSend) - self.sends_before;
+        let beyond = made.saturating_sub(self.outbox.first_tries.load(Ordering::Relaxed));
+        let new = beyond.saturating_sub(self.charged);
+        if new > 0 {
             let charge = QuotaCharge {
                 account: &self.pushing.plan.account,
                 endpoint: Endpoint::TemplateSend.as_str(),
                 day: self.day,
                 limit: None,
             };
-            self.pushing.cx.hands.ledger.reserve_calls(&charge, repeats).await?;
+            cx.hands.ledger.reserve_calls(&charge, new).await?;
+            self.charged += new;
         }
         Ok(())
     }

@@ -48,6 +48,9 @@ impl Hands {
     /// Sends this message, and then whatever is to be sent at once.
     async fn send_on(self, mut item: Item) {
         loop {
+            if item.tries == 1 {
+                self.outbox.first_try();
+            }
             let answer = self.wechat.send(item.body.clone()).await;
             let (now, monotonic) = (self.clock.now(), self.clock.monotonic());
             let mut desk = self.desk();
