@@ -194,10 +194,17 @@ pub enum OnFailure {
     Continue,
 }
 
+/// A column that a key names, and where.
+#[derive(Debug, Clone)]
+pub struct NamedColumn {
+    pub name: String,
+    pub place: Place,
+}
+
 #[derive(Debug, Clone, Default)]
 pub struct Checks {
-    pub not_null: Vec<String>,
-    pub unique: Vec<String>,
+    pub not_null: Vec<NamedColumn>,
+    pub unique: Vec<NamedColumn>,
     pub min_rows: Option<u64>,
     /// Share of the last snapshot's rows, 0 to 1.
     pub max_drop: Option<f64>,
@@ -310,7 +317,7 @@ pub struct SqlText {
 pub struct SqlStage {
     pub sql: SqlText,
     /// Empty: the table is replaced.
-    pub upsert_by: Vec<String>,
+    pub upsert_by: Vec<NamedColumn>,
 }
 
 #[derive(Debug, Clone)]

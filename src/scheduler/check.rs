@@ -167,9 +167,9 @@ impl<'a> Checker<'a> {
     }
 
     fn upsert_keys(&mut self, stage: &Stage, plan: &SqlStage, columns: &Columns) {
-        for key in plan.upsert_by.iter().filter(|key| !has_column(columns, key)) {
-            let message = format!("the SELECT of `{}` gives no column `{key}` to upsert by", stage.name);
-            self.problems.at(&stage.place, message).hint(column_hint(key, columns));
+        for key in plan.upsert_by.iter().filter(|key| !has_column(columns, &key.name)) {
+            let message = format!("the SELECT of `{}` gives no column `{}` to upsert by", stage.name, key.name);
+            self.problems.at(&key.place, message).hint(column_hint(&key.name, columns));
         }
     }
 
@@ -211,9 +211,9 @@ impl<'a> Checker<'a> {
         if let Some(columns) = stage.table.as_ref().and_then(|table| self.shelf.columns(table.as_str())) {
             let named = checks.not_null.iter().map(|column| ("not_null", column));
             for (check, column) in named.chain(checks.unique.iter().map(|column| ("unique", column))) {
-                if !has_column(columns, column) {
-                    let message = format!("`{check}` names `{column}`, which `{}` has no column of", stage.name);
-                    self.problems.at(&stage.place, message).hint(column_hint(column, columns));
+                if !has_column(columns, &column.name) {
+                    let message = format!("`{check}` names `{}`, which `{}` has no column of", column.name, stage.name);
+                    self.problems.at(&column.place, message).hint(column_hint(&column.name, columns));
                 }
             }
         }

@@ -81,13 +81,13 @@ impl Job {
         session.confine(&[])?;
         let mut broken = Vec::new();
         let name = quoted(&self.source.name);
-        for column in &self.checks.not_null {
+        for column in self.checks.not_null.iter().map(|column| &column.name) {
             let nulls = self.count(session, &format!("{name} where {} is null", quoted(column)))?;
             if nulls > 0 {
                 broken.push(self.broken(format!("not_null {column}"), format!("{nulls} rows are NULL")));
             }
         }
-        for column in &self.checks.unique {
+        for column in self.checks.unique.iter().map(|column| &column.name) {
             let column_name = quoted(column);
             let twice = self.count(
                 session,

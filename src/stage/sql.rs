@@ -19,7 +19,8 @@ use crate::lake::Lake;
 /// [`StageError::Sql`] for what DuckDB refuses; the table before stays.
 pub async fn run(cx: &StageContext<'_>, plan: &SqlStage) -> Result<StageOutcome, StageError> {
     let table = cx.stage.table.as_ref().expect("a sql stage has a table");
-    let made = write_table(cx, table, &plan.sql.text, &plan.upsert_by).await?;
+    let keys: Vec<String> = plan.upsert_by.iter().map(|key| key.name.clone()).collect();
+    let made = write_table(cx, table, &plan.sql.text, &keys).await?;
     let rows_out = made.rows;
     let rows_in = made.rows_in;
     let snapshot = made.into_snapshot(table).record(cx);

@@ -14,6 +14,8 @@ const FORMATS: [&str; 6] = ["csv", "tsv", "ndjson", "jsonl", "json", "parquet"];
 const COMPRESSIONS: [&str; 2] = ["gz", "zst"];
 /// Columns that every table of users has by itself.
 const OWN_COLUMNS: [&str; 1] = ["miniprogram"];
+/// Columns that mean something to us; any other is carried along.
+const ROLES: [&str; 3] = ["openid", "unionid", "updated_at"];
 
 pub(super) fn read(stage: &mut StageReader<'_>) -> Option<StageKind> {
     let miniprogram = stage.one_miniprogram();
@@ -123,12 +125,19 @@ fn check_glob(field: &Field<'_>, files: &str) {
 fn columns(field: Option<&Field<'_>>) -> Vec<(String, String)> {
     let mut columns = Vec::new();
     let section = field.and_then(|field| field.section("`columns`"));
-    for field in section.iter().flat_map(Section::fields) {
+    let fields: Vec<Field<'_>> = section.iter().flat_map(Section::fields).collect();
+    for field in &fields {
         if OWN_COLUMNS.contains(&field.name) {
             field.refuse_key(format!("the column `{}` is there by itself", field.name), "name the column otherwise");
         } else if field.name.is_empty() || field.name.starts_with('_') || field.name.contains(['"', '\'']) {
             let hint = "use letters, digits and `_`, not beginning with `_`";
             field.refuse_key(format!("`{}` cannot name a column", field.name), hint);
+        } else if let Some(role) = meant_role(field.name, &fields) {
+            let hint = format!("did you mean `{role}`? Where both are columns, name `{role}` here as well");
+            field.refuse_key(
+                format!("`{}` is nearly `{role}`, and is no column that means anything here", field.name),
+                hint,
+            );
         }
         if let Some(theirs) = field.full_text() {
             columns.push((field.name.to_owned(), theirs));
@@ -138,4 +147,36 @@ fn columns(field: Option<&Field<'_>>) -> Vec<(String, String)> {
         columns.insert(0, ("openid".to_owned(), "openid".to_owned()));
     }
     columns
+}
+
+/// The role that a name was surely meant for: a slip of the pen away, and not named itself beside it. Names of other columns
+/// (`created_at`, `mp_openid`) are further off.
+fn meant_role(name: &str, fields: &[Field<'_>]) -> Option<&'static str> {
+    let own = name.to_lowercase();
+    let sorted = |text: &str| {
+        let mut letters: Vec<char> = text.chars().collect();
+        letters.sort_unstable();
+        letters
+    };
+    let is_slip = |role: &&str| strsim::damerau_levenshtein(&own, role) <= 1 || sorted(&own) == sorted(role);
+    let is_named = |role: &str| fields.iter().any(|field| field.name == role);
+    ROLES.into_iter().find(is_slip).filter(|role| !is_named(role))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_of_the_pen_is_told_from_a_column_of_its_own() {
+        for (slip, role) in [("opneid", "openid"), ("open_id", "openid"), ("opnied", "openid"), ("OpenID", "openid")] {
+            assert_eq!(meant_role(slip, &[]), Some(role), "{slip}");
+        }
+        for (slip, role) in [("union_id", "unionid"), ("update_at", "updated_at"), ("updatedat", "updated_at")] {
+            assert_eq!(meant_role(slip, &[]), Some(role), "{slip}");
+        }
+        for other in ["created_at", "updated_by", "mp_openid", "city", "union", "id", "openid_old"] {
+            assert_eq!(meant_role(other, &[]), None, "{other}");
+        }
+    }
 }

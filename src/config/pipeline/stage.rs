@@ -3,7 +3,7 @@
 use crate::config::file::{Field, Item, Section};
 use crate::config::problems::suggestion;
 use crate::config::resolve::{Made, StageMention};
-use crate::config::settings::{Checks, MiniProgram, OnFailure, Place, Severity, SqlText, Stage};
+use crate::config::settings::{Checks, MiniProgram, NamedColumn, OnFailure, Place, Severity, SqlText, Stage};
 use crate::config::workspace::{PIPELINES, read_text};
 use crate::domain::{AccountName, MiniProgramName, StageName, TableName};
 
@@ -279,8 +279,14 @@ impl StageReader<'_> {
     }
 }
 
+/// A list of column names, each with its place.
+pub(super) fn named_columns(field: &Field<'_>) -> Option<Vec<NamedColumn>> {
+    let named = |item: Item| NamedColumn { place: field.page.place(item.span), name: item.text };
+    Some(field.texts()?.into_iter().map(named).collect())
+}
+
 fn checks(mut section: Section<'_>) -> Checks {
-    let columns = |field: Option<Field<'_>>| field.and_then(|field| field.words()).unwrap_or_default();
+    let columns = |field: Option<Field<'_>>| field.and_then(|field| named_columns(&field)).unwrap_or_default();
     let checks = Checks {
         not_null: columns(section.take("not_null")),
         unique: columns(section.take("unique")),

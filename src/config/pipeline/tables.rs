@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::stage::StageReader;
+use super::stage::{StageReader, named_columns};
 use crate::config::file::Field;
 use crate::config::resolve::{TableMention, Wanted, defaults};
 use crate::config::settings::{
@@ -50,7 +50,7 @@ pub(super) fn measure_coverage(stage: &mut StageReader<'_>) -> StageKind {
 pub(super) fn sql(stage: &mut StageReader<'_>) -> Option<StageKind> {
     let sql = stage.sql_file();
     let upsert_by = stage.section.take("upsert_by").and_then(|field| {
-        let columns = field.words()?;
+        let columns = named_columns(&field)?;
         if columns.is_empty() {
             field.refuse(
                 "no column to tell rows apart by",

@@ -89,10 +89,11 @@ impl Wanted {
         }
     }
 
-    /// A table from SQL may be anything; so may one of a stage whose kind could not be read.
+    /// A table from SQL may be one of users; followers are walked an account at a time, which SQL does not give. A stage
+    /// whose kind could not be read may be anything.
     fn accepts(self, kind: Option<&str>) -> bool {
         match (self, kind) {
-            (_, None | Some("sql")) | (Self::Any, _) => true,
+            (_, None) | (Self::Any, _) | (Self::Users, Some("sql")) => true,
             (Self::Followers, Some(kind)) => kind == "extract_followers",
             (Self::Users, Some(kind)) => kind == "load_users",
         }

@@ -23,6 +23,9 @@ pub const TIMEOUT: Duration = Duration::from_secs(10);
 pub const LEDGER_URL: &str = "sqlite://data/ledger.db";
 pub const LAKE_URL: &str = "data/lake";
 pub const MEMORY_LIMIT: &str = "4GB";
+/// Below this a join or a set of a few hundred thousand people fails; with it one of a million is made.
+pub const LEAST_MEMORY: &str = "200MB";
+pub const LEAST_MEMORY_BYTES: u64 = 200_000_000;
 pub const LISTEN: &str = "127.0.0.1:8787";
 
 pub const RETRY: Retry = Retry { times: 3, wait: minutes(10) };

@@ -165,11 +165,16 @@ fn engine(mut section: Section<'_>) -> EngineSettings {
     if let Some(field) = section.take("memory_limit")
         && let Some(bytes) = field.unit(units::size)
     {
-        if bytes == 0 {
-            field.refuse("no memory at all", "use a larger size: \"4GB\"");
+        let text = field.text().unwrap_or_default();
+        if bytes < defaults::LEAST_MEMORY_BYTES {
+            field.refuse(
+                format!("\"{text}\" is less memory than the engine works with"),
+                format!("use {} or more: \"{}\"", defaults::LEAST_MEMORY, defaults::MEMORY_LIMIT),
+            );
+        } else {
+            engine.memory_limit = text;
+            engine.memory_limit_bytes = bytes;
         }
-        engine.memory_limit = field.text().unwrap_or_default();
-        engine.memory_limit_bytes = bytes;
     }
     if let Some(threads) = section.take("threads").and_then(|field| field.count("threads", 0..=1024)) {
         engine.threads = usize::try_from(threads).expect("at most 1024");

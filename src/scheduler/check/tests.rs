@@ -256,7 +256,7 @@ fn an_upsert_needs_its_keys_and_keeps_the_columns_before() {
     let old = vec![("old".to_owned(), "BIGINT".to_owned())];
     let known = KnownTables { snapshots: [("daily".to_owned(), old)].into(), ..KnownTables::default() };
     let found = Workspace::new(&files).check(&known);
-    assert_only(&found, ("pipelines/p.toml", 1, 9), "gives no column `citty` to upsert by", "did you mean `city`?");
+    assert_only(&found, ("pipelines/p.toml", 3, 22), "gives no column `citty` to upsert by", "did you mean `city`?");
 }
 
 #[test]
@@ -296,7 +296,7 @@ fn checks_are_bound_where_they_stand() {
     let found =
         problems_of(&[("pipelines/p.toml", pipeline), ("pipelines/p/s.sql", "select city from mall_users"), EXPORT]);
     assert_eq!(found.len(), 2, "{found:#?}");
-    assert_told(&found[0], ("pipelines/p.toml", 1, 9), "`not_null` names `cityy`", "did you mean `city`?");
+    assert_told(&found[0], ("pipelines/p.toml", 3, 24), "`not_null` names `cityy`", "did you mean `city`?");
     assert_told(&found[1], ("pipelines/p.toml", 3, 82), "no column `citi`", "did you mean `city`?");
     let escaped = "[stages.s]\nkind = \"sql\"\nchecks = { sql = \"select \\\"citi\\\" from s\" }\n";
     let found =
