@@ -96,6 +96,18 @@ impl App {
         Self::build_on(settings, ledger, lake, clock).map(Some)
     }
 
+    /// The house of a workspace in which nothing ran, for questions about it: every table is there, empty.
+    ///
+    /// # Errors
+    ///
+    /// [`AppError`].
+    pub async fn blank(settings: Settings, clock: Clock) -> Result<Self, AppError> {
+        let path = settings.ledger.path.clone();
+        let ledger = Ledger::blank().await.map_err(|source| AppError::Ledger { path, source })?;
+        let lake = Lake::new(&settings.lake.root).to_read()?;
+        Self::build_on(settings, ledger, lake, clock)
+    }
+
     /// The same house under other settings: its ledger and its numbers stay.
     ///
     /// # Errors

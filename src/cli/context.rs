@@ -93,6 +93,19 @@ impl Context {
         App::open_to_read(settings, self.clock).await?.ok_or_else(|| nothing_ran(&root))
     }
 
+    /// The same, where an answer is due though nothing ran: the tables are empty then.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`].
+    pub async fn app_to_ask(&self) -> Result<App, Failure> {
+        let settings = self.settings()?;
+        match App::open_to_read(settings.clone(), self.clock).await? {
+            Some(app) => Ok(app),
+            None => Ok(App::blank(settings, self.clock).await?),
+        }
+    }
+
     /// Prints `value` as JSON where that was asked for, else what `human` makes of it.
     pub fn print<T: Serialize>(&self, value: &T, human: impl FnOnce(&T) -> String) {
         if self.is_json {

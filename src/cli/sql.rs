@@ -76,7 +76,7 @@ struct Written<'a> {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let format = format(context, &args)?;
-    let app = context.app_to_read().await?;
+    let app = context.app_to_ask().await?;
     let (hands, stop) = (app.hands(), stop_on_signals());
     let question = Question { sql: &args.sql, format, stop: &stop };
     let done = match &args.output {

@@ -22,6 +22,18 @@ impl Ledger {
         self.is_to_read
     }
 
+    /// An empty ledger elsewhere, removed with its last clone: how a workspace looks in which nothing ran.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ledger::open`].
+    pub async fn blank() -> Result<Self, LedgerError> {
+        let folder = tempfile::Builder::new().prefix("lianbo-").tempdir();
+        let folder = folder.map_err(|source| LedgerError::Create { path: std::env::temp_dir(), source })?;
+        let ledger = Self::open(&folder.path().join("ledger.db")).await?;
+        Ok(Self { _copy: Some(Arc::new(folder)), ..ledger })
+    }
+
     /// Opens the ledger to read, if its file is there; what would write through it fails with [`LedgerError::ReadOnly`].
     ///
     /// A ledger of an older version is brought up to date first, which needs one that can be written.

@@ -92,12 +92,19 @@ pub async fn stream(
     ask(hands, sql, stop, move |session, params| {
         let mut rows_out = 0;
         let mut write = || {
-            let columns = session.bind(&text, params)?;
-            sink.begin(&told_apart(columns)).map_err(QueryError::Sink)?;
+            let columns = told_apart(session.bind(&text, params)?);
+            // What fails before its first row leaves nothing behind, not even a header.
+            let mut has_begun = false;
             session.stream::<QueryError>(&text, params, |rows| {
+                if !std::mem::replace(&mut has_begun, true) {
+                    sink.begin(&columns).map_err(QueryError::Sink)?;
+                }
                 rows_out += u64::try_from(rows.len()).unwrap_or(u64::MAX);
                 sink.rows(&rows).map_err(QueryError::Sink).map(|()| true)
             })?;
+            if !has_begun {
+                sink.begin(&columns).map_err(QueryError::Sink)?;
+            }
             sink.end().map_err(QueryError::Sink)
         };
         match write() {

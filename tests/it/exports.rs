@@ -179,3 +179,31 @@ async fn as_a_guest(house: &House, arguments: &[&str]) -> crate::house::Outcome 
     command.stdin(std::process::Stdio::null());
     crate::house::outcome(command.output().await.unwrap())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_nothing_ran_every_table_is_there_and_empty_and_looking_makes_nothing() {
+    let house = House::build(small()).await;
+    let before: Vec<_> = house.files().into_keys().collect();
+    for table in ["runs", "run_stages", "deliveries", "pushes", "api_calls", "audit", "suppressions", "recipients"] {
+        assert_eq!(house.rows(&format!("from {table}")).await, Vec::<Vec<String>>::new(), "{table}");
+    }
+    for table in ["quarantine", "left_out", "follower_changes", "followers", "profiles", "identities", "coverage"] {
+        assert_eq!(house.numbers(&format!("select count(*) from {table}")).await, [0], "{table}");
+    }
+    assert_eq!(before, house.files().into_keys().collect::<Vec<_>>(), "a question made something");
+    house.lianbo(&["sql", "from nothing_of_ours"]).await.ends(2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_that_fails_before_its_first_row_prints_nothing() {
+    let house = House::build(small()).await;
+    house.night().await;
+    for format in ["csv", "table", "json"] {
+        let sql = "select cast(city as int) as n from mall_users";
+        let failed = house.lianbo(&["sql", sql, "--format", format]).await.ends(2);
+        assert_eq!(failed.stdout, "", "{format}");
+        assert!(failed.stderr.contains("Conversion"), "{failed:?}");
+    }
+    let empty = house.lianbo(&["sql", "select city from mall_users where false", "--format", "csv"]).await.ends(0);
+    assert_eq!(empty.stdout, "city\n", "no rows are an answer, with a header");
+}
