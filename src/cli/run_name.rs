@@ -44,11 +44,30 @@ fn unknown(hands: &Hands, name: &str) -> String {
 ///
 /// [`Failure::Usage`] as [`find_run`], and when the run has no such push.
 pub async fn find_pushes(hands: &Hands, name: &str) -> Result<(Run, Vec<Push>), Failure> {
-    let (run, stage) = match name.split_once('/') {
-        Some((run, stage)) => (run, Some(stage)),
-        None => (name, None),
-    };
-    let run = find_run(hands, run).await?;
+    let run = find_run(hands, split(name).0).await?;
+    pushes_of(hands, run, split(name).1).await
+}
+
+/// The same for who asks what became of a push: a pipeline's name is its latest run that is not made of the failures of
+/// another one. Orders are for whatever goes on, and take the latest.
+///
+/// # Errors
+///
+/// As [`find_pushes`].
+pub async fn find_own_pushes(hands: &Hands, name: &str) -> Result<(Run, Vec<Push>), Failure> {
+    let (run, stage) = split(name);
+    match hands.ledger.latest_own_run(run).await? {
+        Some(own) => pushes_of(hands, own, stage).await,
+        None => find_pushes(hands, name).await,
+    }
+}
+
+/// RUN and, where it is named, STAGE.
+fn split(name: &str) -> (&str, Option<&str>) {
+    name.split_once('/').map_or((name, None), |(run, stage)| (run, Some(stage)))
+}
+
+async fn pushes_of(hands: &Hands, run: Run, stage: Option<&str>) -> Result<(Run, Vec<Push>), Failure> {
     let mut pushes = hands.ledger.pushes_of(&run.run_id).await?;
     if let Some(stage) = stage {
         let known: Vec<String> = pushes.iter().map(|push| format!("{}/{}", run.run_id, push.stage)).collect();
@@ -73,7 +92,19 @@ pub async fn find_pushes(hands: &Hands, name: &str) -> Result<(Run, Vec<Push>), 
 ///
 /// As [`find_pushes`], and when the run has several and none is named.
 pub async fn find_push(hands: &Hands, name: &str) -> Result<(Run, Push), Failure> {
-    let (run, mut pushes) = find_pushes(hands, name).await?;
+    only_one(find_pushes(hands, name).await?)
+}
+
+/// The same, as [`find_own_pushes`] understands the name.
+///
+/// # Errors
+///
+/// As [`find_push`].
+pub async fn find_own_push(hands: &Hands, name: &str) -> Result<(Run, Push), Failure> {
+    only_one(find_own_pushes(hands, name).await?)
+}
+
+fn only_one((run, mut pushes): (Run, Vec<Push>)) -> Result<(Run, Push), Failure> {
     if pushes.len() > 1 {
         let known: Vec<String> = pushes.iter().map(|push| format!("{}/{}", run.run_id, push.stage)).collect();
         return Err(Failure::Usage(format!("run {} has several pushes; name one: {}", run.run_id, known.join(", "))));

@@ -118,6 +118,12 @@ impl Ledger {
         self.select_runs(tail, &[prefix_or_pipeline]).await
     }
 
+    /// The latest run of a pipeline that is not made of another one's failures.
+    pub async fn latest_own_run(&self, pipeline: &str) -> Result<Option<Run>, LedgerError> {
+        let tail = "where pipeline = $1 and trigger_kind <> 'resend' order by id desc limit 1";
+        Ok(self.select_runs(tail, &[pipeline]).await?.pop())
+    }
+
     /// The latest runs, latest first.
     pub async fn latest_runs(&self, limit: u32, pipeline: Option<&PipelineName>) -> Result<Vec<Run>, LedgerError> {
         let rows =

@@ -60,11 +60,20 @@ pub struct PushView {
     pub resend_of: Option<String>,
     /// The runs that send to its own failures again.
     pub resends: Vec<String>,
+    /// The same with how each stands.
+    pub resent_by: Vec<ResendView>,
     pub errcodes: Vec<CodeView>,
     pub rate: RateView,
     /// At the rate of now; at the set rate while nothing is sent. `None` when nobody is pending.
     pub seconds_left: Option<f64>,
     pub halted_errcode: Option<i64>,
+}
+
+/// A run that sends to the failures of a push again.
+#[derive(Debug, Clone, Serialize)]
+pub struct ResendView {
+    pub run_id: String,
+    pub status: RunStatus,
 }
 
 /// How many recipients ended, or were put back, with a reason or a code.
@@ -111,6 +120,11 @@ impl PushView {
         let seconds_left = speed.filter(|_| push.counts.pending > 0).map(|speed| push.counts.pending as f64 / speed);
         let codes = ledger.errcode_counts(push.key).await?.into_iter();
         let resends = ledger.resends_of(&push).await?;
+        let mut resent_by = Vec::with_capacity(resends.len());
+        for run_id in &resends {
+            let run = ledger.run(run_id).await?;
+            resent_by.extend(run.map(|run| ResendView { run_id: run_id.to_string(), status: run.status }));
+        }
         let resend_of = ledger.resend_of(&push).await?;
         Ok(Self {
             run_id: run.run_id.to_string(),
@@ -140,6 +154,7 @@ impl PushView {
             delivered: ledger.delivered_counts(push.key).await?,
             resend_of,
             resends: resends.iter().map(ToString::to_string).collect(),
+            resent_by,
             errcodes: codes
                 .map(|code| CodeView {
                     state: if code.state.is_settled() { code.state.as_str() } else { "pending" },

@@ -239,8 +239,15 @@ async fn who_failed_is_sent_to_again_by_a_push_of_just_those() {
     let again = house.run("campaign", &[]).await.ends(0);
     assert_eq!(again.counts(), [2, 2, 0, 0, 0, 0, 0]);
     house.everybody_has_one();
-    let shown = house.lianbo(&["push", "show", "campaign", "--json"]).await.ends(0).json();
-    assert_eq!(shown["pushes"][0]["resend_of"], made["resend_of"]);
+    let show = async |name: &str| house.lianbo(&["push", "show", name, "--json"]).await.ends(0).json();
+    let new = made["run_id"].as_str().unwrap();
+    assert_eq!(show(new).await["pushes"][0]["resend_of"], made["resend_of"]);
+    // The campaign is still its own push, and tells of the other one.
+    let own = show("campaign").await;
+    assert_eq!((&own["run_id"], &own["pushes"][0]["failed"]), (&first.json()["run_id"], &2.into()));
+    assert_eq!(own["pushes"][0]["resends"], serde_json::json!([new]));
+    let told = house.lianbo(&["push", "show", "campaign"]).await.ends(0).stdout;
+    assert!(told.contains(&format!("sent to again by {new}, succeeded")), "{told}");
     let old = made["resend_of"].as_str().unwrap();
     house.lianbo(&["push", "resend", old, "--failed"]).await.ends(2);
     assert_eq!(house.audited("push resend").await, 1);

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::cli::context::Context;
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::run_name::find_push;
+use crate::cli::run_name::find_own_push;
 use crate::clock::Timestamp;
 use crate::ledger::{DeliveryRow, Ledger, LedgerError, Push};
 use crate::wechat::lookup_code;
@@ -59,7 +59,7 @@ impl<'a> Line<'a> {
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let app = context.app_to_read().await?;
     let ledger = &app.hands().ledger;
-    let (_, push) = find_push(app.hands(), &args.which.run).await?;
+    let (_, push) = find_own_push(app.hands(), &args.which.run).await?;
     let printed =
         if context.is_json { as_json(ledger, &push, &args).await? } else { as_lines(ledger, &push, &args).await? };
     let rest = push.rest_reason.as_deref().map(|reason| (push.recipients - push.claimed, reason));

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::cli::context::{Context, who};
 use crate::cli::exit::{Exit, Failure, of_run};
-use crate::cli::run_name::find_push;
+use crate::cli::run_name::find_own_push;
 use crate::cli::table::grouped;
 use crate::cli::words::plural;
 use crate::scheduler::conductor::Resend;
@@ -33,7 +33,7 @@ struct Made {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let app = context.existing_app().await?;
-    let (run, push) = find_push(app.hands(), &args.which.run).await?;
+    let (run, push) = find_own_push(app.hands(), &args.which.run).await?;
     let who = who();
     let made = app.conductor.resend(Resend { push: &push, errcode: args.errcode, who: &who }).await.map_err(of_run)?;
     let made = Made {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Which;
 use crate::cli::context::Context;
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::run_name::find_pushes;
+use crate::cli::run_name::find_own_pushes;
 use crate::cli::table::{grouped, plain};
 use crate::cli::words::{bars, local, plural, rate, span};
 use crate::domain::RunStatus;
@@ -29,7 +29,7 @@ struct Shown {
 pub async fn run(context: &Context, which: Which) -> Result<Exit, Failure> {
     let app = context.app_to_read().await?;
     let (hands, now) = (app.hands(), context.clock.now());
-    let (run, pushes) = find_pushes(hands, &which.run).await?;
+    let (run, pushes) = find_own_pushes(hands, &which.run).await?;
     let mut views = Vec::with_capacity(pushes.len());
     for push in pushes {
         views.push(PushView::of(hands, &run, push, now).await?);
@@ -75,8 +75,9 @@ fn describe(push: &PushView, zone: Tz) -> String {
     if let Some(of) = &push.resend_of {
         let _ = write!(text, "\nsends again to failures of {of}");
     }
-    if !push.resends.is_empty() {
-        let _ = write!(text, "\nits failures were sent to again by {}", push.resends.join(", "));
+    for resend in &push.resent_by {
+        let (run, status) = (&resend.run_id, resend.status.as_str());
+        let _ = write!(text, "\nits failures are sent to again by {run}, {status}: lianbo push show {run}");
     }
     if let Some(account) = &push.frozen {
         let every = account == EVERY_ACCOUNT;
