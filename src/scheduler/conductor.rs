@@ -9,6 +9,7 @@ mod cancel;
 mod counting;
 mod hold;
 mod keeper;
+mod lookout;
 mod params;
 mod publish;
 mod resend;
@@ -26,6 +27,7 @@ use tracing::Instrument;
 pub use self::cancel::CancelOutcome;
 pub use self::hold::Held;
 use self::keeper::Keeper;
+use self::lookout::Lookout;
 pub(super) use self::params::{params_json, sql_params};
 pub use self::resend::{Resend, Resent};
 use self::stages::{Carried, Stages};
@@ -166,10 +168,14 @@ impl Conductor {
         async {
             let stop = watch.stop.child_token();
             let keeper = Keeper::start(self, lease.clone(), stop.clone());
+            let lookout = Lookout::start(self, &run);
             let began = self.hands.clock.monotonic();
             self.hear_events().await;
             let carried = self.carry_out(lease, request, &run, &Watch { stop: &stop, ..*watch }).await;
             self.hear_events().await;
+            if let Some(lookout) = lookout {
+                lookout.end().await;
+            }
             keeper.end().await;
             let change = match carried {
                 Ok(carried) => carried.change(),
@@ -351,6 +357,9 @@ impl Conductor {
             tracing::warn!("the catalog stays as it was: {}", stages::chain(&error));
         }
         self.tell(run, &change).await?;
+        if change.status == RunStatus::Waiting {
+            self.tell_what_expires(run, change.waiting_until, &mut Default::default()).await?;
+        }
         ledger.set_run_status(lease, &run.run_id, change, now).await?;
         let run = ledger.run(&run.run_id).await?.ok_or_else(|| RunError::Usage("the run is gone".to_owned()))?;
         let mut view = RunView::of(ledger, &run, now).await?;

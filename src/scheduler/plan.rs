@@ -4,7 +4,7 @@
 //! Estimates come from the tables as they stand: a walk is as long as the last one, an audience is judged for real and
 //! counted ([`estimate`]). An unfinished run is planned from where it stands. How a push spreads over days is in [`days`].
 
-mod days;
+pub(super) mod days;
 mod estimate;
 
 use std::collections::BTreeMap;

@@ -309,8 +309,8 @@ pub(super) async fn reread(cx: &StageContext<'_>, push: &Push) -> Result<Push, S
         .ok_or_else(|| StageError::Rule("the push is no longer in the ledger".to_owned()))
 }
 
-/// From the scheduled time; by hand, from the run's start.
-fn expiry(run: &Run, plan: &PushTemplate) -> Option<Timestamp> {
+/// When a push of this run expires: from the scheduled time; by hand, from the run's start.
+pub fn expiry(run: &Run, plan: &PushTemplate) -> Option<Timestamp> {
     let from = run.scheduled_for.unwrap_or(run.started_at);
     plan.expires.and_then(|expires| from.checked_add_signed(chrono::TimeDelta::from_std(expires).ok()?))
 }

@@ -6,7 +6,7 @@ use lianbo::simulator::SALE_TEMPLATE_ID;
 use serde_json::Value;
 
 use crate::chat::Chat;
-use crate::house::{House, eventually, small, wide};
+use crate::house::{House, ended, eventually, small, wide};
 use crate::serve::{Serving, schedule_soon};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -135,4 +135,29 @@ async fn a_scheduled_failure_and_its_recovery_are_told_once_and_only_success_bea
     let succeeded = "select count(*) from runs where pipeline = 'judge' and status = 'succeeded'";
     let succeeded = house.numbers(succeeded).await[0];
     assert!(succeeded >= 2 && wide(chat.heartbeats()) <= succeeded, "{succeeded}, {}", chat.heartbeats());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_that_cannot_end_before_it_expires_is_told_once_while_it_goes_on() {
+    let (house, chat) = telling("plain").await;
+    house.night().await;
+    house.campaign("rate = \"5000/s\"\nexpires = \"1h\"");
+    house.run("campaign", &[]).await.ends(0);
+    assert_eq!(chat.statuses(), Vec::<String>::new(), "this one has time enough");
+
+    house.campaign("rate = \"5/s\"\nexpires = \"20s\"\non_expiry = \"skip\"");
+    let child = house.begin("campaign");
+    eventually(SOON, || !chat.alerts().is_empty()).await;
+    house.lianbo(&["push", "pause", "campaign"]).await.ends(0);
+    let waits = ended(child).await.ends(75);
+    house.lianbo(&["push", "resume", "campaign"]).await.ends(0);
+    let over = house.run("campaign", &[]).await.ends(0);
+    assert!(over.counts()[3] > 0, "somebody was skipped: {over:?}");
+    assert_eq!(chat.statuses(), ["will_expire"]);
+    let told = chat.alerts().remove(0);
+    let run_id = waits.json()["run_id"].as_str().unwrap().to_owned();
+    assert_eq!(told["command"], format!("lianbo push show {run_id}/push"));
+    for part in ["expires at", "5.0/s", "would not be sent to"] {
+        assert!(told["why"].as_str().unwrap().contains(part), "{part} is missing: {told}");
+    }
 }

@@ -44,6 +44,7 @@ async fn a_dead_template_halts_the_push_and_after_the_mend_everybody_is_sent_to_
     assert!(house.simulator.kill_template(SALE_TEMPLATE_ID));
     let halted = ended(child).await.ends(3);
     assert_eq!(halted.json()["status"], "halted");
+    assert_eq!(halted.stderr.matches("the push stops").count(), 1, "{}", halted.stderr);
     let messages = house.simulator.inbox().messages;
     let refused = house.calls("message/template/send") - messages;
     assert!((1..=16).contains(&refused), "{refused} calls were made to a dead template");

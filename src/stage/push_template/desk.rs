@@ -196,8 +196,11 @@ impl Desk {
             }
             Verdict::PutBack(outcome) => Some(Settled::new(item, outcome)),
             Verdict::Stop(end) => {
-                tracing::warn!(errcode, "the push stops: {end:?}");
-                self.stops.stop(end);
+                // Of what is in flight every answer may say the same.
+                let why = end.told();
+                if self.stops.stop(end) {
+                    tracing::warn!(errcode, "the push stops: {why}");
+                }
                 Some(put_back(item, now))
             }
         }

@@ -44,6 +44,17 @@ pub enum End {
     Failed(StageError),
 }
 
+impl End {
+    /// In words, as far as an answer of WeChat says it.
+    pub fn told(&self) -> String {
+        match self {
+            Self::QuotaSpent { why } | Self::Halted { why, .. } | Self::Unanswered { why } => why.clone(),
+            Self::TemplateGone { errcode } => format!("WeChat says {errcode} of the template"),
+            other => format!("{other:?}"),
+        }
+    }
+}
+
 /// Why and whether a push comes to a stop.
 pub struct Stops {
     /// Cancelled to take no more; what is in flight still settles.
@@ -58,14 +69,17 @@ impl Stops {
         Arc::new(Self { halt, ending: Mutex::new(None), run_out: Mutex::new(None) })
     }
 
-    /// Stops at once: what is in flight settles, what was claimed and not sent is put back. The first reason stands.
-    pub fn stop(&self, end: End) {
+    /// Stops at once: what is in flight settles, what was claimed and not sent is put back. The first reason stands; says
+    /// whether this is it.
+    pub fn stop(&self, end: End) -> bool {
         let mut ending = self.ending.lock().expect("nobody panics while holding the reason");
-        if ending.is_none() {
+        let is_first = ending.is_none();
+        if is_first {
             *ending = Some(end);
         }
         drop(ending);
         self.halt.cancel();
+        is_first
     }
 
     /// Claims come to an end; what is claimed has its call reserved, so it is sent. Whatever stops that comes before this.
