@@ -1,6 +1,6 @@
 //! The checks a person writes on what a stage made: they run before anybody sees it.
 
-use super::{StageContext, StageError, blocking, live};
+use super::{StageContext, StageError, blocking, live, load_users};
 use crate::config::settings::{Checks, Severity, StageKind};
 use crate::domain::Values;
 use crate::engine::{Params, Session, TableSource, quoted};
@@ -40,6 +40,29 @@ pub async fn run(cx: &StageContext<'_>, checks: &Checks, made: &[SnapshotRecord]
         params: cx.params.clone(),
     };
     blocking(&cx.hands.engine, cx.stop, move |session| job.run(session)).await
+}
+
+/// The check that nobody has to ask for.
+pub const EMPTIED: &str = "not_emptied";
+
+/// An export without a row where there were people before: a header alone is what a broken export leaves behind. Whoever
+/// says with `max_drop` how much may go has said it.
+pub fn emptied(cx: &StageContext<'_>, made: &[SnapshotRecord]) -> Option<Broken> {
+    let StageKind::LoadUsers(plan) = &cx.stage.kind else { return None };
+    let table = cx.stage.table.as_ref()?;
+    let now = made.iter().find(|snapshot| snapshot.table == *table)?;
+    let before = cx.visible.slice(table.as_str(), &now.slice).map_or(0, |before| before.rows);
+    let is_asked_for = cx.stage.checks.as_ref().is_some_and(|checks| checks.max_drop.is_some());
+    if now.rows > 0 || before == 0 || is_asked_for {
+        return None;
+    }
+    let found = format!(
+        "no row can be loaded from {}, and `{table}` has {before}: it stays as it is. Have the export made anew; where \
+         everybody is meant to go, lianbo run {} --accept-drop \"why\"",
+        load_users::shown_files(&cx.hands.settings.root, &plan.files),
+        cx.run.pipeline
+    );
+    Some(Broken { check: EMPTIED.to_owned(), found, severity: Severity::Fail })
 }
 
 const PREVIOUS: &str = "_table_before";

@@ -209,6 +209,17 @@ pub fn files_of(root: &std::path::Path, pattern: &str) -> Vec<PathBuf> {
     files
 }
 
+/// The files that a glob names, the first of them, as people know them.
+pub fn shown_files(root: &std::path::Path, pattern: &str) -> String {
+    const SHOWN: usize = 5;
+    let files = files_of(root, pattern);
+    let mut names: Vec<String> = files.iter().take(SHOWN).map(|file| shown_below(root, file)).collect();
+    if files.len() > SHOWN {
+        names.push(format!("{} more", files.len() - SHOWN));
+    }
+    names.join(", ")
+}
+
 /// The encoding that a stage asks for.
 pub fn encoding_of(plan: &LoadUsers) -> exports::Encoding {
     match plan.encoding {
@@ -231,5 +242,9 @@ fn newest_change(files: &[PathBuf]) -> Result<Timestamp, StageError> {
 
 /// A file as people know it: relative to the workspace where it is inside.
 fn shown(cx: &StageContext<'_>, file: &std::path::Path) -> String {
-    file.strip_prefix(&cx.hands.settings.root).unwrap_or(file).to_string_lossy().into_owned()
+    shown_below(&cx.hands.settings.root, file)
+}
+
+fn shown_below(root: &std::path::Path, file: &std::path::Path) -> String {
+    file.strip_prefix(root).unwrap_or(file).to_string_lossy().into_owned()
 }

@@ -124,3 +124,29 @@ async fn an_account_that_is_refused_keeps_its_rows_while_the_other_gets_new_ones
     assert!(said.contains("second") && !said.contains(&wrong), "{said}");
     assert_eq!(house.rows(by_account).await, [["main", "630"], ["second", "600"]]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_without_a_row_keeps_the_people_of_the_night_before_until_somebody_says_so() {
+    let house = House::build(small()).await;
+    let header = house.read(EXPORT).lines().next().unwrap().to_owned() + "\n";
+    let people = "select count(*) from mall_users";
+    house.write(EXPORT, &header);
+    // A mini program that nobody uses yet is no broken export.
+    house.night().await;
+    assert_eq!(house.numbers(people).await, [0]);
+    house.export();
+    house.night().await;
+    assert_eq!(house.numbers(people).await, [700]);
+    house.write(EXPORT, &header);
+    for _ in 0..2 {
+        let failed = house.run("nightly", &[]).await.ends(1);
+        let told = failed.stage("mall_users")["error"].as_str().unwrap().to_owned();
+        for part in [EXPORT, "700", "lianbo run nightly --accept-drop"] {
+            assert!(told.contains(part), "{part} is missing: {told}");
+        }
+        assert_eq!(house.numbers(people).await, [700]);
+    }
+    house.run("nightly", &["--accept-drop", "the shop was closed"]).await.ends(0);
+    assert_eq!(house.numbers(people).await, [0]);
+    assert_eq!(house.numbers("select count(*) from audit where detail like '%the shop was closed%'").await, [1]);
+}

@@ -358,12 +358,15 @@ impl<'a> Stages<'a> {
 
     /// The stage's checks; the text of a broken one, unless it only warns or its drop was accepted.
     async fn check(&self, cx: &StageContext<'_>, report: &StageReport) -> Result<Option<String>, StageError> {
-        let Some(checks) = &cx.stage.checks else { return Ok(None) };
-        let broken = stage::checks::run(cx, checks, &report.snapshots).await?;
+        let mut broken: Vec<_> = stage::checks::emptied(cx, &report.snapshots).into_iter().collect();
+        if let Some(checks) = &cx.stage.checks {
+            broken.extend(stage::checks::run(cx, checks, &report.snapshots).await?);
+        }
         let mut fatal = Vec::new();
         for one in broken {
             let text = format!("check {} is broken: {}", one.check, one.found);
-            let accepted = self.accept_drop.as_ref().filter(|_| one.check.starts_with("max_drop"));
+            let is_drop = one.check.starts_with("max_drop") || one.check == stage::checks::EMPTIED;
+            let accepted = self.accept_drop.as_ref().filter(|_| is_drop);
             match (one.severity, accepted) {
                 (Severity::Warn, _) => tracing::warn!("{text}"),
                 (Severity::Fail, Some(reason)) => {
