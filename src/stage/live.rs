@@ -8,7 +8,7 @@ mod deliveries;
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, ColumnType, Rows, RunId, RunStatus, Values};
-use crate::engine::TableSource;
+use crate::engine::{TableSource, text};
 use crate::ledger::{LiveCursor, LiveTable};
 use crate::wechat::all_codes;
 
