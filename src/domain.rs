@@ -14,7 +14,7 @@ pub mod tables;
 mod texts;
 
 pub use columns::{ColumnType, Rows, Values};
-pub use delivery::{Counts, DeliveryEvent, DeliveryState, Unlawful};
+pub use delivery::{Counts, DeliveryEvent, DeliveryState, Unlawful, may_repeat};
 pub use finish::{Candidate, Delivered, FINISH_WINDOW, Finish, Finished, finish};
 pub use ids::{AccountName, MiniProgramName, OpenId, PipelineName, RunId, StageName, TableName, TemplateId, UnionId};
 pub use known::{Neighbours, QuickSet, fingerprint, surely_differ};

@@ -9,7 +9,21 @@
 //!                               Failed
 //! ```
 
+use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
+
+use crate::clock::Timestamp;
+
+/// WeChat keeps one id from going out twice for ten minutes; beyond this age of its first try we do not lean on it any more.
+const SAFE_REPEAT: TimeDelta = TimeDelta::minutes(8);
+/// A first try that seems to be further in the future than this was made by a clock that was set since: its age is unknown.
+const SKEW: TimeDelta = TimeDelta::minutes(1);
+
+/// Whether a message whose first try may have been accepted can go out again under the same id.
+pub fn may_repeat(first_try_at: Timestamp, now: Timestamp) -> bool {
+    let age = now - first_try_at;
+    age < SAFE_REPEAT && age > -SKEW
+}
 
 /// Where one delivery stands. `Sending` is shown outside as `pending`: an intent is written, the outcome not yet known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -38,12 +38,9 @@ use self::stops::{End, Stops};
 use super::{StageContext, StageError, StageOutcome, StageReport};
 use crate::calendar;
 use crate::clock::Timestamp;
-use crate::config::settings::PushTemplate;
-use crate::domain::{Counts, DeliveryState, OpenId, QuotaDay, UnionId};
+use crate::config::settings::{PushTemplate, Unconfirmed};
+use crate::domain::{Counts, DeliveryState, OpenId, QuotaDay, UnionId, may_repeat};
 use crate::ledger::{NewPush, Outcome, OutcomeBatch, Push, PushChange, Recorded, Room, Run};
-
-/// WeChat keeps one id from going out twice for ten minutes; beyond this age we do not lean on it any more.
-pub(super) const SAFE_REPEAT: Duration = Duration::from_secs(8 * 60);
 
 /// How long a push waits that was answered by nobody.
 const SILENCE_WAIT: chrono::TimeDelta = chrono::TimeDelta::minutes(2);
@@ -101,17 +98,13 @@ pub async fn run(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<StageOutc
     if let Some(outcome) = may_not_start(cx, plan, &push).await? {
         return Ok(outcome);
     }
-    // After a crash: beyond the age at which a repeat is safe it depends on the pipeline.
-    let in_doubt = match plan.unconfirmed {
-        crate::config::settings::Unconfirmed::Keep => DeliveryState::Unconfirmed,
-        crate::config::settings::Unconfirmed::Resend => DeliveryState::Pending,
-    };
+    let in_doubt = too_old_to_repeat(plan);
     let expires_at = expiry(cx.run, plan);
     let mut attempts = Patience::default();
     // Whoever cannot write down what becomes of a send must not send.
     let room = cx.hands.ledger.set_room_aside(push.key, room_needed(plan)).await?;
     loop {
-        settle_left_in_doubt(cx, &push, in_doubt, SAFE_REPEAT).await?;
+        settle_left_in_doubt(cx, &push, in_doubt, |at| !may_repeat(at, cx.hands.clock.now())).await?;
         let pushing = Pushing {
             cx,
             plan,
@@ -165,6 +158,14 @@ async fn session(pushing: &Pushing<'_>, guard: &mut Guard) -> End {
     pushing.stops.reason(pushing.cx.stop.is_cancelled())
 }
 
+/// What whoever may have the message becomes when a repeat is no longer safe: that depends on the pipeline.
+fn too_old_to_repeat(plan: &PushTemplate) -> DeliveryState {
+    match plan.unconfirmed {
+        Unconfirmed::Keep => DeliveryState::Unconfirmed,
+        Unconfirmed::Resend => DeliveryState::Pending,
+    }
+}
+
 /// Bytes that recording a whole second's sends takes, with what the end of a push writes besides.
 fn room_needed(plan: &PushTemplate) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive")]
@@ -198,7 +199,7 @@ impl Patience {
                 let skipped = cx.hands.ledger.skip_rest(cx.lease, push.key, "expired", cx.hands.clock.now()).await?;
                 tracing::warn!(skipped, "the push expired: {skipped} recipients are skipped");
                 // Nor is anybody in doubt asked for again: that might be the send that comes late.
-                settle_left_in_doubt(cx, &push, DeliveryState::Unconfirmed, Duration::ZERO).await?;
+                settle_left_in_doubt(cx, &push, DeliveryState::Unconfirmed, |_| true).await?;
                 self.exhausted(cx, &reread(cx, &push).await?).await
             }
             End::QuotaSpent { why } => self.quota_spent(pushing, &push, why).await,
@@ -359,12 +360,12 @@ async fn may_not_start(
     Ok(None)
 }
 
-/// Whoever is in flight for `longer_than` since the first try gets `state`; the others are claimed again with the same id.
+/// Whoever is in flight with a first try that is `too_old` gets `state`; the others are claimed again with the same id.
 async fn settle_left_in_doubt(
     cx: &StageContext<'_>,
     push: &Push,
     state: DeliveryState,
-    longer_than: Duration,
+    too_old: impl Fn(Timestamp) -> bool,
 ) -> Result<(), StageError> {
     let now = cx.hands.clock.now();
     let outcomes: Vec<Outcome> = cx
@@ -373,7 +374,7 @@ async fn settle_left_in_doubt(
         .left_in_flight(push.key)
         .await?
         .into_iter()
-        .filter(|row| row.first_try_at.is_none_or(|at| (now - at).to_std().unwrap_or_default() >= longer_than))
+        .filter(|row| row.first_try_at.is_none_or(&too_old))
         .map(|row| Outcome {
             seq: row.seq,
             attempt: row.attempt,

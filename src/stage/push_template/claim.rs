@@ -11,9 +11,9 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::frozen::{Message, MessageReader};
 use super::quota::Allowance;
-use super::{End, Item, Pushing, SAFE_REPEAT};
+use super::{End, Item, Pushing};
 use crate::clock::Timestamp;
-use crate::domain::{DeliveryState, QuotaDay};
+use crate::domain::{DeliveryState, QuotaDay, may_repeat};
 use crate::ledger::{Begin, Begun, DeliveryRow, Intent, Outcome, OutcomeBatch, Push, QuotaCharge};
 use crate::stage::StageError;
 use crate::wechat::Endpoint;
@@ -121,7 +121,7 @@ impl<'a> Claimer<'a> {
         let (ledger, push, now) =
             (&self.pushing.cx.hands.ledger, &self.pushing.push, self.pushing.cx.hands.clock.now());
         let mut rows = ledger.left_in_flight(push.key).await?;
-        rows.retain(|row| row.first_try_at.is_some_and(|at| (now - at).to_std().unwrap_or_default() < SAFE_REPEAT));
+        rows.retain(|row| row.first_try_at.is_some_and(|at| may_repeat(at, now)));
         rows.extend(ledger.owed(push.key, now, u32::MAX >> 1).await?);
         Ok(rows)
     }

@@ -10,10 +10,10 @@ use super::guard::Guard;
 use super::judge::{Verdict, judge};
 use super::record::{Settled, put_back};
 use super::silence::Silence;
-use super::{End, Item, Stops};
+use super::{End, Item, Stops, too_old_to_repeat};
 use crate::clock::Timestamp;
 use crate::config::settings::{HaltWhen, PushTemplate};
-use crate::domain::DeliveryState;
+use crate::domain::{DeliveryState, may_repeat};
 use crate::ledger::Outcome;
 use crate::pace::{SharedPace, Turn};
 use crate::wechat::SendOutcome;
@@ -28,6 +28,8 @@ pub struct Desk {
     halt_when: HaltWhen,
     concurrency: usize,
     constant_fields: Vec<String>,
+    too_old: DeliveryState,
+    given_up: Vec<Settled>,
     ready: VecDeque<Item>,
     later: BinaryHeap<Reverse<Later>>,
     in_flight: usize,
@@ -73,6 +75,8 @@ impl Desk {
             halt_when: plan.halt_when,
             concurrency: plan.concurrency.max(1),
             constant_fields,
+            too_old: too_old_to_repeat(plan),
+            given_up: Vec::new(),
             ready: VecDeque::new(),
             later: BinaryHeap::new(),
             in_flight: 0,
@@ -130,8 +134,13 @@ impl Desk {
         [retry, turn].into_iter().flatten().min()
     }
 
+    /// Who waited here for a repeat until it was no longer safe: to be recorded, and asked for after each [`Desk::next`].
+    pub fn take_given_up(&mut self) -> Vec<Settled> {
+        std::mem::take(&mut self.given_up)
+    }
+
     /// A message that may go out now; it counts as in flight until [`Desk::settle`].
-    pub fn next(&mut self, now: Instant) -> Option<Item> {
+    pub fn next(&mut self, (wall, now): (Timestamp, Instant)) -> Option<Item> {
         if self.stops.halt.is_cancelled() {
             return None;
         }
@@ -139,6 +148,7 @@ impl Desk {
             let Some(Reverse(later)) = self.later.pop() else { break };
             self.ready.push_front(later.item);
         }
+        self.give_up_old(wall);
         let width = if self.any_answer { self.concurrency } else { 1 };
         if self.in_flight >= width || self.ready.is_empty() || self.ask_at.is_some_and(|at| at > now) {
             return None;
@@ -163,6 +173,25 @@ impl Desk {
         self.in_flight += 1;
         self.wants_attention |= self.expects_more && self.has_room();
         Some(item)
+    }
+
+    /// However long a repeat had to wait for its turn: one that WeChat may not know any more would be a second message.
+    fn give_up_old(&mut self, now: Timestamp) {
+        let is_old = |item: &mut Item| item.in_doubt && !may_repeat(item.first_try_at, now);
+        while let Some(item) = self.ready.pop_front_if(is_old) {
+            let outcome = Outcome {
+                seq: item.seq,
+                attempt: item.attempt,
+                state: self.too_old,
+                reason: Some("no answer while a repeat was safe".to_owned()),
+                errcode: item.last_errcode,
+                msgid: None,
+                at: now,
+                retry_at: None,
+            };
+            self.given_up.push(Settled::new(item, outcome));
+            self.wants_attention = true;
+        }
     }
 
     /// Judges the answer to a message that was in flight. Gives what is to be recorded, if its fate is known.
@@ -201,7 +230,8 @@ impl Desk {
                 if self.stops.stop(end) {
                     tracing::warn!(errcode, "the push stops: {why}");
                 }
-                Some(put_back(item, now))
+                // Whoever may have it from an earlier try stays in flight in the ledger: repeated in time, or unconfirmed.
+                (!item.in_doubt).then(|| put_back(item, now))
             }
         }
     }
@@ -220,3 +250,6 @@ impl Desk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

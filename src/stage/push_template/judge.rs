@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use super::{End, Item, SAFE_REPEAT};
+use super::{End, Item};
 use crate::clock::Timestamp;
-use crate::domain::DeliveryState;
+use crate::domain::{DeliveryState, may_repeat};
 use crate::ledger::Outcome;
 use crate::pace::Answer;
 use crate::wechat::{CodeClass, SendOutcome, class_of, lookup_code};
@@ -87,7 +87,7 @@ fn refused(item: &Item, class: CodeClass, refusal: &Refusal<'_>, now: Timestamp)
             Some(field) => settled(DeliveryState::Failed, &format!("field `{field}` refused")),
             None => settled(DeliveryState::Failed, meaning(errcode)),
         },
-        CodeClass::SlowRecipient if item.tries < MOST_SLOW_TRIES => again(item, Duration::from_secs(2), false),
+        CodeClass::SlowRecipient if item.tries < MOST_SLOW_TRIES => again(item, Duration::from_secs(2), item.in_doubt),
         CodeClass::SlowRecipient => settled(DeliveryState::Failed, meaning(errcode)),
         CodeClass::Retry => busy(item, errcode, now),
         CodeClass::Slow => Verdict::Again { after: to_next_minute(now), in_doubt: item.in_doubt },
@@ -134,7 +134,7 @@ fn refused_token(item: &Item, errcode: i64, now: Timestamp) -> Verdict {
 }
 
 fn busy(item: &Item, errcode: i64, now: Timestamp) -> Verdict {
-    if item.tries < MOST_TRIES && may_repeat(item, now) {
+    if item.tries < MOST_TRIES && may_repeat(item.first_try_at, now) {
         return again(item, Duration::from_secs(1), true);
     }
     Verdict::Settled(Outcome {
@@ -149,7 +149,7 @@ fn no_answer(item: &Item, may_have_left: bool, reason: &str, now: Timestamp) -> 
     if !in_doubt {
         return again(item, Duration::from_secs(1), false);
     }
-    if item.tries < MOST_TRIES && may_repeat(item, now) {
+    if item.tries < MOST_TRIES && may_repeat(item.first_try_at, now) {
         return again(item, Duration::from_millis(250), true);
     }
     Verdict::Settled(Outcome {
@@ -157,10 +157,6 @@ fn no_answer(item: &Item, may_have_left: bool, reason: &str, now: Timestamp) -> 
         errcode: item.last_errcode,
         ..ended(item, DeliveryState::Unconfirmed, now)
     })
-}
-
-fn may_repeat(item: &Item, now: Timestamp) -> bool {
-    (now - item.first_try_at).to_std().unwrap_or_default() < SAFE_REPEAT
 }
 
 /// Doubling from `first`, at most a minute.

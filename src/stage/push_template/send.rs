@@ -45,6 +45,10 @@ impl Hands {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn put_given_up(&self, desk: &mut Desk) {
+        desk.take_given_up().into_iter().for_each(|one| self.outbox.put(one));
+    }
+
     /// Sends this message, and then whatever is to be sent at once.
     async fn send_on(self, mut item: Item) {
         loop {
@@ -57,7 +61,8 @@ impl Hands {
             if let Some(settled) = desk.settle(item, &answer, (now, monotonic)) {
                 self.outbox.put(settled);
             }
-            let next = desk.next(monotonic);
+            let next = desk.next((now, monotonic));
+            self.put_given_up(&mut desk);
             if desk.take_wants_attention() {
                 self.changed.notify_one();
             }
@@ -132,9 +137,10 @@ impl<'a> Sender<'a> {
     fn start_what_may(&mut self, now: std::time::Instant, is_open: bool) -> (Option<std::time::Instant>, bool, bool) {
         let mut desk = self.hands.desk();
         desk.expects_more(is_open);
-        while let Some(item) = desk.next(now) {
+        while let Some(item) = desk.next((self.hands.clock.now(), now)) {
             self.at_work.spawn(self.hands.clone().send_on(item));
         }
+        self.hands.put_given_up(&mut desk);
         (desk.next_wake(), desk.is_idle(), desk.has_room())
     }
 
