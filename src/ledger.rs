@@ -43,6 +43,8 @@ mod vacuum;
 mod walks;
 
 #[cfg(test)]
+mod histories;
+#[cfg(test)]
 mod testing;
 
 use std::fs::{self, OpenOptions};

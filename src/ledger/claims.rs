@@ -179,7 +179,8 @@ async fn insert_skipped(tx: &mut SqliteConnection, push_key: i64, batch: &Begin<
     growth.apply(tx, push_key).await
 }
 
-/// Writes the next attempt of rows that are pending or in flight; their first try keeps its time.
+/// Writes the next attempt of rows that are pending or in flight. What is in flight keeps the time of its first try: that is
+/// what WeChat counts a repeat from. Whoever was put back was not sent to, so that the time begins anew.
 async fn send_again(
     tx: &mut SqliteConnection,
     push_key: i64,
@@ -189,12 +190,13 @@ async fn send_again(
     for seqs in batches(again) {
         let sql = format!(
             "update deliveries set state = 'sending', attempt = attempt + 1, reason = null, errcode = null,
-                 retry_at = null, first_try_at = coalesce(first_try_at, ?), updated_at = ?
+                 retry_at = null, first_try_at = case when state = 'sending' then coalesce(first_try_at, ?) else ? end,
+                 updated_at = ?
              where push_key = ? and seq in ({}) and state in ('pending', 'sending') returning seq, attempt",
             repeated("?", seqs.len())
         );
         let mut query = sqlx::query(AssertSqlSafe(sql));
-        query = query.bind(to_micros(now)).bind(to_micros(now)).bind(push_key);
+        query = query.bind(to_micros(now)).bind(to_micros(now)).bind(to_micros(now)).bind(push_key);
         for seq in seqs {
             query = query.bind(int(*seq));
         }
