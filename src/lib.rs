@@ -24,6 +24,7 @@ pub mod wechat;
 
 pub mod calendar;
 pub mod clock;
+pub mod crash;
 pub mod domain;
 pub mod redact;
 pub mod telemetry;

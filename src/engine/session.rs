@@ -8,6 +8,7 @@ use duckdb::types::{TimeUnit, Value};
 
 use super::{Engine, EngineError};
 use crate::clock::{Timestamp, to_micros};
+use crate::crash::{self, CrashPoint};
 
 /// A value bound to `$name`.
 #[derive(Debug, Clone, PartialEq)]
@@ -173,7 +174,9 @@ impl Session {
         let file = std::fs::File::open(&unfinished).map_err(write_error)?;
         file.sync_all().map_err(write_error)?;
         let bytes = file.metadata().map_err(write_error)?.len();
+        crash::pass(CrashPoint::BeforeCopyRename);
         std::fs::rename(&unfinished, target).map_err(write_error)?;
+        crash::pass(CrashPoint::AfterCopyRename);
         Ok(Written { rows, bytes })
     }
 

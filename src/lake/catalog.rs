@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use super::LakeError;
+use crate::crash::{self, CrashPoint};
 
 /// A table as the catalog shows it.
 #[derive(Debug, Clone)]
@@ -76,7 +77,10 @@ impl CatalogWriter {
         drop(connection);
         let write_error = |source| LakeError::Write { path: self.target.clone(), source };
         std::fs::File::open(&self.aside).and_then(|file| file.sync_all()).map_err(write_error)?;
-        std::fs::rename(&self.aside, &self.target).map_err(write_error)
+        crash::pass(CrashPoint::BeforeCatalogRename);
+        std::fs::rename(&self.aside, &self.target).map_err(write_error)?;
+        crash::pass(CrashPoint::AfterCatalogRename);
+        Ok(())
     }
 
     fn refused(&self, error: &duckdb::Error) -> LakeError {

@@ -12,6 +12,7 @@ use polars::prelude::{
 };
 
 use super::{Lake, LakeError};
+use crate::crash::{self, CrashPoint};
 use crate::domain::{ColumnType, Rows, Texts, Values};
 
 /// A finished file.
@@ -166,7 +167,7 @@ impl PartWriter {
     pub fn finish(self) -> Result<Part, LakeError> {
         let (part, whole) = self.end()?;
         whole.file.sync_all().map_err(|source| whole.error(source))?;
-        std::fs::rename(&whole.unfinished, &whole.target).map_err(|source| whole.error(source))?;
+        whole.appear()?;
         Ok(part)
     }
 
@@ -178,7 +179,7 @@ impl PartWriter {
     /// As [`finish`](Self::finish).
     pub fn finish_soon(self) -> Result<(Part, WholeFile), LakeError> {
         let (part, whole) = self.end()?;
-        std::fs::rename(&whole.unfinished, &whole.target).map_err(|source| whole.error(source))?;
+        whole.appear()?;
         Ok((part, whole))
     }
 
@@ -209,6 +210,14 @@ impl WholeFile {
     /// [`LakeError::Write`].
     pub fn make_durable(self) -> Result<(), LakeError> {
         self.file.sync_all().map_err(|source| self.error(source))
+    }
+
+    /// Takes the name that is read.
+    fn appear(&self) -> Result<(), LakeError> {
+        crash::pass(CrashPoint::BeforePartRename);
+        std::fs::rename(&self.unfinished, &self.target).map_err(|source| self.error(source))?;
+        crash::pass(CrashPoint::AfterPartRename);
+        Ok(())
     }
 
     fn error(&self, source: std::io::Error) -> LakeError {

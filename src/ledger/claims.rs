@@ -8,6 +8,7 @@ use super::pushes::Growth;
 use super::sql::{Columns, batches, int, repeated};
 use super::{Lease, Ledger, LedgerError, overlap, quota};
 use crate::clock::{Timestamp, to_micros};
+use crate::crash::{self, CrashPoint};
 use crate::domain::{AccountName, DeliveryState, OpenId, QuotaDay, UnionId};
 
 /// A recipient that is claimed for the first time.
@@ -93,7 +94,9 @@ impl Ledger {
                 quota::subtract_calls(&mut tx, charge, unused).await?;
             }
         }
+        crash::pass(CrashPoint::BeforeIntentCommit);
         tx.commit().await.doing(DOING)?;
+        crash::pass(CrashPoint::AfterIntentCommit);
         Ok(Begun::Yes { attempts })
     }
 }

@@ -9,6 +9,7 @@ use super::pushes::Growth;
 use super::sql::{Columns, batches, int, micros, repeated};
 use super::{Lease, Ledger, LedgerError, NewSuppression, QuotaCharge, marks, quota, suppressions};
 use crate::clock::{Timestamp, to_micros};
+use crate::crash::{self, CrashPoint};
 use crate::domain::{AccountName, DeliveryEvent, DeliveryState, OpenId, QuotaDay};
 
 /// What became of one attempt.
@@ -110,7 +111,9 @@ impl Ledger {
                 quota::add_errors(&mut tx, &charge, batch.errors).await?;
             }
         }
+        crash::pass(CrashPoint::BeforeOutcomeCommit);
         tx.commit().await.doing(DOING)?;
+        crash::pass(CrashPoint::AfterOutcomeCommit);
         Ok(Recorded::Yes { changed })
     }
 }

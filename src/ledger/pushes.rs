@@ -10,6 +10,7 @@ use super::error::Doing;
 use super::sql::{Columns, int, read_all};
 use super::{Lease, Ledger, LedgerError};
 use crate::clock::{Timestamp, to_micros};
+use crate::crash::{self, CrashPoint};
 use crate::domain::{AccountName, Counts, DeliveryState, PipelineName, RunId, StageName, TemplateId};
 
 /// A push as the ledger knows it.
@@ -297,7 +298,10 @@ impl Ledger {
             .execute(&mut *tx)
             .await
             .doing(DOING)?;
-        tx.commit().await.doing(DOING)
+        crash::pass(CrashPoint::BeforePushEnd);
+        tx.commit().await.doing(DOING)?;
+        crash::pass(CrashPoint::AfterPushEnd);
+        Ok(())
     }
 
     /// Takes an approval back: what was approved is no longer what would be sent.

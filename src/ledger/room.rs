@@ -38,14 +38,23 @@ impl Ledger {
     ///
     /// [`LedgerError::NoRoom`] when the disk does not hold that much more: then nothing should be sent.
     pub async fn set_room_aside(&self, push_key: i64, bytes: u64) -> Result<Room, LedgerError> {
-        let mut name = self.path.file_name().unwrap_or_default().to_owned();
-        name.push(format!("-room-{push_key}"));
-        let room = Room { path: self.path.with_file_name(name) };
+        let room = self.room_of(push_key);
         let path = room.path.clone();
         let filled = tokio::task::spawn_blocking(move || fill(&path, bytes)).await;
         let filled = filled.unwrap_or_else(|error| Err(io::Error::other(error)));
         filled.map_err(|source| LedgerError::NoRoom { path: room.path.clone(), bytes, source })?;
         Ok(room)
+    }
+
+    /// Gives up what a process that was killed had set aside for a push that is over.
+    pub fn give_up_room(&self, push_key: i64) {
+        drop(self.room_of(push_key));
+    }
+
+    fn room_of(&self, push_key: i64) -> Room {
+        let mut name = self.path.file_name().unwrap_or_default().to_owned();
+        name.push(format!("-room-{push_key}"));
+        Room { path: self.path.with_file_name(name) }
     }
 }
 
@@ -106,6 +115,9 @@ mod tests {
         assert!(!place.exists());
         drop(room);
         drop(house.ledger.set_room_aside(7, 10).await.unwrap());
+        assert!(!place.exists());
+        std::fs::write(&place, "left by a process that was killed").unwrap();
+        house.ledger.give_up_room(7);
         assert!(!place.exists());
     }
 

@@ -12,6 +12,7 @@ use super::error::Doing;
 use super::sql::{Columns, int, read_all, to_json};
 use super::{Lease, Ledger, LedgerError, meta};
 use crate::clock::{Timestamp, to_micros};
+use crate::crash::{self, CrashPoint};
 use crate::domain::{RunId, StageName, TableName};
 
 /// A snapshot of a slice of a table.
@@ -154,7 +155,9 @@ impl Ledger {
         if !changed.is_empty() {
             meta::grow_snapshots_generation(&mut tx).await?;
         }
+        crash::pass(CrashPoint::BeforePublishCommit);
         tx.commit().await.doing(DOING)?;
+        crash::pass(CrashPoint::AfterPublishCommit);
         changed.sort();
         Ok(changed)
     }

@@ -277,6 +277,7 @@ impl Conductor {
             if push.ended_at.is_none() {
                 unsent += ledger.skip_rest(lease, push.key, "cancelled", now).await?;
                 ledger.end_push(lease, push.key, "cancelled", now).await?;
+                ledger.give_up_room(push.key);
             }
         }
         tracing::warn!(run.id = %run.run_id, unsent, "run {} is cancelled; {unsent} recipients stay unsent", run.run_id);

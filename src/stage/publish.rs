@@ -7,6 +7,7 @@ use serde_json::json;
 use super::sheet::{Sheet, SheetError};
 use super::{StageContext, StageError, StageOutcome, StageReport, blocking, live};
 use crate::config::settings::{Publish, PublishFormat};
+use crate::crash::{self, CrashPoint};
 use crate::engine::{Params, Session, TableSource, quoted};
 
 /// Writes each table of the stage as `to/TABLE.FORMAT`.
@@ -65,7 +66,9 @@ fn write(
         None => write_xlsx(session, source, &select, &aside)?,
     };
     std::fs::File::open(&aside).and_then(|file| file.sync_all()).map_err(io)?;
+    crash::pass(CrashPoint::BeforeExportRename);
     std::fs::rename(&aside, &target).map_err(io)?;
+    crash::pass(CrashPoint::AfterExportRename);
     Ok((target, rows))
 }
 

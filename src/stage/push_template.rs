@@ -429,6 +429,7 @@ async fn halt(
 }
 
 async fn finish(cx: &StageContext<'_>, push: &Push) -> Result<StageOutcome, StageError> {
+    cx.hands.ledger.give_up_room(push.key);
     if let Some(path) = &push.messages_path {
         cx.hands.lake.remove(path)?;
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// Rooms of the hands' floor and below: what they may know of the rest of the crate.
 const LOW_ROOMS: &[(&str, &[&str])] = &[
     ("clock", &[]),
+    ("crash", &[]),
     ("redact", &[]),
     ("domain", &["clock", "redact"]),
     ("template", &HOUSEHOLD),
@@ -17,7 +18,7 @@ const LOW_ROOMS: &[(&str, &[&str])] = &[
     ("wechat", &HOUSEHOLD),
     ("simulator", &[]),
 ];
-const HOUSEHOLD: [&str; 4] = ["domain", "clock", "redact", "template"];
+const HOUSEHOLD: [&str; 5] = ["domain", "clock", "crash", "redact", "template"];
 
 /// Crates that only some rooms may name.
 const TAMED: &[(&str, &[&str])] = &[

@@ -16,6 +16,7 @@ use super::guard::Guard;
 use super::record::{Outbox, put_back};
 use super::{End, Item, Pushing};
 use crate::clock::Clock;
+use crate::crash::{self, CrashPoint};
 use crate::pace::SharedPace;
 use crate::wechat::WeChat;
 
@@ -55,11 +56,14 @@ impl Hands {
             if item.tries == 1 {
                 self.outbox.first_try();
             }
+            crash::pass(CrashPoint::BeforeSend);
             let answer = self.wechat.send(item.body.clone()).await;
+            crash::pass(CrashPoint::AfterSend);
             let (now, monotonic) = (self.clock.now(), self.clock.monotonic());
             let mut desk = self.desk();
             if let Some(settled) = desk.settle(item, &answer, (now, monotonic)) {
                 self.outbox.put(settled);
+                crash::pass(CrashPoint::AfterOutcomeJudged);
             }
             let next = desk.next((now, monotonic));
             self.put_given_up(&mut desk);
