@@ -19,6 +19,7 @@ mod mistakes;
 mod night;
 mod odd_platform;
 mod odd_sends;
+mod often_killed;
 mod planned;
 mod push;
 mod serve;
