@@ -226,6 +226,14 @@ impl StageError {
             Self::Sql { .. } | Self::Engine(_) | Self::Export(_) | Self::Rule(_) | Self::Blocking(_) => false,
         }
     }
+
+    /// The ledger's own error, where it could not be written at all.
+    pub fn unwritable_ledger(&self) -> Option<&LedgerError> {
+        match self {
+            Self::Ledger(error) if error.is_unwritable() => Some(error),
+            _ => None,
+        }
+    }
 }
 
 /// Runs blocking work (DuckDB, files) on a thread of its own, stopping it when `stop` is called: DuckDB is interrupted,

@@ -62,6 +62,11 @@ impl LedgerError {
         matches!(self, Self::ReadOnly { .. } | Self::Unwritable { .. })
     }
 
+    /// Whether nothing at all can be written to the ledger now: nothing may be sent until something can be.
+    pub fn is_unwritable(&self) -> bool {
+        matches!(self, Self::Busy { .. }) || self.is_read_only() || self.is_disk_full()
+    }
+
     /// Whether the disk was full: nothing was written, and nothing may be sent until something can be.
     pub fn is_disk_full(&self) -> bool {
         match self {

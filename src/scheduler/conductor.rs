@@ -94,6 +94,31 @@ pub enum RunError {
     Ledger(#[from] LedgerError),
     #[error(transparent)]
     Stage(#[from] StageError),
+    /// The run stands where the ledger last could be written; nothing is lost.
+    #[error(
+        "run {run_id} of `{pipeline}` stopped: {why}; nothing is sent before the ledger can be written. {remedy}, then: \
+         lianbo run {pipeline}"
+    )]
+    Unwritable {
+        run_id: RunId,
+        pipeline: PipelineName,
+        /// The source with its causes.
+        why: String,
+        remedy: &'static str,
+        #[source]
+        source: StageError,
+    },
+}
+
+impl RunError {
+    fn is_unwritable(&self) -> bool {
+        match self {
+            Self::Unwritable { .. } => true,
+            Self::Ledger(error) => error.is_unwritable(),
+            Self::Stage(error) => error.unwritable_ledger().is_some(),
+            Self::Usage(_) => false,
+        }
+    }
 }
 
 /// How a run is watched while it goes on.
@@ -120,7 +145,10 @@ impl Conductor {
                         return Ok(view);
                     }
                     let result = self.run_under(&lease, request, watch).await;
-                    self.hands.ledger.release_lease(&lease).await?;
+                    // A lease that cannot be given back runs out by itself, and with this process.
+                    if !result.as_ref().is_err_and(RunError::is_unwritable) {
+                        self.hands.ledger.release_lease(&lease).await?;
+                    }
                     return result;
                 }
                 Acquired::HeldBy(_) => {
@@ -171,7 +199,13 @@ impl Conductor {
             let lookout = Lookout::start(self, &run);
             let began = self.hands.clock.monotonic();
             self.hear_events().await;
-            let carried = self.carry_out(lease, request, &run, &Watch { stop: &stop, ..*watch }).await;
+            let carried = match self.carry_out(lease, request, &run, &Watch { stop: &stop, ..*watch }).await {
+                Err(error) if error.unwritable_ledger().is_some() => {
+                    keeper.end().await;
+                    return Err(self.unwritable(&run, error).await);
+                }
+                carried => carried,
+            };
             self.hear_events().await;
             if let Some(lookout) = lookout {
                 lookout.end().await;
@@ -408,6 +442,27 @@ impl Conductor {
         };
         self.alerts.send(&alert).await;
         Ok(())
+    }
+
+    /// Tells people that a run stopped whose ledger cannot be written: neither its end nor that it was told can be recorded.
+    async fn unwritable(&self, run: &Run, source: StageError) -> RunError {
+        let remedy = match source.unwritable_ledger() {
+            Some(error) if error.is_disk_full() => "Make room on its disk",
+            Some(error) if error.is_read_only() => "Make its file and folder writable",
+            _ => "End the process that keeps it busy",
+        };
+        let pipeline = run.pipeline.clone();
+        let why = stages::chain(&source);
+        let error = RunError::Unwritable { run_id: run.run_id.clone(), pipeline, why, remedy, source };
+        let alert = Alert {
+            kind: AlertKind::Failed,
+            pipeline: Some(run.pipeline.clone()),
+            run_id: Some(run.run_id.clone()),
+            why: stages::chain(&error),
+            command: format!("lianbo run {}", run.pipeline),
+        };
+        self.alerts.send(&alert).await;
+        error
     }
 
     fn new_run_id(&self, now: Timestamp) -> RunId {

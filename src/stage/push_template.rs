@@ -150,12 +150,16 @@ async fn session(pushing: &Pushing<'_>, guard: &mut Guard) -> End {
         recorder.run(),
         orders::obey(pushing, &pace, &over),
     );
+    let end = pushing.stops.reason(pushing.cx.stop.is_cancelled());
+    if pushing.stops.ledger_is_kept.is_cancelled() {
+        return end;
+    }
     // Best at once; else it runs out by itself.
     let given_back = pushing.cx.hands.ledger.release_share(&pushing.plan.account, pushing.push.key).await;
     if let Err(error) = given_back {
         tracing::debug!(error = %error, "the share of the account's rate was not given back");
     }
-    pushing.stops.reason(pushing.cx.stop.is_cancelled())
+    end
 }
 
 /// What whoever may have the message becomes when a repeat is no longer safe: that depends on the pipeline.

@@ -26,4 +26,5 @@ mod serve;
 mod together;
 mod tokens;
 mod unreachable;
+mod unwritable;
 mod windows;

@@ -31,7 +31,11 @@ impl Keeper {
                     () = hands.clock.sleep(RENEW_EVERY) => {}
                 }
                 renewals += 1;
-                match hands.ledger.renew_lease(&lease, LEASE).await {
+                let renewed = tokio::select! {
+                    () = ended.cancelled() => return,
+                    renewed = hands.ledger.renew_lease(&lease, LEASE) => renewed,
+                };
+                match renewed {
                     Ok(true) => {}
                     Ok(false) => {
                         tracing::error!(lease = %lease.name, "another process took over: stopping");

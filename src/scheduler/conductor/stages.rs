@@ -13,7 +13,7 @@ use crate::clock::Timestamp;
 use crate::config::settings::{OnFailure, Pipeline, Severity, Stage, StageKind};
 use crate::domain::{RunStatus, StageName, StageStatus};
 use crate::engine::Params;
-use crate::ledger::{AuditEntry, Lease, Run, RunChange, StageRecord};
+use crate::ledger::{AuditEntry, Lease, LedgerError, Run, RunChange, StageRecord};
 use crate::scheduler::{order, standing};
 use crate::stage::{self, StageContext, StageError, StageOutcome, StageReport, tables::Visible};
 use crate::wechat::CallCounts;
@@ -350,8 +350,15 @@ impl<'a> Stages<'a> {
                 ended.status = StageStatus::Failed;
                 ended.error = Some(chain(&error));
                 ended.mark(error.is_transient());
-                self.record(stage, ended).await?;
-                Ok(After::GoOn)
+                // Each write to a ledger that somebody keeps busy waits its full time: one was enough to know.
+                if matches!(error.unwritable_ledger(), Some(LedgerError::Busy { .. })) {
+                    return Err(error);
+                }
+                match (self.record(stage, ended).await, error.unwritable_ledger()) {
+                    // What went wrong first is told, not that it cannot be recorded.
+                    (Err(_), Some(_)) => Err(error),
+                    (recorded, _) => recorded.map(|()| After::GoOn),
+                }
             }
         }
     }

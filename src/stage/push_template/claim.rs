@@ -68,8 +68,13 @@ impl<'a> Claimer<'a> {
 
     /// Claims until nobody is left or there is a reason to stop; closing the channel tells the sender.
     pub async fn run(mut self, claimed: mpsc::Sender<Vec<Item>>) {
-        if let Err(error) = self.claim_all(&claimed).await {
-            self.pushing.stop(End::Failed(error));
+        let stops = self.pushing.stops.clone();
+        tokio::select! {
+            // What it was writing is found again as in flight, if it was written.
+            () = stops.ledger_is_kept.cancelled() => {}
+            done = self.claim_all(&claimed) => if let Err(error) = done {
+                stops.stop(End::Failed(error));
+            }
         }
     }
 

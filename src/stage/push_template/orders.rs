@@ -27,7 +27,11 @@ pub async fn obey(pushing: &Pushing<'_>, pace: &SharedPace, over: &CancellationT
             () = pushing.stops.halt.cancelled() => return,
             () = clock.sleep(EVERY) => {}
         }
-        match look(pushing, pace).await {
+        let looked = tokio::select! {
+            () = pushing.stops.ledger_is_kept.cancelled() => return,
+            looked = look(pushing, pace) => looked,
+        };
+        match looked {
             Ok(None) => {}
             Ok(Some(end)) => return pushing.stop(end),
             // The ledger is busy or away: the claimer and the recorder meet that too, and they decide.

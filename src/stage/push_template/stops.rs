@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Timestamp;
+use crate::ledger::LedgerError;
 use crate::stage::StageError;
 
 /// Why sending came to a stop.
@@ -59,6 +60,8 @@ impl End {
 pub struct Stops {
     /// Cancelled to take no more; what is in flight still settles.
     pub halt: CancellationToken,
+    /// Cancelled besides when somebody keeps the ledger busy: whatever else is to be written would wait its full time too.
+    pub ledger_is_kept: CancellationToken,
     ending: Mutex<Option<End>>,
     /// Why no more is claimed; what is claimed is still sent.
     run_out: Mutex<Option<End>>,
@@ -66,12 +69,20 @@ pub struct Stops {
 
 impl Stops {
     pub fn new(halt: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { halt, ending: Mutex::new(None), run_out: Mutex::new(None) })
+        Arc::new(Self {
+            halt,
+            ledger_is_kept: CancellationToken::new(),
+            ending: Mutex::new(None),
+            run_out: Mutex::new(None),
+        })
     }
 
     /// Stops at once: what is in flight settles, what was claimed and not sent is put back. The first reason stands; says
     /// whether this is it.
     pub fn stop(&self, end: End) -> bool {
+        if let End::Failed(StageError::Ledger(LedgerError::Busy { .. })) = &end {
+            self.ledger_is_kept.cancel();
+        }
         let mut ending = self.ending.lock().expect("nobody panics while holding the reason");
         let is_first = ending.is_none();
         if is_first {

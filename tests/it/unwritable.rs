@@ -1,0 +1,48 @@
+//! A ledger that cannot be written while a push goes on: nobody is sent to of whom it could not be recorded.
+
+use std::time::Duration;
+
+use lianbo::simulator::Options;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Connection as _, SqliteConnection};
+
+use crate::house::{House, crowd, ended, eventually};
+
+const SOON: Duration = Duration::from_secs(30);
+/// Who claims and who records wait ten seconds each; then nothing more is tried. The rest is a slow machine's.
+const ENDS_WITHIN: Duration = Duration::from_secs(40);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_that_somebody_keeps_busy_stops_the_push_which_says_so_and_goes_on_later() {
+    let house = House::build(Options { latency: Duration::from_millis(8), ..crowd(1_500) }).await;
+    house.campaign("rate = \"200/s\"\nconcurrency = 32");
+    house.night().await;
+    let people = house.matchable();
+    let child = house.begin("campaign");
+    eventually(SOON, || house.simulator.inbox().messages >= 60).await;
+    let path = SqliteConnectOptions::new().filename(house.path("data/ledger.db")).busy_timeout(SOON);
+    let mut ledger = SqliteConnection::connect_with(&path).await.unwrap();
+    sqlx::query("begin immediate").execute(&mut ledger).await.unwrap();
+    let before = house.simulator.inbox().messages;
+
+    let stopped = tokio::time::timeout(ENDS_WITHIN, ended(child)).await.expect("it does not wait for each write anew");
+    let said = stopped.ends(1);
+    let error = said.json()["error"].as_str().unwrap_or_default().to_owned();
+    for part in [
+        "keeps the ledger busy",
+        "before the ledger can be written",
+        "End the process that keeps it busy",
+        "lianbo run campaign",
+    ] {
+        assert!(error.contains(part), "{said:?}");
+    }
+    let after = house.simulator.inbox().messages;
+    assert!(after - before <= 200, "more than a second's sends went out unrecorded: {before}, {after}");
+
+    sqlx::query("rollback").execute(&mut ledger).await.unwrap();
+    ledger.close().await.unwrap();
+    let push = house.run("campaign", &[]).await.ends(0);
+    assert_eq!(push.counts(), [people, people, 0, 0, 0, 0, 0]);
+    house.everybody_has_one();
+    assert_eq!(house.numbers("select count(*) from runs where pipeline = 'campaign'").await, [1]);
+}
