@@ -6,7 +6,7 @@ use lianbo::simulator::SALE_TEMPLATE_ID;
 use serde_json::Value;
 
 use crate::chat::Chat;
-use crate::house::{House, ended, eventually, small, wide};
+use crate::house::{House, comes_true, ended, eventually, small, wide};
 use crate::serve::{Serving, schedule_soon};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -120,13 +120,8 @@ async fn a_scheduled_failure_and_its_recovery_are_told_once_and_only_success_bea
     // A slow machine may pass over a time because the run before it still goes on, and say so.
     let told = || chat.statuses().into_iter().filter(|status| status != "fire_skipped").collect::<Vec<_>>();
     eventually(SOON, || told() == ["failed"]).await;
-    let mut looks = tokio::time::interval(Duration::from_millis(200));
-    let looking = async {
-        while house.numbers("select count(*) from runs where pipeline = 'judge'").await[0] < 3 {
-            looks.tick().await;
-        }
-    };
-    tokio::time::timeout(SOON, looking).await.expect("it fires again and again");
+    let runs = "select count(*) from runs where pipeline = 'judge'";
+    comes_true(SOON, async || house.numbers(runs).await[0] >= 3).await;
     assert_eq!((told(), chat.heartbeats()), (vec!["failed".to_owned()], 0));
     judge(&house, true, "schedule = \"*/2 * * * * *\"");
     eventually(SOON, || told() == ["failed", "recovered"] && chat.heartbeats() >= 2).await;

@@ -8,7 +8,7 @@ use sha1::{Digest as _, Sha1};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::house::{House, crowd, eventually, small};
+use crate::house::{House, comes_true, crowd, eventually, small};
 use crate::serve::{SOON, Serving};
 
 const TOKEN: &str = "callback-token-0123";
@@ -47,22 +47,16 @@ async fn all_posted(house: &House, posts: u64) -> CallbackReport {
 /// Waits until a query of one row gives this.
 #[track_caller]
 fn comes_to(house: &House, sql: &str, wanted: &[u64]) -> impl Future<Output = ()> {
-    let from = std::panic::Location::caller();
-    async move {
-        let mut looks = tokio::time::interval(Duration::from_millis(200));
-        let mut last = Vec::new();
-        let looking = async {
-            loop {
-                looks.tick().await;
-                last = house.numbers(sql).await;
-                if last == wanted {
-                    return;
-                }
-            }
-        };
-        let came = tokio::time::timeout(SOON, looking).await.is_ok();
-        assert!(came, "{sql} gives {last:?} and not {wanted:?}: {from}");
-    }
+    let mut looks = 0;
+    comes_true(SOON, async move || {
+        let last = house.numbers(sql).await;
+        // A story that fails tells what it last saw.
+        looks += 1;
+        if last != wanted && looks % 20 == 0 {
+            println!("{sql} gives {last:?} and not {wanted:?}");
+        }
+        last == wanted
+    })
 }
 
 /// The answer to a request that is written out.

@@ -302,16 +302,30 @@ pub fn signal(child: &Child, signal: &str) {
 /// Waits until the condition holds, and fails the story after `limit`.
 #[track_caller]
 pub fn eventually(limit: Duration, condition: impl FnMut() -> bool) -> impl Future<Output = ()> {
-    let from = std::panic::Location::caller();
     let mut condition = condition;
+    looking(limit, Duration::from_millis(10), async move || condition())
+}
+
+/// As [`eventually`], for a condition that a command is asked for.
+#[track_caller]
+pub fn comes_true(limit: Duration, condition: impl AsyncFnMut() -> bool) -> impl Future<Output = ()> {
+    looking(limit, Duration::from_millis(200), condition)
+}
+
+/// The limit is counted in looks: while this process or the machine stands still nobody looks, and no patience is lost.
+#[track_caller]
+fn looking(limit: Duration, every: Duration, mut condition: impl AsyncFnMut() -> bool) -> impl Future<Output = ()> {
+    let from = std::panic::Location::caller();
     async move {
-        let mut look = tokio::time::interval(Duration::from_millis(10));
-        let looking = async {
-            while !condition() {
-                look.tick().await;
+        let mut look = tokio::time::interval(every);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        for _ in 0..limit.as_millis() / every.as_millis() {
+            if condition().await {
+                return;
             }
-        };
-        assert!(tokio::time::timeout(limit, looking).await.is_ok(), "it did not come within {limit:?}: {from}");
+            look.tick().await;
+        }
+        panic!("it did not come within {limit:?} of looking: {from}");
     }
 }
 

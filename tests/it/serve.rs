@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::TcpStream;
 use tokio::process::Child;
 
-use crate::house::{House, ended, eventually, signal, small};
+use crate::house::{House, comes_true, ended, eventually, signal, small};
 use lianbo::simulator::Options;
 
 pub const SOON: Duration = Duration::from_secs(30);
@@ -62,13 +62,7 @@ pub fn schedule_soon(house: &House, seconds: i64) {
 
 async fn wait_for_status(house: &House, status: &str) {
     let sql = format!("select count(*) from runs where pipeline = 'campaign' and status = '{status}'");
-    let mut looks = tokio::time::interval(Duration::from_millis(200));
-    let looking = async {
-        while house.numbers(&sql).await != [1] {
-            looks.tick().await;
-        }
-    };
-    tokio::time::timeout(SOON, looking).await.unwrap_or_else(|_| panic!("the campaign is not {status}"));
+    comes_true(SOON, async || house.numbers(&sql).await == [1]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -93,13 +87,7 @@ async fn a_scheduled_campaign_fires_once_under_two_that_serve_and_the_endpoints_
     assert_eq!(serving.get("/nothing").await.0, 404);
 
     serving.stop().await;
-    let ready = async {
-        let mut looks = tokio::time::interval(Duration::from_millis(200));
-        while standby.get("/readyz").await.0 != 200 {
-            looks.tick().await;
-        }
-    };
-    tokio::time::timeout(SOON, ready).await.expect("the standby takes over");
+    comes_true(SOON, async || standby.get("/readyz").await.0 == 200).await;
     standby.stop().await;
     assert_eq!(house.numbers("select count(*) from runs where pipeline = 'campaign'").await, [1]);
     house.everybody_has_one();
