@@ -26,6 +26,8 @@ pub struct QuotaCharge<'a> {
     pub day: QuotaDay,
     /// Calls of the day that may not be passed; `None` for no limit.
     pub limit: Option<u64>,
+    /// Of what the limit and WeChat's word leave, so many are kept for others.
+    pub keep: u64,
 }
 
 /// A batch that is to be sent.
@@ -80,7 +82,7 @@ impl Ledger {
         move_claim(&mut tx, push_key, &batch).await?;
         let busy = overlap::busy_elsewhere(&mut tx, push_key, batch.now).await?;
         let (deferred, fresh): (Vec<Intent<'_>>, Vec<Intent<'_>>) =
-            batch.fresh.iter().partition(|intent| busy.contains(intent.openid.as_str()));
+            fresh.into_iter().partition(|intent| busy.contains(intent.openid.as_str()));
         insert_sending(&mut tx, push_key, (&fresh, batch.now)).await?;
         overlap::insert_deferred(&mut tx, push_key, (&deferred, batch.now)).await?;
         insert_skipped(&mut tx, push_key, &batch).await?;
@@ -220,7 +222,8 @@ mod tests {
         let house = House::new().await;
         let push = house.push("r1", 100).await;
         let main = AccountName::new("main");
-        let charge = QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: Some(15) };
+        let charge =
+            QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: Some(15), keep: 0 };
         let people = people(1..=20);
         let (first, second) = (intents(&people[..10]), intents(&people[10..]));
         let begun = house.begin(&push, Begin { quota: Some(charge), ..fresh(&first) }).await;
@@ -256,7 +259,8 @@ mod tests {
         let all = intents(&people);
         let _ = house.begin(&first, fresh(&all[..2])).await;
         let main = AccountName::new("main");
-        let quota = Some(QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: Some(3) });
+        let quota =
+            Some(QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: Some(3), keep: 0 });
         let begun = house.begin(&second, Begin { quota, now: at(1), ..fresh(&all) }).await;
         assert_eq!(begun, Begun::Yes { attempts: vec![(3, 1)] });
         assert_eq!(house.ledger.usage(None, None).await.unwrap()[0].calls, 1);
@@ -291,7 +295,8 @@ mod tests {
         let batch = Begin { fresh: &intents[..2], skipped: &skipped, claimed_to: 3, ..fresh(&[]) };
         let _ = house.begin(&push, batch).await;
         let main = AccountName::new("main");
-        let quota = Some(QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: None });
+        let quota =
+            Some(QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: None, keep: 0 });
         let again = Begin { again: &[1, 2, 3], claimed_to: 3, now: at(60), quota, ..fresh(&[]) };
         assert_eq!(house.begin(&push, again).await, Begun::Yes { attempts: vec![(1, 2), (2, 2)] });
         let rows = house.ledger.left_in_flight(push.key).await.unwrap();

@@ -7,7 +7,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::error::Doing;
-use super::sql::{Columns, int, read_all};
+use super::sql::{Columns, int, micros, read_all};
 use super::{Lease, Ledger, LedgerError};
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::{AccountName, Counts, DeliveryState, PipelineName, RunId, StageName, TemplateId};
@@ -72,12 +72,14 @@ pub struct NewPush {
 }
 
 /// What a push becomes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct PushChange<'a> {
     pub state: &'a str,
     pub reason: Option<&'a str>,
     /// The code that halted it.
     pub halted_errcode: Option<i64>,
+    /// For one that waits: until when, where that is known.
+    pub until: Option<Timestamp>,
 }
 
 /// How much each public count of a push grows.
@@ -194,7 +196,8 @@ impl Ledger {
         self.select_pushes("where archived_path is null order by key", &[]).await
     }
 
-    /// Changes a push's state. The first `sending` starts it.
+    /// Changes a push's state. The first `sending` starts it; with a reason it stands still. A wait that is only told anew
+    /// keeps its beginning.
     pub async fn set_push_state(
         &self,
         lease: &Lease,
@@ -206,7 +209,10 @@ impl Ledger {
         let mut tx = self.begin_held(lease, DOING).await?;
         sqlx::query(
             "update pushes set state = $1, reason = $2, halted_errcode = $3,
-                 started_at = case when $1 = 'sending' then coalesce(started_at, $4) else started_at end
+                 started_at = case when $1 = 'sending' then coalesce(started_at, $4) else started_at end,
+                 waits_since = case when $2 is null then null
+                     when state = $1 and waits_since is not null then waits_since else $4 end,
+                 waits_until = $6
              where key = $5",
         )
         .bind(change.state)
@@ -214,6 +220,7 @@ impl Ledger {
         .bind(change.halted_errcode)
         .bind(to_micros(now))
         .bind(push_key)
+        .bind(micros(change.until))
         .execute(&mut *tx)
         .await
         .doing(DOING)?;
@@ -285,13 +292,17 @@ impl Ledger {
     pub async fn end_push(&self, lease: &Lease, push_key: i64, state: &str, now: Timestamp) -> Result<(), LedgerError> {
         const DOING: &str = "end a push";
         let mut tx = self.begin_held(lease, DOING).await?;
-        sqlx::query("update pushes set state = $1, reason = null, ended_at = coalesce(ended_at, $2) where key = $3")
-            .bind(state)
-            .bind(to_micros(now))
-            .bind(push_key)
-            .execute(&mut *tx)
-            .await
-            .doing(DOING)?;
+        sqlx::query(
+            "update pushes set state = $1, reason = null, waits_since = null, waits_until = null,
+                 ended_at = coalesce(ended_at, $2)
+             where key = $3",
+        )
+        .bind(state)
+        .bind(to_micros(now))
+        .bind(push_key)
+        .execute(&mut *tx)
+        .await
+        .doing(DOING)?;
         tx.commit().await.doing(DOING)
     }
 

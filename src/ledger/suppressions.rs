@@ -1,6 +1,6 @@
 //! People not to send to: for every account or one, for every template or one, for a time or for good.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, SqliteConnection};

@@ -16,7 +16,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::UserGet,
         Self::UserInfo,
         Self::UserInfoBatchget,
@@ -43,9 +43,9 @@ impl Endpoint {
         }
     }
 
-    /// The reverse of [`Endpoint::as_str`]; a leading `/cgi-bin/` is allowed.
+    /// The reverse of [`Endpoint::as_str`]; its path is allowed as well.
     pub fn parse(text: &str) -> Option<Self> {
-        let name = text.strip_prefix("/cgi-bin/").unwrap_or(text);
+        let name = text.strip_prefix("/cgi-bin/").or(text.strip_prefix('/')).unwrap_or(text);
         Self::ALL.into_iter().find(|endpoint| endpoint.as_str() == name)
     }
 

@@ -12,7 +12,7 @@ use crate::config::settings::{Account, AccountQuota, TokenSource};
 use crate::domain::AccountName;
 
 /// The calls that are made, as `quota` names them.
-const ENDPOINTS: [&str; 10] = [
+const ENDPOINTS: [&str; 11] = [
     "message/template/send",
     "user/get",
     "user/info",

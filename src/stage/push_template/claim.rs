@@ -11,8 +11,9 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::frozen::{Message, MessageReader};
 use super::quota::Allowance;
-use super::{End, Item, Pushing, SAFE_REPEAT};
+use super::{End, Item, Pushing, SAFE_REPEAT, SaidBy};
 use crate::clock::Timestamp;
+use crate::config::settings::StageKind;
 use crate::domain::{DeliveryState, QuotaDay};
 use crate::ledger::{Begin, Begun, DeliveryRow, Intent, Outcome, OutcomeBatch, Push, QuotaCharge};
 use crate::stage::StageError;
@@ -213,14 +214,13 @@ impl<'a> Claimer<'a> {
         }
     }
 
+    /// Why nothing more is claimed.
     fn spent(&self) -> End {
         match self.pushing.plan.daily_limit {
             Some(_) if self.allowance.left() > 0 => End::DailyLimit { until: self.allowance.day.next().starts_at() },
             _ => End::QuotaSpent {
-                why: format!(
-                    "the day's {} sends of account `{}` are used up",
-                    self.allowance.limit, self.pushing.plan.account
-                ),
+                why: format!("the day's sends of account `{}` are used up", self.pushing.plan.account),
+                said_by: SaidBy::Ledger,
             },
         }
     }
@@ -291,12 +291,7 @@ impl<'a> Claimer<'a> {
     }
 
     fn charge(&self) -> QuotaCharge<'_> {
-        QuotaCharge {
-            account: &self.pushing.plan.account,
-            endpoint: Endpoint::TemplateSend.as_str(),
-            day: self.allowance.day,
-            limit: Some(self.allowance.limit),
-        }
+        self.allowance.charge(self.pushing)
     }
 
     /// How many of `wanted` sends this push's own `daily_limit` still allows; they are reserved.
@@ -308,6 +303,7 @@ impl<'a> Claimer<'a> {
             endpoint: &endpoint,
             day: QuotaDay::of(now),
             limit: Some(limit),
+            keep: 0,
         };
         let wanted = u64::try_from(wanted).unwrap_or(u64::MAX);
         let granted = self.pushing.cx.hands.ledger.reserve_calls(&charge, wanted).await?;

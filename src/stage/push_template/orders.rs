@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::send::Watch;
+use super::stand::{local, set_state};
 use super::{End, Pushing, approval, reread};
 use crate::calendar;
 use crate::clock::Timestamp;
@@ -18,9 +20,10 @@ const EVERY: Duration = Duration::from_secs(1);
 /// died leaves it to the others.
 const SHARE_HOLDS: Duration = Duration::from_secs(5);
 
-/// Obeys orders until the sending is over or stops.
-pub async fn obey(pushing: &Pushing<'_>, pace: &SharedPace, over: &CancellationToken) {
+/// Obeys orders until the sending is over or stops, and says what stands in its way meanwhile.
+pub async fn obey(pushing: &Pushing<'_>, (pace, desk): (&SharedPace, &Watch), over: &CancellationToken) {
     let clock = pushing.cx.hands.clock;
+    let mut hindered = Hindered::default();
     loop {
         tokio::select! {
             () = over.cancelled() => return,
@@ -33,6 +36,45 @@ pub async fn obey(pushing: &Pushing<'_>, pace: &SharedPace, over: &CancellationT
             // The ledger is busy or away: the claimer and the recorder meet that too, and they decide.
             Err(error) => tracing::debug!(error = %error, "orders could not be looked for"),
         }
+        if let Err(error) = hindered.tell(pushing, desk).await {
+            tracing::debug!(error = %error, "what stands in the push's way could not be noted");
+        }
+    }
+}
+
+/// What stands in the way of a push that sends: told when it begins, every minute while it lasts, and when it is over.
+#[derive(Default)]
+struct Hindered {
+    since: Option<Timestamp>,
+    told: Option<std::time::Instant>,
+}
+
+impl Hindered {
+    async fn tell(&mut self, pushing: &Pushing<'_>, desk: &Watch) -> Result<(), StageError> {
+        let (cx, clock) = (pushing.cx, pushing.cx.hands.clock);
+        let (now, monotonic) = (clock.now(), clock.monotonic());
+        let Some(hindrance) = desk.hindrance(monotonic) else {
+            if self.told.take().is_some() {
+                set_state(cx, &pushing.push, "sending", PushChange::default()).await?;
+                tracing::info!("the push goes on at its pace");
+            }
+            self.since = None;
+            return Ok(());
+        };
+        let since = *self.since.get_or_insert(now);
+        let is_due = match self.told {
+            None => now - since >= BORNE,
+            Some(told) => monotonic - told >= TOLD_EVERY,
+        };
+        if !is_due {
+            return Ok(());
+        }
+        self.told = Some(monotonic);
+        let until = hindrance.again.map(|at| now + at.saturating_duration_since(monotonic));
+        let again = until.map_or(String::new(), |at| format!(", until {}", local(cx, at)));
+        tracing::warn!("the push is held up since {}{again}: {}", local(cx, since), hindrance.what);
+        let change = PushChange { reason: Some(&hindrance.what), until, ..PushChange::default() };
+        set_state(cx, &pushing.push, "sending", change).await
     }
 }
 
@@ -43,6 +85,9 @@ async fn look(pushing: &Pushing<'_>, pace: &SharedPace) -> Result<Option<End>, S
     }
     let push = reread(pushing.cx, &pushing.push).await?;
     if let Some(end) = by_order(pushing.plan, &push) {
+        return Ok(Some(end));
+    }
+    if let Some(end) = super::quota::is_held(pushing, clock.now()).await? {
         return Ok(Some(end));
     }
     set_pace(pushing, pace, push.rate_override).await?;

@@ -213,6 +213,7 @@ impl<'a> Recorder<'a> {
                 endpoint: Endpoint::TemplateSend.as_str(),
                 day: self.day,
                 limit: None,
+                keep: 0,
             };
             self.pushing.cx.hands.ledger.reserve_calls(&charge, repeats).await?;
         }

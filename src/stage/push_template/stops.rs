@@ -15,6 +15,7 @@ pub enum End {
     /// 45009, or nothing left of our own ceiling.
     QuotaSpent {
         why: String,
+        said_by: SaidBy,
     },
     /// 40036 or 40037: look at the list of templates once before believing it.
     TemplateGone {
@@ -44,6 +45,15 @@ pub enum End {
     Failed(StageError),
 }
 
+/// Who says that the day's calls are used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SaidBy {
+    /// 45009.
+    WeChat,
+    /// Our own count.
+    Ledger,
+}
+
 /// Why and whether a push comes to a stop.
 pub struct Stops {
     /// Cancelled to take no more; what is in flight still settles.
@@ -62,10 +72,17 @@ impl Stops {
     pub fn stop(&self, end: End) {
         let mut ending = self.ending.lock().expect("nobody panics while holding the reason");
         if ending.is_none() {
+            tracing::debug!("the push stops: {end:?}");
             *ending = Some(end);
         }
         drop(ending);
         self.halt.cancel();
+    }
+
+    /// Whether it stops because WeChat refused a send with 45009.
+    pub fn is_quota_refused(&self) -> bool {
+        let ending = self.ending.lock().expect("nobody panics while holding the reason");
+        matches!(*ending, Some(End::QuotaSpent { said_by: SaidBy::WeChat, .. }))
     }
 
     /// Claims come to an end; what is claimed has its call reserved, so it is sent. Whatever stops that comes before this.
