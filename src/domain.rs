@@ -1,5 +1,6 @@
 //! Words and rules: ids, states, quota days. Pure: no I/O, no async, no clock, no SQL.
 
+mod canary;
 mod columns;
 mod delivery;
 mod finish;
@@ -13,6 +14,7 @@ mod run;
 pub mod tables;
 mod texts;
 
+pub use canary::{CanaryCounts, CanaryVerdict};
 pub use columns::{ColumnType, Rows, Values};
 pub use delivery::{Counts, DeliveryEvent, DeliveryState, Unlawful};
 pub use finish::{Candidate, Delivered, FINISH_WINDOW, Finish, Finished, finish};

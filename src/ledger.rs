@@ -14,6 +14,8 @@
 mod alerts;
 mod audit;
 mod callbacks;
+mod canary;
+mod caps;
 mod claims;
 mod deliveries;
 mod error;

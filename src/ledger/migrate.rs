@@ -13,6 +13,8 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (2, include_str!("migrations/0002_send_rows.sql")),
     (3, include_str!("migrations/0003_callbacks.sql")),
     (4, include_str!("migrations/0004_control.sql")),
+    (6, include_str!("migrations/0006_waits.sql")),
+    (7, include_str!("migrations/0007_canary.sql")),
 ];
 
 /// The version that this program makes.

@@ -52,6 +52,14 @@ pub struct Push {
     pub started_at: Option<Timestamp>,
     pub ended_at: Option<Timestamp>,
     pub halted_errcode: Option<i64>,
+    /// Since when it waits or is halted; nothing while it sends.
+    pub waits_since: Option<Timestamp>,
+    /// Until when, where that is known.
+    pub waits_until: Option<Timestamp>,
+    /// Until when the finish events of its canary are waited for: all of it was sent then.
+    pub canary_until: Option<Timestamp>,
+    /// `passed` or `failed`, once its canary was judged.
+    pub canary_verdict: Option<String>,
     /// Where its deliveries went when they left the ledger.
     pub archived_path: Option<String>,
 }
@@ -128,7 +136,7 @@ impl Growth {
 const SELECT: &str = "select key, run_id, pipeline, stage, account, template_id, set_hash, set_path, message_hash,
     messages_path, frozen_at, recipients, state, reason, sent, failed, skipped, held, unconfirmed, claimed, claimed_to,
     rest_reason, rate_override, is_paused, is_test, approved_by, approved_at, first_send_at, started_at, ended_at,
-    halted_errcode, archived_path, approved_hash,
+    halted_errcode, archived_path, approved_hash, waits_since, waits_until, canary_until, canary_verdict,
     (select max(freezes.account) from freezes where freezes.account in (pushes.account, '*')) as frozen from pushes";
 
 impl Ledger {
@@ -359,6 +367,10 @@ fn read_push(row: &SqliteRow) -> Result<Push, LedgerError> {
         started_at: row.optional_time("started_at")?,
         ended_at: row.optional_time("ended_at")?,
         halted_errcode: row.read("halted_errcode")?,
+        waits_since: row.optional_time("waits_since")?,
+        waits_until: row.optional_time("waits_until")?,
+        canary_until: row.optional_time("canary_until")?,
+        canary_verdict: row.optional_text("canary_verdict")?,
         archived_path: row.optional_text("archived_path")?,
     })
 }

@@ -9,6 +9,7 @@
 //! What is *not* here: choosing recipients, SQL, the meaning of error codes.
 
 mod approval;
+mod canary;
 mod claim;
 mod desk;
 mod frozen;

@@ -42,6 +42,8 @@ pub struct Claimer<'a> {
     permits: Arc<Semaphore>,
     batch_rows: usize,
     claimed_to: u64,
+    /// How many more may be sent to before the canary is judged.
+    canary_left: Option<u64>,
     looked_at: Option<std::time::Instant>,
 }
 
@@ -63,6 +65,7 @@ impl<'a> Claimer<'a> {
             permits,
             batch_rows: in_doubt_most.div_ceil(2).clamp(1, MOST_A_CLAIM),
             claimed_to: pushing.push.claimed_to,
+            canary_left: super::canary::left(pushing.plan, &pushing.push),
             looked_at: None,
         }
     }
@@ -164,6 +167,11 @@ impl<'a> Claimer<'a> {
                 (None, None) => fresh.push(intent),
             }
         }
+        if let Some(left) = self.canary_left.map(|left| usize::try_from(left).unwrap_or(usize::MAX))
+            && left < fresh.len()
+        {
+            return self.claim_some(messages, &blocked, left).await;
+        }
         let allowed = self.daily_allowance(fresh.len(), now).await?;
         if allowed < fresh.len() {
             // Only whole batches are claimed; the rest waits for the next day.
@@ -180,6 +188,8 @@ impl<'a> Claimer<'a> {
             }
             Begun::Yes { attempts } => {
                 self.claimed_to = last;
+                let tried = u64::try_from(fresh.len()).unwrap_or(u64::MAX);
+                self.canary_left = self.canary_left.map(|left| left.saturating_sub(tried));
                 // Whoever another push is sending to at this moment comes later.
                 self.give_back_daily(fresh.len().saturating_sub(attempts.len())).await?;
                 Ok(taken(messages, &attempts, now))
@@ -216,6 +226,9 @@ impl<'a> Claimer<'a> {
 
     /// Why nothing more is claimed.
     fn spent(&self) -> End {
+        if self.canary_left == Some(0) {
+            return End::CanarySent;
+        }
         match self.pushing.plan.daily_limit {
             Some(_) if self.allowance.left() > 0 => End::DailyLimit { until: self.allowance.day.next().starts_at() },
             _ => End::QuotaSpent {

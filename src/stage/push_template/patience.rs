@@ -6,7 +6,7 @@ use super::guard::Guard;
 use super::quota::Allowance;
 use super::stand::{halt, wait, wait_here};
 use super::stops::SaidBy;
-use super::{End, Push, Pushing, approval, finish, orders, reread, settle_left_in_doubt};
+use super::{End, Push, Pushing, approval, canary, finish, orders, reread, settle_left_in_doubt};
 use crate::domain::{DeliveryState, QuotaDay};
 use crate::stage::{StageContext, StageError, StageOutcome};
 
@@ -62,12 +62,22 @@ impl Patience {
             End::DailyLimit { until } => {
                 stop(wait(cx, &push, Some(until), "the push's daily_limit is reached".to_owned()).await?)
             }
+            End::CanarySent => self.canary_sent(pushing, &push).await,
             End::Frozen => stop(wait(cx, &push, None, orders::frozen(&push)).await?),
             End::Unapproved => stop(approval::wait_for(cx, pushing.plan, &push).await?),
             End::Paused => {
                 let reason = format!("paused; lianbo push resume {} goes on", cx.run.run_id);
                 stop(wait(cx, &push, None, reason).await?)
             }
+        }
+    }
+
+    /// The canary is judged once everybody of it has come to an end.
+    async fn canary_sent(&mut self, pushing: &Pushing<'_>, push: &Push) -> Result<Next, StageError> {
+        let unclaimed = push.counts.recipients - push.claimed;
+        match pushing.plan.canary {
+            Some(rule) if push.counts.pending == unclaimed => canary::judge(pushing, push, rule).await,
+            _ => self.retry(pushing, push).await,
         }
     }
 

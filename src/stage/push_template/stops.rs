@@ -35,6 +35,8 @@ pub enum End {
     DailyLimit {
         until: Timestamp,
     },
+    /// The first messages are sent: they are to be judged before the others.
+    CanarySent,
     Paused,
     /// The stop switch of its account is on.
     Frozen,
