@@ -20,8 +20,8 @@ use super::retry::{Patience, Waiting};
 use super::token::{Held, Tokens};
 use super::transport::{Transport, host_of};
 use super::wire::{
-    Answer, BatchAnswer, FollowerAnswer, FollowerPage, Profile, ProfileAnswer, QuotaAnswer, QuotaFigure, SendAnswer,
-    Template, TemplatesAnswer, decode, lacking, named_field,
+    Answer, BatchAnswer, BlockedAnswer, BlockedMessage, FollowerAnswer, FollowerPage, Profile, ProfileAnswer,
+    QuotaAnswer, QuotaFigure, SendAnswer, Template, TemplatesAnswer, decode, lacking, named_field,
 };
 use super::{TokenKind, WeChatSettings};
 use crate::clock::Clock;
@@ -31,6 +31,8 @@ use crate::redact;
 /// The same message was accepted before.
 const ALREADY_ACCEPTED: i64 = 45065;
 const REASON_LIMIT: usize = 200;
+/// Refused messages asked for at once: WeChat's most.
+const BLOCKED_PAGE: usize = 100;
 
 /// The client of one Official Account. Clones share connections, permits and the token.
 ///
@@ -152,6 +154,30 @@ impl WeChat {
     pub async fn templates(&self) -> Result<Vec<Template>, WeChatError> {
         let read = Read { endpoint: Endpoint::TemplateList, query: &[], body: None };
         Ok(self.read::<TemplatesAnswer>(&read).await?.into_templates())
+    }
+
+    /// Messages of a template that the review refused, newest first; `below`: only those with a smaller id. Also gives
+    /// whether there may be more.
+    pub async fn blocked_messages(
+        &self,
+        template_id: &TemplateId,
+        below: Option<u64>,
+    ) -> Result<(Vec<BlockedMessage>, bool), WeChatError> {
+        let asked = serde_json::json!({
+            "tmpl_msg_id": template_id.as_str(), "largest_id": below.unwrap_or(0), "limit": BLOCKED_PAGE,
+        });
+        let body = Some(asked.to_string().into_bytes());
+        let read = Read { endpoint: Endpoint::BlockedMessages, query: &[], body };
+        let (messages, listed) = self.read::<BlockedAnswer>(&read).await?.into_messages();
+        Ok((messages, listed >= BLOCKED_PAGE))
+    }
+
+    /// The page of followers whom the account keeps out that comes after `after`, or the first.
+    pub async fn blacklist_page(&self, after: Option<&OpenId>) -> Result<FollowerPage, WeChatError> {
+        let asked = serde_json::json!({ "begin_openid": after.map_or("", OpenId::as_str) });
+        let body = Some(asked.to_string().into_bytes());
+        let read = Read { endpoint: Endpoint::Blacklist, query: &[], body };
+        Ok(self.read::<FollowerAnswer>(&read).await?.into_page(after))
     }
 
     /// What WeChat says of the day of one call.

@@ -21,6 +21,7 @@ const ENDPOINTS: [&str; 11] = [
     "openapi/quota/get",
     "tags/get",
     "tags/members/getblacklist",
+    "wxa/sec/queryblocktmplmsg",
     "token",
     "stable_token",
 ];
