@@ -74,7 +74,8 @@ impl Ledger {
         let Some(mut tx) = self.begin_under(lease, DOING).await? else { return Ok(Begun::LeaseLost) };
         let wanted = rows(batch.fresh.len() + batch.again.len());
         if let Some(charge) = &batch.quota {
-            match quota::left(&mut tx, charge).await? {
+            let keep = charge.keep.max(quota::needed_before(&mut tx, push_key).await?);
+            match quota::left(&mut tx, &QuotaCharge { keep, ..*charge }, batch.now).await? {
                 Some(left) if left < wanted => return Ok(Begun::QuotaShort { left }),
                 _ => quota::add_calls(&mut tx, charge, wanted).await?,
             }
@@ -236,6 +237,28 @@ mod tests {
         house.ledger.mark_exhausted(&main, "send", charge.day, at(1)).await.unwrap();
         let begun = house.begin(&push, Begin { quota: Some(none_left), ..fresh(&second) }).await;
         assert_eq!(begun, Begun::QuotaShort { left: 0 });
+    }
+
+    #[tokio::test]
+    async fn a_campaign_leaves_a_service_push_the_sends_that_it_still_needs() {
+        let house = House::new().await;
+        let (campaign, service) = (house.push("r1", 30).await, house.push("r2", 12).await);
+        let main = AccountName::new("main");
+        let quota =
+            Some(QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: Some(20), keep: 5 });
+        house.ledger.set_priority(&house.lease, service.key, true).await.unwrap();
+        let people = people(1..=42);
+        let all = intents(&people);
+        let claim = |range: std::ops::Range<usize>| Begin { quota, ..fresh(&all[range]) };
+        // One that does not send, and waits for nobody knows what, needs nothing yet.
+        assert!(matches!(house.begin(&campaign, claim(0..5)).await, Begun::Yes { .. }));
+        let change = crate::ledger::PushChange { state: "sending", ..Default::default() };
+        house.ledger.set_push_state(&house.lease, service.key, change, at(0)).await.unwrap();
+        let begun = house.begin(&campaign, Begin { claimed_to: 15, ..claim(5..15) }).await;
+        assert_eq!(begun, Begun::QuotaShort { left: 3 }, "of 20, 5 are used and 12 are needed");
+        let own =
+            Begin { claimed_to: 12, quota: quota.map(|charge| QuotaCharge { keep: 0, ..charge }), ..fresh(&all[..12]) };
+        assert!(matches!(house.begin(&service, own).await, Begun::Yes { .. }));
     }
 
     #[tokio::test]

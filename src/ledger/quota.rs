@@ -228,7 +228,24 @@ pub(super) async fn left(
         return Ok(Some(0));
     }
     let calls = row.count("calls")?;
-    Ok(charge.limit.map(|limit| limit.saturating_sub(calls)))
+    let limit = [charge.limit, row.optional_count("room")?].into_iter().flatten().min();
+    Ok(limit.map(|limit| limit.saturating_sub(charge.keep).saturating_sub(calls)))
+}
+
+/// Calls that service pushes of the account still need, in the eyes of a campaign; 0 for one that is such a push itself. One
+/// that a person holds up needs none.
+pub(super) async fn needed_before(connection: &mut SqliteConnection, push_key: i64) -> Result<u64, LedgerError> {
+    let row = sqlx::query(
+        "select coalesce(sum(recipients - sent - failed - skipped - held - unconfirmed), 0) as needed from pushes
+         where account = (select account from pushes where key = $1 and priority = 'campaign') and key <> $1
+             and priority = 'service' and ended_at is null and not is_paused and rest_reason is null
+             and (state = 'sending' or (state = 'waiting' and waits_until is not null))",
+    )
+    .bind(push_key)
+    .fetch_one(connection)
+    .await
+    .doing("look up what service pushes need")?;
+    row.count("needed")
 }
 
 pub(super) async fn add_calls(

@@ -100,6 +100,8 @@ pub async fn run(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<StageOutc
     if push.ended_at.is_some() {
         return finish(cx, &push).await;
     }
+    let is_service = plan.priority == crate::config::settings::Priority::Service;
+    cx.hands.ledger.set_priority(cx.lease, push.key, is_service).await?;
     let push = messages::prepare(cx, plan, push).await?;
     if let Some(outcome) = may_not_start(cx, plan, &push).await? {
         return Ok(outcome);

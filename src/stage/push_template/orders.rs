@@ -10,12 +10,18 @@ use super::stand::{local, set_state};
 use super::{End, Pushing, approval, reread};
 use crate::calendar;
 use crate::clock::Timestamp;
-use crate::config::settings::PushTemplate;
-use crate::ledger::{EVERY_ACCOUNT, Push, ShareRequest};
+use crate::config::settings::{Priority, PushTemplate};
+use crate::ledger::{EVERY_ACCOUNT, Push, PushChange, ShareRequest};
 use crate::pace::SharedPace;
 use crate::stage::StageError;
 
 const EVERY: Duration = Duration::from_secs(1);
+/// Of an account's ceiling a service push gets so many parts where a campaign gets one.
+const SERVICE_WEIGHT: f64 = 4.0;
+/// What holds a push up for less is not worth a word.
+const BORNE: chrono::TimeDelta = chrono::TimeDelta::seconds(5);
+/// How often it is told again.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// How long a share of the account's ceiling holds: a push that cannot renew it so long sends nothing more, and one that
 /// died leaves it to the others.
 const SHARE_HOLDS: Duration = Duration::from_secs(5);
@@ -105,7 +111,11 @@ pub async fn set_pace(pushing: &Pushing<'_>, pace: &SharedPace, ordered: Option<
     };
     // The share counts from before the call, so that it never outlasts what the ledger says.
     let asked_at = clock.monotonic();
-    let request = ShareRequest { account, push_key: pushing.push.key, wanted, ceiling, ttl: SHARE_HOLDS };
+    let weight = match pushing.plan.priority {
+        Priority::Service => SERVICE_WEIGHT,
+        Priority::Campaign => 1.0,
+    };
+    let request = ShareRequest { account, push_key: pushing.push.key, wanted, weight, ceiling, ttl: SHARE_HOLDS };
     let share = pushing.cx.hands.ledger.renew_share(pushing.cx.lease, request).await?;
     if share > 0.0 {
         pace.set_rate(share, clock.monotonic());
