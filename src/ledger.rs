@@ -62,6 +62,7 @@ use crate::clock::Clock;
 pub use alerts::AlertState;
 pub use audit::AuditEntry;
 pub use callbacks::{Applied, CallbackCount, NewCallback, Replay};
+pub use caps::CapRule;
 pub use claims::{Begin, Begun, Intent, QuotaCharge};
 pub use deliveries::{DeliveryRow, ErrcodeCount};
 pub use error::LedgerError;

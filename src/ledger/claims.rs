@@ -3,10 +3,11 @@
 
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
+use super::caps::Capped;
 use super::error::Doing;
 use super::pushes::Growth;
 use super::sql::{Columns, batches, int, repeated};
-use super::{Lease, Ledger, LedgerError, overlap, quota};
+use super::{CapRule, Lease, Ledger, LedgerError, caps, overlap, quota};
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::{AccountName, DeliveryState, OpenId, QuotaDay, UnionId};
 
@@ -43,6 +44,8 @@ pub struct Begin<'a> {
     pub claimed_to: u64,
     /// `None` makes no reservation.
     pub quota: Option<QuotaCharge<'a>>,
+    /// Whoever had so many messages is skipped, `frequency_cap`; whoever is being sent what would be the last comes later.
+    pub cap: Option<CapRule>,
     pub now: Timestamp,
 }
 
@@ -81,12 +84,19 @@ impl Ledger {
             }
         }
         move_claim(&mut tx, push_key, &batch).await?;
-        let busy = overlap::busy_elsewhere(&mut tx, push_key, batch.now).await?;
+        let mut busy = overlap::busy_elsewhere(&mut tx, push_key, batch.now).await?;
+        let Capped { over, near } = caps::of_batch(&mut tx, push_key, &batch).await?;
+        busy.extend(near.iter().map(|openid| openid.as_str().to_owned()));
+        let (capped, fresh): (Vec<Intent<'_>>, Vec<Intent<'_>>) =
+            batch.fresh.iter().partition(|intent| over.contains(intent.openid));
+        let skipped: Vec<(Intent<'_>, &str)> =
+            batch.skipped.iter().copied().chain(capped.into_iter().map(|intent| (intent, caps::REASON))).collect();
         let (deferred, fresh): (Vec<Intent<'_>>, Vec<Intent<'_>>) =
             fresh.into_iter().partition(|intent| busy.contains(intent.openid.as_str()));
         insert_sending(&mut tx, push_key, (&fresh, batch.now)).await?;
         overlap::insert_deferred(&mut tx, push_key, (&deferred, batch.now)).await?;
-        insert_skipped(&mut tx, push_key, &batch).await?;
+        insert_skipped(&mut tx, push_key, &Begin { skipped: &skipped, ..batch }).await?;
+        caps::skip_again(&mut tx, push_key, &over, &batch).await?;
         let again = overlap::without_busy(&mut tx, push_key, (batch.again, batch.now), &busy).await?;
         let mut attempts: Vec<(u64, u32)> = fresh.iter().map(|intent| (intent.seq, 1)).collect();
         attempts.extend(send_again(&mut tx, push_key, (&again, batch.now)).await?);

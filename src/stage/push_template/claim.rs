@@ -15,7 +15,7 @@ use super::{End, Item, Pushing, SAFE_REPEAT, SaidBy};
 use crate::clock::Timestamp;
 use crate::config::settings::StageKind;
 use crate::domain::{DeliveryState, QuotaDay};
-use crate::ledger::{Begin, Begun, DeliveryRow, Intent, Outcome, OutcomeBatch, Push, QuotaCharge};
+use crate::ledger::{Begin, Begun, CapRule, DeliveryRow, Intent, Outcome, OutcomeBatch, Push, QuotaCharge};
 use crate::stage::StageError;
 use crate::wechat::Endpoint;
 
@@ -177,8 +177,15 @@ impl<'a> Claimer<'a> {
             // Only whole batches are claimed; the rest waits for the next day.
             return self.claim_some(messages, &blocked, allowed).await;
         }
-        let begin =
-            Begin { fresh: &fresh, again: &[], skipped: &skipped, claimed_to: last, quota: Some(self.charge()), now };
+        let begin = Begin {
+            fresh: &fresh,
+            again: &[],
+            skipped: &skipped,
+            claimed_to: last,
+            quota: Some(self.charge()),
+            cap: self.cap(now),
+            now,
+        };
         match cx.hands.ledger.begin_sends(cx.lease, self.pushing.push.key, begin).await? {
             Begun::LeaseLost => Err(StageError::LeaseLost),
             Begun::QuotaShort { left } => {
@@ -250,6 +257,7 @@ impl<'a> Claimer<'a> {
             skipped: &[],
             claimed_to: self.claimed_to,
             quota: Some(self.charge()),
+            cap: self.cap(now),
             now,
         };
         let attempts = match cx.hands.ledger.begin_sends(cx.lease, self.pushing.push.key, begin).await? {
@@ -301,6 +309,17 @@ impl<'a> Claimer<'a> {
             let _ = cx.hands.ledger.record_outcomes(cx.lease, self.pushing.push.key, batch).await?;
         }
         Ok(if items.is_empty() { Step::NothingToSend } else { Step::Claimed(items) })
+    }
+
+    /// The set's frequency cap, looked at once more: other pushes may have sent since the set was made.
+    fn cap(&self, now: Timestamp) -> Option<CapRule> {
+        let Pushing { cx, plan, .. } = *self.pushing;
+        let pipeline = cx.hands.settings.pipelines.get(&cx.run.pipeline).filter(|_| !cx.run.is_test)?;
+        let set = pipeline.stages.iter().find(|stage| stage.name == plan.recipients)?;
+        let StageKind::MaterializeRecipients(set) = &set.kind else { return None };
+        let cap = set.frequency_cap?;
+        let since = now.checked_sub_signed(chrono::TimeDelta::try_days(i64::from(cap.days))?)?;
+        Some(CapRule { messages: cap.messages, since })
     }
 
     fn charge(&self) -> QuotaCharge<'_> {
