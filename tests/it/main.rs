@@ -9,6 +9,7 @@ mod chat;
 mod checks;
 mod control;
 mod exports;
+mod guards;
 #[allow(dead_code, reason = "what stories share; not every story needs all of it")]
 mod house;
 mod kills;
