@@ -1,5 +1,6 @@
 //! Words and rules: ids, states, quota days. Pure: no I/O, no async, no clock, no SQL.
 
+mod canary;
 mod columns;
 mod delivery;
 mod finish;
@@ -13,6 +14,7 @@ mod run;
 pub mod tables;
 mod texts;
 
+pub use canary::{CanaryCounts, CanaryVerdict};
 pub use columns::{ColumnType, Rows, Values};
 pub use delivery::{Counts, DeliveryEvent, DeliveryState, Unlawful, may_repeat};
 pub use finish::{Candidate, Delivered, FINISH_WINDOW, Finish, Finished, finish};
@@ -21,6 +23,6 @@ pub use known::{Neighbours, QuickSet, fingerprint, surely_differ};
 pub use message_id::client_msg_id;
 pub use person_hash::person_hash;
 pub use quota_day::QuotaDay;
-pub use rate::fair_share;
+pub use rate::{Sharer, fair_share};
 pub use run::{RunStatus, StageStatus};
 pub use texts::Texts;

@@ -137,6 +137,11 @@ impl Pace {
         self.current
     }
 
+    /// Sends a second when all is well.
+    pub fn full_rate(&self) -> f64 {
+        self.full
+    }
+
     /// One step up for every second of calm that has passed.
     fn climb(&mut self, now: Instant) {
         while self.current < self.full && now.saturating_duration_since(self.calm_since) >= SECOND {
@@ -196,6 +201,11 @@ impl SharedPace {
     /// See [`Pace::current_rate`].
     pub fn current_rate(&self, now: Instant) -> f64 {
         self.locked().current_rate(now)
+    }
+
+    /// See [`Pace::full_rate`].
+    pub fn full_rate(&self) -> f64 {
+        self.locked().full_rate()
     }
 
     /// No call leaves the plan half changed, so a panic elsewhere under the lock does no harm.

@@ -23,6 +23,7 @@ pub mod order;
 pub mod plan;
 pub mod push_view;
 pub mod quotas;
+pub mod reviews;
 pub mod runners;
 pub mod standing;
 pub mod status;

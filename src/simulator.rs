@@ -177,6 +177,12 @@ impl Simulator {
         self.world.orders.add(order);
     }
 
+    /// Another system of the account makes so many calls of its day.
+    pub fn spend(&self, endpoint: Endpoint, calls: u64) {
+        let world = &self.world;
+        world.quotas.spend(endpoint, world.quota_seconds(&world.faults()), calls);
+    }
+
     /// Takes back what was ordered and has not happened.
     pub fn clear_orders(&self) {
         self.world.orders.clear();

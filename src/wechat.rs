@@ -44,7 +44,7 @@ pub use error::WeChatError;
 pub use message::Message;
 pub use ports::{CallCounts, CallEnd, CallMeter, RefreshGuard, Refused, StoreError, StoredToken, TokenStore};
 pub use profiles::Profiles;
-pub use wire::{FollowerPage, Profile, QuotaFigure, Template, template_fields};
+pub use wire::{BlockedMessage, FollowerPage, Profile, QuotaFigure, Template, template_fields};
 
 /// What the client of one Official Account needs to know.
 #[derive(Debug, Clone)]

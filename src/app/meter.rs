@@ -144,7 +144,7 @@ impl LedgerMeter {
     async fn grant(&self, endpoint: Endpoint, day: QuotaDay) -> Result<u64, Refused> {
         let store = |error: LedgerError| Refused::Store(StoreError::new(error));
         let limit = self.limit(endpoint, day).await.map_err(store)?;
-        let charge = QuotaCharge { account: &self.account, endpoint: endpoint.as_str(), day, limit };
+        let charge = QuotaCharge { account: &self.account, endpoint: endpoint.as_str(), day, limit, keep: 0 };
         // What WeChat refused, and what is left of another day, must be in the ledger before it is asked again.
         if self.notes().held.iter().any(|((own, own_day), held)| *own == endpoint && (held.is_spent || *own_day != day))
         {

@@ -237,7 +237,7 @@ async fn what_is_used_is_our_own_count_and_what_wechat_said_stands_beside_it_wit
     let now = Clock::default().now();
     let (main, day, endpoint) = (AccountName::new("main"), QuotaDay::of(now), Endpoint::TemplateSend);
     let of = async || allowances(&settings, Some(&ledger), day, &[endpoint]).await.unwrap().remove(0);
-    let charge = QuotaCharge { account: &main, endpoint: endpoint.as_str(), day, limit: None };
+    let charge = QuotaCharge { account: &main, endpoint: endpoint.as_str(), day, limit: None, keep: 0 };
     ledger.reserve_calls(&charge, 120).await.unwrap();
     assert_eq!((of().await.used, of().await.left_today, of().await.wechat), (120, Some(99_880), None));
     // In the middle of a push WeChat knew of fewer; later others have sent for the account as well.

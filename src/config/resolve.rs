@@ -6,6 +6,7 @@
 
 mod account;
 mod cross;
+mod fields;
 mod house;
 
 pub(super) mod defaults;

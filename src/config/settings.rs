@@ -9,6 +9,7 @@ use chrono_tz::Tz;
 use secrecy::SecretString;
 
 use crate::domain::{AccountName, MiniProgramName, OpenId, PipelineName, StageName, TableName, TemplateId};
+use crate::template::fields::FieldRules;
 
 /// A whole workspace, ready to be wired.
 #[derive(Debug, Clone)]
@@ -23,6 +24,8 @@ pub struct Settings {
     pub engine: EngineSettings,
     pub server: ServerSettings,
     pub alerts: AlertSettings,
+    /// What fields of messages may hold.
+    pub fields: FieldRules,
     pub pipelines: BTreeMap<PipelineName, Pipeline>,
 }
 

@@ -231,6 +231,28 @@ format = "csv"
 }
 
 #[test]
+fn rules_of_fields_are_changed_by_type_and_narrowed_by_name() {
+    let account = "[accounts.main]\napp_id = \"a\"\napp_secret = \"s\"\n";
+    let fields = "[fields]\nthing = { most = 30 }\nshort_thing = { most = 4 }\nphrase = { form = \"any\" }\n\
+                  const4 = { values = [\"已发货\", \"已签收\"] }\n";
+    let loaded = read(&[(CONFIG_FILE, &format!("{account}{fields}"))]);
+    assert!(loaded.problems.is_empty(), "{}", loaded.problems);
+    let rules = loaded.settings.unwrap().fields;
+    assert!(rules.check("thing1", &"字".repeat(30)).is_ok());
+    let problem = rules.check("thing1", &"字".repeat(31)).unwrap_err();
+    assert_eq!(problem.rule, "takes `any`, at most 30 characters, as [fields] says");
+    assert!(rules.check("short_thing2", "五个字的").is_ok() && rules.check("short_thing2", "五个字的长").is_err());
+    assert!(rules.check("phrase1", "13笔").is_ok() && rules.check("phrase1", "一二三四五六").is_err());
+    assert_eq!(rules.check("const4", "已退货").unwrap_err().rule, "takes only 已发货, 已签收");
+    assert!(rules.check("number1", "3.14").is_ok(), "the others stay as they are");
+    let wrong = "[fields]\nthing = { mots = 30 }\nconst4 = { most = 3 }\nphrase = { form = \"latin\" }\n";
+    let problems = read(&[(CONFIG_FILE, &format!("{account}{wrong}"))]).problems.to_string();
+    for part in ["did you mean `most`", "`values` is missing", "latin"] {
+        assert!(problems.contains(part), "{part}: {problems}");
+    }
+}
+
+#[test]
 fn a_wrong_config_tells_where_and_what_instead() {
     let account = "[accounts.main]\napp_id = \"a\"\napp_secret = \"s\"\n";
     let cases: &[(&str, &[Told])] = &[

@@ -3,10 +3,11 @@
 
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
+use super::caps::Capped;
 use super::error::Doing;
 use super::pushes::Growth;
 use super::sql::{Columns, batches, int, repeated};
-use super::{Lease, Ledger, LedgerError, overlap, quota};
+use super::{CapRule, Lease, Ledger, LedgerError, caps, overlap, quota};
 use crate::clock::{Timestamp, to_micros};
 use crate::crash::{self, CrashPoint};
 use crate::domain::{AccountName, DeliveryState, OpenId, QuotaDay, UnionId};
@@ -27,6 +28,8 @@ pub struct QuotaCharge<'a> {
     pub day: QuotaDay,
     /// Calls of the day that may not be passed; `None` for no limit.
     pub limit: Option<u64>,
+    /// Of what the limit and WeChat's word leave, so many are kept for others.
+    pub keep: u64,
 }
 
 /// A batch that is to be sent.
@@ -42,6 +45,8 @@ pub struct Begin<'a> {
     pub claimed_to: u64,
     /// `None` makes no reservation.
     pub quota: Option<QuotaCharge<'a>>,
+    /// Whoever had so many messages is skipped, `frequency_cap`; whoever is being sent what would be the last comes later.
+    pub cap: Option<CapRule>,
     pub now: Timestamp,
 }
 
@@ -73,18 +78,26 @@ impl Ledger {
         let Some(mut tx) = self.begin_under(lease, DOING).await? else { return Ok(Begun::LeaseLost) };
         let wanted = rows(batch.fresh.len() + batch.again.len());
         if let Some(charge) = &batch.quota {
-            match quota::left(&mut tx, charge).await? {
+            let keep = charge.keep.max(quota::needed_before(&mut tx, push_key).await?);
+            match quota::left(&mut tx, &QuotaCharge { keep, ..*charge }, batch.now).await? {
                 Some(left) if left < wanted => return Ok(Begun::QuotaShort { left }),
                 _ => quota::add_calls(&mut tx, charge, wanted).await?,
             }
         }
         move_claim(&mut tx, push_key, &batch).await?;
-        let busy = overlap::busy_elsewhere(&mut tx, push_key, batch.now).await?;
+        let mut busy = overlap::busy_elsewhere(&mut tx, push_key, batch.now).await?;
+        let Capped { over, near } = caps::of_batch(&mut tx, push_key, &batch).await?;
+        busy.extend(near.iter().map(|openid| openid.as_str().to_owned()));
+        let (capped, fresh): (Vec<Intent<'_>>, Vec<Intent<'_>>) =
+            batch.fresh.iter().partition(|intent| over.contains(intent.openid));
+        let skipped: Vec<(Intent<'_>, &str)> =
+            batch.skipped.iter().copied().chain(capped.into_iter().map(|intent| (intent, caps::REASON))).collect();
         let (deferred, fresh): (Vec<Intent<'_>>, Vec<Intent<'_>>) =
-            batch.fresh.iter().partition(|intent| busy.contains(intent.openid.as_str()));
+            fresh.into_iter().partition(|intent| busy.contains(intent.openid.as_str()));
         insert_sending(&mut tx, push_key, (&fresh, batch.now)).await?;
         overlap::insert_deferred(&mut tx, push_key, (&deferred, batch.now)).await?;
-        insert_skipped(&mut tx, push_key, &batch).await?;
+        insert_skipped(&mut tx, push_key, &Begin { skipped: &skipped, ..batch }).await?;
+        caps::skip_again(&mut tx, push_key, &over, &batch).await?;
         let again = overlap::without_busy(&mut tx, push_key, (batch.again, batch.now), &busy).await?;
         let mut attempts: Vec<(u64, u32)> = fresh.iter().map(|intent| (intent.seq, 1)).collect();
         attempts.extend(send_again(&mut tx, push_key, (&again, batch.now)).await?);
@@ -225,7 +238,8 @@ mod tests {
         let house = House::new().await;
         let push = house.push("r1", 100).await;
         let main = AccountName::new("main");
-        let charge = QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: Some(15) };
+        let charge =
+            QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: Some(15), keep: 0 };
         let people = people(1..=20);
         let (first, second) = (intents(&people[..10]), intents(&people[10..]));
         let begun = house.begin(&push, Begin { quota: Some(charge), ..fresh(&first) }).await;
@@ -238,6 +252,28 @@ mod tests {
         house.ledger.mark_exhausted(&main, "send", charge.day, at(1)).await.unwrap();
         let begun = house.begin(&push, Begin { quota: Some(none_left), ..fresh(&second) }).await;
         assert_eq!(begun, Begun::QuotaShort { left: 0 });
+    }
+
+    #[tokio::test]
+    async fn a_campaign_leaves_a_service_push_the_sends_that_it_still_needs() {
+        let house = House::new().await;
+        let (campaign, service) = (house.push("r1", 30).await, house.push("r2", 12).await);
+        let main = AccountName::new("main");
+        let quota =
+            Some(QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: Some(20), keep: 5 });
+        house.ledger.set_priority(&house.lease, service.key, true).await.unwrap();
+        let people = people(1..=42);
+        let all = intents(&people);
+        let claim = |range: std::ops::Range<usize>| Begin { quota, ..fresh(&all[range]) };
+        // One that does not send, and waits for nobody knows what, needs nothing yet.
+        assert!(matches!(house.begin(&campaign, claim(0..5)).await, Begun::Yes { .. }));
+        let change = crate::ledger::PushChange { state: "sending", ..Default::default() };
+        house.ledger.set_push_state(&house.lease, service.key, change, at(0)).await.unwrap();
+        let begun = house.begin(&campaign, Begin { claimed_to: 15, ..claim(5..15) }).await;
+        assert_eq!(begun, Begun::QuotaShort { left: 3 }, "of 20, 5 are used and 12 are needed");
+        let own =
+            Begin { claimed_to: 12, quota: quota.map(|charge| QuotaCharge { keep: 0, ..charge }), ..fresh(&all[..12]) };
+        assert!(matches!(house.begin(&service, own).await, Begun::Yes { .. }));
     }
 
     #[tokio::test]
@@ -261,7 +297,8 @@ mod tests {
         let all = intents(&people);
         let _ = house.begin(&first, fresh(&all[..2])).await;
         let main = AccountName::new("main");
-        let quota = Some(QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: Some(3) });
+        let quota =
+            Some(QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: Some(3), keep: 0 });
         let begun = house.begin(&second, Begin { quota, now: at(1), ..fresh(&all) }).await;
         assert_eq!(begun, Begun::Yes { attempts: vec![(3, 1)] });
         assert_eq!(house.ledger.usage(None, None).await.unwrap()[0].calls, 1);
@@ -296,7 +333,8 @@ mod tests {
         let batch = Begin { fresh: &intents[..2], skipped: &skipped, claimed_to: 3, ..fresh(&[]) };
         let _ = house.begin(&push, batch).await;
         let main = AccountName::new("main");
-        let quota = Some(QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: None });
+        let quota =
+            Some(QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: None, keep: 0 });
         let again = Begin { again: &[1, 2, 3], claimed_to: 3, now: at(60), quota, ..fresh(&[]) };
         assert_eq!(house.begin(&push, again).await, Begun::Yes { attempts: vec![(1, 2), (2, 2)] });
         let rows = house.ledger.left_in_flight(push.key).await.unwrap();

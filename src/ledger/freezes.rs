@@ -103,7 +103,7 @@ mod tests {
         assert!(!ledger.freeze(Some(&main), order).await.unwrap(), "it is on already");
         assert!(ledger.freeze(None, order).await.unwrap());
         assert_eq!(house.reload(&push).await.frozen.as_deref(), Some("main"));
-        let waiting = PushChange { state: "waiting", reason: Some("frozen by ada"), halted_errcode: None };
+        let waiting = PushChange { state: "waiting", reason: Some("frozen by ada"), halted_errcode: None, until: None };
         ledger.set_push_state(&house.lease, push.key, waiting, at(6)).await.unwrap();
         let waits = RunChange { status: RunStatus::Waiting, reason: Some("frozen by ada".into()), waiting_until: None };
         ledger.set_run_status(&house.lease, &push.run_id, waits, at(6)).await.unwrap();

@@ -205,8 +205,9 @@ impl World {
         let (send, skip) = all.split_at(all.len().min(index(fresh)));
         let skip: Vec<_> = skip.iter().map(|intent| (*intent, "unfollowed")).collect();
         let (account, day) = self.charge();
-        let quota = Some(QuotaCharge { account: &account, endpoint: "send", day, limit: None });
-        let batch = Begin { fresh: send, again: &[], skipped: &skip, claimed_to: last, quota, now: self.now };
+        let quota = Some(QuotaCharge { account: &account, endpoint: "send", day, limit: None, keep: 0 });
+        let batch =
+            Begin { fresh: send, again: &[], skipped: &skip, claimed_to: last, quota, cap: None, now: self.now };
         let begun = self.house.begin(&self.push, batch).await;
         assert_eq!(begun, Begun::Yes { attempts: send.iter().map(|intent| (intent.seq, 1)).collect() });
         self.calls += u64::try_from(send.len()).unwrap();
@@ -241,7 +242,7 @@ impl World {
     async fn claim_again(&mut self, seqs: &[u64]) {
         let claimed_to = self.house.reload(&self.push).await.claimed_to;
         let (account, day) = self.charge();
-        let quota = Some(QuotaCharge { account: &account, endpoint: "send", day, limit: None });
+        let quota = Some(QuotaCharge { account: &account, endpoint: "send", day, limit: None, keep: 0 });
         let batch = Begin { again: seqs, claimed_to, quota, now: self.now, ..fresh(&[]) };
         let Begun::Yes { mut attempts } = self.house.begin(&self.push, batch).await else { panic!("it is not begun") };
         attempts.sort_unstable();

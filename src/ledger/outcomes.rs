@@ -103,7 +103,7 @@ impl Ledger {
             marks::upsert(&mut tx, &mark).await?;
         }
         if let Some(GiveBack { account, endpoint, day, n }) = batch.give_back {
-            let charge = QuotaCharge { account, endpoint, day, limit: None };
+            let charge = QuotaCharge { account, endpoint, day, limit: None, keep: 0 };
             if n > 0 {
                 quota::subtract_calls(&mut tx, &charge, n).await?;
             }
@@ -270,7 +270,7 @@ mod tests {
         let people = people(1..=3);
         let main = AccountName::new("main");
         let day = QuotaDay::of(at(0));
-        let quota = Some(QuotaCharge { account: &main, endpoint: "send", day, limit: None });
+        let quota = Some(QuotaCharge { account: &main, endpoint: "send", day, limit: None, keep: 0 });
         let _ = house.begin(&push, Begin { quota, ..fresh(&intents(&people)) }).await;
         let outcomes = [outcome(1, 1, DeliveryState::Failed), outcome(2, 1, DeliveryState::Pending)];
         let refusing = NewSuppression {

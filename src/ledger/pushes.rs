@@ -7,7 +7,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::error::Doing;
-use super::sql::{Columns, int, read_all};
+use super::sql::{Columns, int, micros, read_all};
 use super::{Lease, Ledger, LedgerError};
 use crate::clock::{Timestamp, to_micros};
 use crate::crash::{self, CrashPoint};
@@ -53,6 +53,14 @@ pub struct Push {
     pub started_at: Option<Timestamp>,
     pub ended_at: Option<Timestamp>,
     pub halted_errcode: Option<i64>,
+    /// Since when it waits or is halted; nothing while it sends.
+    pub waits_since: Option<Timestamp>,
+    /// Until when, where that is known.
+    pub waits_until: Option<Timestamp>,
+    /// Until when the finish events of its canary are waited for: all of it was sent then.
+    pub canary_until: Option<Timestamp>,
+    /// `passed` or `failed`, once its canary was judged.
+    pub canary_verdict: Option<String>,
     /// Where its deliveries went when they left the ledger.
     pub archived_path: Option<String>,
     /// Grows with every change of its deliveries' states.
@@ -77,12 +85,14 @@ pub struct NewPush {
 }
 
 /// What a push becomes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct PushChange<'a> {
     pub state: &'a str,
     pub reason: Option<&'a str>,
     /// The code that halted it.
     pub halted_errcode: Option<i64>,
+    /// For one that waits: until when, where that is known.
+    pub until: Option<Timestamp>,
 }
 
 /// How much each public count of a push grows.
@@ -131,8 +141,8 @@ impl Growth {
 const SELECT: &str = "select key, run_id, pipeline, stage, account, template_id, set_hash, set_path, message_hash,
     messages_path, frozen_at, recipients, state, reason, sent, failed, skipped, held, unconfirmed, claimed, claimed_to,
     rest_reason, rate_override, is_paused, is_test, approved_by, approved_at, first_send_at, started_at, ended_at,
-    halted_errcode, archived_path, approved_hash, deliveries_version,
-    case when written_version = deliveries_version then written_path end as written_path,
+    halted_errcode, archived_path, approved_hash, waits_since, waits_until, canary_until, canary_verdict,
+    deliveries_version, case when written_version = deliveries_version then written_path end as written_path,
     (select max(freezes.account) from freezes where freezes.account in (pushes.account, '*')) as frozen from pushes";
 
 impl Ledger {
@@ -200,7 +210,8 @@ impl Ledger {
         self.select_pushes("where archived_path is null order by key", &[]).await
     }
 
-    /// Changes a push's state. The first `sending` starts it.
+    /// Changes a push's state. The first `sending` starts it; with a reason it stands still. A wait that is only told anew
+    /// keeps its beginning.
     pub async fn set_push_state(
         &self,
         lease: &Lease,
@@ -212,7 +223,10 @@ impl Ledger {
         let mut tx = self.begin_held(lease, DOING).await?;
         sqlx::query(
             "update pushes set state = $1, reason = $2, halted_errcode = $3,
-                 started_at = case when $1 = 'sending' then coalesce(started_at, $4) else started_at end
+                 started_at = case when $1 = 'sending' then coalesce(started_at, $4) else started_at end,
+                 waits_since = case when $2 is null then null
+                     when state = $1 and waits_since is not null then waits_since else $4 end,
+                 waits_until = $6
              where key = $5",
         )
         .bind(change.state)
@@ -220,6 +234,7 @@ impl Ledger {
         .bind(change.halted_errcode)
         .bind(to_micros(now))
         .bind(push_key)
+        .bind(micros(change.until))
         .execute(&mut *tx)
         .await
         .doing(DOING)?;
@@ -291,13 +306,17 @@ impl Ledger {
     pub async fn end_push(&self, lease: &Lease, push_key: i64, state: &str, now: Timestamp) -> Result<(), LedgerError> {
         const DOING: &str = "end a push";
         let mut tx = self.begin_held(lease, DOING).await?;
-        sqlx::query("update pushes set state = $1, reason = null, ended_at = coalesce(ended_at, $2) where key = $3")
-            .bind(state)
-            .bind(to_micros(now))
-            .bind(push_key)
-            .execute(&mut *tx)
-            .await
-            .doing(DOING)?;
+        sqlx::query(
+            "update pushes set state = $1, reason = null, waits_since = null, waits_until = null,
+                 ended_at = coalesce(ended_at, $2)
+             where key = $3",
+        )
+        .bind(state)
+        .bind(to_micros(now))
+        .bind(push_key)
+        .execute(&mut *tx)
+        .await
+        .doing(DOING)?;
         crash::pass(CrashPoint::BeforePushEnd);
         tx.commit().await.doing(DOING)?;
         crash::pass(CrashPoint::AfterPushEnd);
@@ -357,6 +376,10 @@ fn read_push(row: &SqliteRow) -> Result<Push, LedgerError> {
         started_at: row.optional_time("started_at")?,
         ended_at: row.optional_time("ended_at")?,
         halted_errcode: row.read("halted_errcode")?,
+        waits_since: row.optional_time("waits_since")?,
+        waits_until: row.optional_time("waits_until")?,
+        canary_until: row.optional_time("canary_until")?,
+        canary_verdict: row.optional_text("canary_verdict")?,
         archived_path: row.optional_text("archived_path")?,
         deliveries_version: row.read("deliveries_version")?,
         written_path: row.optional_text("written_path")?,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::error::Doing;
 use super::sql::{Columns, read_all};
 use super::{Lease, Ledger, LedgerError};
-use crate::domain::{AccountName, fair_share};
+use crate::domain::{AccountName, Sharer, fair_share};
 
 /// What a push asks of its account's ceiling.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +18,8 @@ pub struct ShareRequest<'a> {
     pub push_key: i64,
     /// Sends a second that the push would use if it were alone.
     pub wanted: f64,
+    /// See [`Sharer::weight`].
+    pub weight: f64,
     /// Sends a second of all pushes of the account together.
     pub ceiling: f64,
     /// How long the share holds without another renewal.
@@ -33,37 +35,52 @@ impl Ledger {
     /// [`LedgerError::LeaseLost`], and whatever a transaction can meet; the share before holds until it runs out.
     pub async fn renew_share(&self, lease: &Lease, request: ShareRequest<'_>) -> Result<f64, LedgerError> {
         const DOING: &str = "divide an account's sends a second";
-        let ShareRequest { account, push_key, wanted, ceiling, ttl } = request;
+        let ShareRequest { account, push_key, wanted, weight, ceiling, ttl } = request;
         let mut tx = self.begin_held(lease, DOING).await?;
         sqlx::query("delete from rate_shares where expires_at <= unixepoch('subsec')")
             .execute(&mut *tx)
             .await
             .doing(DOING)?;
-        let rows = sqlx::query("select wanted, granted from rate_shares where account = $1 and push_key <> $2")
+        let rows = sqlx::query("select wanted, weight, granted from rate_shares where account = $1 and push_key <> $2")
             .bind(account.as_str())
             .bind(push_key)
             .fetch_all(&mut *tx)
             .await
             .doing(DOING)?;
-        let others: Vec<f64> = read_all(&*rows, |row| row.read("wanted"))?;
+        let others: Vec<Sharer> =
+            read_all(&*rows, |row| Ok(Sharer { wanted: row.read("wanted")?, weight: row.read("weight")? }))?;
         let held: f64 = read_all(&*rows, |row| row.read::<f64>("granted"))?.into_iter().sum();
-        let granted = fair_share(ceiling, wanted, &others).min(ceiling - held).max(0.0);
+        let granted = fair_share(ceiling, Sharer { wanted, weight }, &others).min(ceiling - held).max(0.0);
         sqlx::query(
-            "insert into rate_shares (account, push_key, wanted, granted, expires_at)
-             values ($1, $2, $3, $4, unixepoch('subsec') + $5)
+            "insert into rate_shares (account, push_key, wanted, granted, expires_at, weight)
+             values ($1, $2, $3, $4, unixepoch('subsec') + $5, $6)
              on conflict (account, push_key) do update set wanted = excluded.wanted, granted = excluded.granted,
-                 expires_at = excluded.expires_at",
+                 expires_at = excluded.expires_at, weight = excluded.weight",
         )
         .bind(account.as_str())
         .bind(push_key)
         .bind(wanted)
         .bind(granted)
         .bind(ttl.as_secs_f64())
+        .bind(weight)
         .execute(&mut *tx)
         .await
         .doing(DOING)?;
         tx.commit().await.doing(DOING)?;
         Ok(granted)
+    }
+
+    /// Notes whether a push goes before campaigns: they then leave it the sends that it still needs.
+    pub async fn set_priority(&self, lease: &Lease, push_key: i64, is_service: bool) -> Result<(), LedgerError> {
+        const DOING: &str = "note a push's priority";
+        let mut tx = self.begin_held(lease, DOING).await?;
+        sqlx::query("update pushes set priority = $1 where key = $2")
+            .bind(if is_service { "service" } else { "campaign" })
+            .bind(push_key)
+            .execute(&mut *tx)
+            .await
+            .doing(DOING)?;
+        tx.commit().await.doing(DOING)
     }
 
     /// Leaves a push's share to the others.
@@ -88,7 +105,8 @@ mod tests {
         let house = House::new().await;
         let (main, shop) = (AccountName::new("main"), AccountName::new("shop"));
         let ask = async |account, push_key, wanted, ttl| {
-            let request = ShareRequest { account, push_key, wanted, ceiling: 100.0, ttl: Duration::from_secs(ttl) };
+            let ttl = Duration::from_secs(ttl);
+            let request = ShareRequest { account, push_key, wanted, weight: 1.0, ceiling: 100.0, ttl };
             house.ledger.renew_share(&house.lease, request).await.unwrap()
         };
         assert_eq!(ask(&main, 1, 500.0, 60).await, 100.0);

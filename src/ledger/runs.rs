@@ -192,10 +192,11 @@ impl Ledger {
         .await
         .doing(DOING)?;
         let pushes = sqlx::query(
-            "update pushes set state = 'waiting', reason = 'resumed', halted_errcode = null
+            "update pushes set state = 'waiting', reason = 'resumed', halted_errcode = null, waits_since = $2
              where run_id = $1 and state = 'halted'",
         )
         .bind(run_id.as_str())
+        .bind(to_micros(now))
         .execute(&mut *tx)
         .await
         .doing(DOING)?;

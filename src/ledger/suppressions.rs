@@ -1,6 +1,6 @@
 //! People not to send to: for every account or one, for every template or one, for a time or for good.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, SqliteConnection};
@@ -10,6 +10,9 @@ use super::sql::{Columns, batches, micros, read_all, repeated};
 use super::{AuditEntry, Ledger, LedgerError, Order, audit, forgotten, marks};
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::{AccountName, OpenId, TemplateId, UnionId};
+
+/// The reason of whoever stands on an account's blacklist.
+const BLACKLISTED: &str = "blacklisted";
 
 /// A person not to send to from now on. One of `unionid` and `openid` must be there.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,6 +87,46 @@ impl Ledger {
         }
         tx.commit().await.doing(DOING)?;
         Ok(done.rows_affected())
+    }
+
+    /// Makes the suppressions for an account's blacklist exactly these people; who stood there before keeps the time.
+    pub async fn replace_blacklist(
+        &self,
+        account: &AccountName,
+        mut listed: HashSet<OpenId>,
+        now: Timestamp,
+    ) -> Result<(), LedgerError> {
+        const DOING: &str = "remember an account's blacklist";
+        let mut tx = self.begin(DOING).await?;
+        let rows = sqlx::query("select id, openid from suppressions where account = $1 and reason = $2")
+            .bind(account.as_str())
+            .bind(BLACKLISTED)
+            .fetch_all(&mut *tx)
+            .await
+            .doing(DOING)?;
+        for row in &rows {
+            if !listed.remove(&OpenId::new(row.text("openid")?)) {
+                sqlx::query("delete from suppressions where id = $1")
+                    .bind(row.read::<i64>("id")?)
+                    .execute(&mut *tx)
+                    .await
+                    .doing(DOING)?;
+            }
+        }
+        let new: Vec<NewSuppression> = listed
+            .into_iter()
+            .map(|openid| NewSuppression {
+                unionid: None,
+                openid: Some(openid),
+                account: Some(account.clone()),
+                template_id: None,
+                reason: BLACKLISTED.to_owned(),
+                since: now,
+                until: None,
+            })
+            .collect();
+        insert(&mut tx, &new).await?;
+        tx.commit().await.doing(DOING)
     }
 
     /// Suppressions in the order they were made, from after an id.
@@ -278,6 +321,26 @@ mod tests {
         assert_eq!(blocked(&main, &news, 50).await, "abd");
         assert_eq!(blocked(&main, &sale, 100).await, "abc");
         assert_eq!(blocked(&main, &sale, -1).await, "");
+    }
+
+    #[tokio::test]
+    async fn a_blacklist_is_what_was_listed_last_and_leaves_other_suppressions_alone() {
+        let house = House::new().await;
+        let (main, side) = (AccountName::new("main"), AccountName::new("side"));
+        house.ledger.add_suppressions(&[person("union-a")]).await.unwrap();
+        let listed = |names: &[&str]| names.iter().map(|name| OpenId::new(*name)).collect::<HashSet<_>>();
+        house.ledger.replace_blacklist(&main, listed(&["a", "b"]), at(1)).await.unwrap();
+        house.ledger.replace_blacklist(&side, listed(&["a"]), at(1)).await.unwrap();
+        house.ledger.replace_blacklist(&main, listed(&["b", "c"]), at(2)).await.unwrap();
+        let all = house.ledger.list_suppressions(0, 10).await.unwrap();
+        let mut main_list: Vec<_> = all
+            .iter()
+            .filter(|one| one.suppression.account.as_ref() == Some(&main))
+            .map(|one| (one.suppression.openid.as_ref().unwrap().as_str(), one.suppression.since))
+            .collect();
+        main_list.sort_unstable();
+        assert_eq!(main_list, [("b", at(1)), ("c", at(2))]);
+        assert_eq!(all.len(), 4);
     }
 
     #[tokio::test]

@@ -324,7 +324,8 @@ mod tests {
         let house = House::new().await;
         let push = house.push("r1", 10).await;
         let main = AccountName::new("main");
-        let quota = Some(QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: None });
+        let quota =
+            Some(QuotaCharge { account: &main, endpoint: "send", day: QuotaDay::of(at(0)), limit: None, keep: 0 });
         let people = people(1..=5);
         let _ = house.begin(&push, Begin { quota, ..fresh(&intents(&people)) }).await;
         let _ = house.record(&push, &[outcome(1, 1, DeliveryState::Sent)]).await;

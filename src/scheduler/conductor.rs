@@ -327,6 +327,9 @@ impl Conductor {
         if let Err(error) = super::events::catch_up(&self.hands).await {
             tracing::warn!(error = %error, "events stay to be applied");
         }
+        if let Err(error) = super::reviews::follow_up(&self.hands).await {
+            tracing::warn!(error = %error, "messages under review stay to be followed up");
+        }
     }
 
     async fn audit(&self, run: &Run, who: &str, command: &str, detail: String) -> Result<(), LedgerError> {

@@ -32,7 +32,10 @@ pub struct PushView {
     pub state: String,
     pub reason: Option<String>,
     pub run_status: RunStatus,
+    /// Until when it waits, where that is known.
     pub waiting_until: Option<Timestamp>,
+    /// Since when it waits, is halted, or is held up while it sends.
+    pub waits_since: Option<Timestamp>,
     /// Whether some process works on its run now.
     pub is_carried_out: bool,
     pub set_hash: String,
@@ -136,7 +139,8 @@ impl PushView {
             state: if push.is_paused && push.ended_at.is_none() { "paused".to_owned() } else { push.state.clone() },
             reason: push.reason.clone(),
             run_status: run.status,
-            waiting_until: run.waiting_until,
+            waiting_until: push.waits_until.or(run.waiting_until).filter(|_| push.ended_at.is_none()),
+            waits_since: push.waits_since,
             is_carried_out,
             approval_hash: plan.and_then(|plan| approval_hash(plan, &push)),
             set_hash: push.set_hash,

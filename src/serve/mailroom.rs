@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::router::House;
 use crate::clock::{Clock, Timestamp};
 use crate::ledger::{Ledger, LedgerError, NewCallback};
-use crate::scheduler::events;
+use crate::scheduler::{events, reviews};
 
 /// Events of one transaction.
 const LARGEST_GROUP: usize = 512;
@@ -132,6 +132,7 @@ impl Chores {
         if now - self.asked_at >= ASK_EVERY || applied.marked > 0 {
             self.asked_at = now;
             events::ask_undecided(hands).await?;
+            reviews::follow_up(hands).await?;
         }
         if now - self.tidied_at >= TIDY_EVERY {
             self.tidied_at = now;

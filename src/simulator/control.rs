@@ -98,6 +98,14 @@ fn person(world: &World, index: u64) -> Value {
     })
 }
 
+/// Calls of a day that another system of the account makes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SpendOrder {
+    endpoint: String,
+    calls: u64,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ClockOrder {
@@ -153,6 +161,13 @@ fn change(world: &World, what: &str, body: &[u8]) -> Answer {
             Ok(json!({ "now_seconds": world.clock.now_seconds() }))
         }
         "unfollow" | "follow" | "blacklist" | "refuse" => change_people(world, what, &read(body)?),
+        "spend" => {
+            let order: SpendOrder = read(body)?;
+            let endpoint = Endpoint::ALL.into_iter().find(|endpoint| endpoint.name() == order.endpoint);
+            let endpoint = endpoint.ok_or_else(|| format!("`{}` is no call that is known", order.endpoint))?;
+            world.quotas.spend(endpoint, world.quota_seconds(&world.faults()), order.calls);
+            Ok(json!({ "ok": true }))
+        }
         "kill_template" => {
             let order: TemplateOrder = read(body)?;
             Ok(json!({ "killed": world.kill_template(&order.template_id) }))

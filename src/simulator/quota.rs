@@ -75,6 +75,11 @@ impl Quotas {
         left
     }
 
+    /// Calls that somebody else of the account made.
+    pub fn spend(&self, endpoint: Endpoint, at_seconds: i64, calls: u64) {
+        self.meter(endpoint).today(at_seconds).used += calls;
+    }
+
     /// Takes one call of this minute; false when there were `limit` already.
     pub fn take_of_minute(&self, endpoint: Endpoint, at_seconds: i64, limit: u64) -> bool {
         let mut minute = self.meter(endpoint).minute.lock().expect("no holder of a counter panics");

@@ -4,6 +4,7 @@
 //! written as a file whose hash is the set's, and everyone left out with the reason. Once written the set never changes;
 //! a continued run takes it as it is.
 
+mod blacklist;
 mod filter;
 mod forecast;
 
@@ -30,6 +31,7 @@ use crate::lake::{Lake, LakeError};
 pub async fn run(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Result<StageOutcome, StageError> {
     let sources = sql::sources(cx, &plan.sql.text).await?;
     check_staleness(cx, plan, &sources)?;
+    blacklist::pull(cx, &plan.account).await?;
     let as_of = sql::as_of(cx, &sources);
     let id = cx.new_snapshot_id();
     let table = cx.stage.table.clone().expect("a materialize stage has a table");

@@ -9,6 +9,7 @@
 //! What is *not* here: choosing recipients, SQL, the meaning of error codes.
 
 mod approval;
+mod canary;
 mod claim;
 mod desk;
 mod frozen;
@@ -16,12 +17,14 @@ mod guard;
 mod judge;
 mod messages;
 mod orders;
+mod patience;
 mod preview;
 mod quota;
 mod record;
 mod render;
 mod send;
 mod silence;
+mod stand;
 mod stops;
 
 use std::sync::Arc;
@@ -33,17 +36,17 @@ use tokio_util::sync::CancellationToken;
 pub use self::approval::approval_hash;
 pub use self::claim::daily_key;
 use self::guard::Guard;
+use self::patience::{Next, Patience};
 pub use self::preview::preview;
-use self::stops::{End, Stops};
+use self::stand::{set_state, wait};
+use self::stops::{End, SaidBy, Stops};
 use super::{StageContext, StageError, StageOutcome, StageReport};
 use crate::calendar;
 use crate::clock::Timestamp;
 use crate::config::settings::{PushTemplate, Unconfirmed};
-use crate::domain::{Counts, DeliveryState, OpenId, QuotaDay, UnionId, may_repeat};
+use crate::domain::{Counts, DeliveryState, OpenId, UnionId, may_repeat};
 use crate::ledger::{NewPush, Outcome, OutcomeBatch, Push, PushChange, Recorded, Room, Run};
 
-/// How long a push waits that was answered by nobody.
-const SILENCE_WAIT: chrono::TimeDelta = chrono::TimeDelta::minutes(2);
 /// Bytes of the ledger's log for outcomes that come one by one, a few pages each, until a stop has settled everything.
 const ROOM_AT_LEAST: u64 = 8 << 20;
 /// Bytes for an outcome among many.
@@ -94,6 +97,8 @@ pub async fn run(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<StageOutc
     if push.ended_at.is_some() {
         return finish(cx, &push).await;
     }
+    let is_service = plan.priority == crate::config::settings::Priority::Service;
+    cx.hands.ledger.set_priority(cx.lease, push.key, is_service).await?;
     let push = messages::prepare(cx, plan, push).await?;
     if let Some(outcome) = may_not_start(cx, plan, &push).await? {
         return Ok(outcome);
@@ -113,7 +118,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<StageOutc
             room: &room,
             stops: Stops::new(cx.stop.child_token()),
         };
-        set_state(cx, &push, "sending", None, None).await?;
+        set_state(cx, &push, "sending", PushChange::default()).await?;
         let end = session(&pushing, &mut attempts.guard).await;
         match attempts.after(&pushing, end).await? {
             Next::Again => {}
@@ -132,14 +137,15 @@ async fn session(pushing: &Pushing<'_>, guard: &mut Guard) -> End {
     let permits = Arc::new(tokio::sync::Semaphore::new(in_doubt_most));
     let (send_claimed, claimed) = tokio::sync::mpsc::channel(2);
     let outbox = Arc::new(record::Outbox::default());
+    let claims = quota::Claims { permits: &permits, most: in_doubt_most, left: quota.left() };
     let claimer = claim::Claimer::new(pushing, quota, permits.clone(), in_doubt_most);
-    let recorder = record::Recorder::new(pushing, permits, outbox.clone());
+    let recorder = record::Recorder::new(pushing, permits.clone(), outbox.clone());
     let sender = send::Sender::new(pushing, std::mem::take(guard), outbox.clone());
-    let (pace, over) = (sender.pace(), CancellationToken::new());
+    let (pace, desk, over) = (sender.pace(), sender.watch(), CancellationToken::new());
     if let Err(error) = orders::set_pace(pushing, &pace, pushing.push.rate_override).await {
         return End::Failed(error);
     }
-    ((), *guard, (), ()) = tokio::join!(
+    ((), *guard, (), (), ()) = tokio::join!(
         claimer.run(send_claimed),
         async {
             let guard = sender.run(claimed).await;
@@ -148,7 +154,8 @@ async fn session(pushing: &Pushing<'_>, guard: &mut Guard) -> End {
             guard
         },
         recorder.run(),
-        orders::obey(pushing, &pace, &over),
+        orders::obey(pushing, (&pace, &desk), &over),
+        quota::watch(pushing, (&desk, &claims), &over),
     );
     let end = pushing.stops.reason(pushing.cx.stop.is_cancelled());
     if pushing.stops.ledger_is_kept.is_cancelled() {
@@ -175,113 +182,6 @@ fn room_needed(plan: &PushTemplate) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive")]
     let second = plan.rate.ceil() as u64;
     (ROOM_AT_LEAST + second.saturating_mul(ROOM_A_SEND)).min(ROOM_AT_MOST)
-}
-
-enum Next {
-    Again,
-    Stop(StageOutcome),
-}
-
-/// What one push has already put up with.
-#[derive(Default)]
-struct Patience {
-    guard: Guard,
-    template_reads: u32,
-    quota_doubts: u32,
-}
-
-impl Patience {
-    async fn after(&mut self, pushing: &Pushing<'_>, end: End) -> Result<Next, StageError> {
-        let cx = pushing.cx;
-        let push = reread(cx, &pushing.push).await?;
-        let stop = |outcome| Ok(Next::Stop(outcome));
-        match end {
-            End::Failed(error) => Err(error),
-            End::Interrupted => Err(StageError::Interrupted),
-            End::Exhausted => self.exhausted(cx, &push).await,
-            End::Expired => {
-                let skipped = cx.hands.ledger.skip_rest(cx.lease, push.key, "expired", cx.hands.clock.now()).await?;
-                tracing::warn!(skipped, "the push expired: {skipped} recipients are skipped");
-                // Nor is anybody in doubt asked for again: that might be the send that comes late.
-                settle_left_in_doubt(cx, &push, DeliveryState::Unconfirmed, |_| true).await?;
-                self.exhausted(cx, &reread(cx, &push).await?).await
-            }
-            End::QuotaSpent { why } => self.quota_spent(pushing, &push, why).await,
-            End::TemplateGone { errcode } => self.template_gone(pushing, &push, errcode).await,
-            End::Halted { errcode, why } => stop(halt(cx, &push, errcode, why).await?),
-            End::Unanswered { why } => stop(wait(cx, &push, Some(cx.hands.clock.now() + SILENCE_WAIT), why).await?),
-            End::WindowClosed { opens } => {
-                let until = pushing.expires_at.map_or(opens, |expires| expires.min(opens));
-                stop(wait(cx, &push, Some(until), "outside the push's window".to_owned()).await?)
-            }
-            End::DailyLimit { until } => {
-                stop(wait(cx, &push, Some(until), "the push's daily_limit is reached".to_owned()).await?)
-            }
-            End::Frozen => stop(wait(cx, &push, None, orders::frozen(&push)).await?),
-            End::Unapproved => stop(approval::wait_for(cx, pushing.plan, &push).await?),
-            End::Paused => {
-                let reason = format!("paused; lianbo push resume {} goes on", cx.run.run_id);
-                stop(wait(cx, &push, None, reason).await?)
-            }
-        }
-    }
-
-    /// Nobody left to claim: either all are done, or some wait for a retry.
-    async fn exhausted(&mut self, cx: &StageContext<'_>, push: &Push) -> Result<Next, StageError> {
-        if push.counts.pending == 0 {
-            cx.hands.ledger.end_push(cx.lease, push.key, "done", cx.hands.clock.now()).await?;
-            let push = reread(cx, push).await?;
-            return Ok(Next::Stop(finish(cx, &push).await?));
-        }
-        let retry_at = cx.hands.ledger.next_retry_at(push.key).await?;
-        let left = retry_at.map_or(Duration::ZERO, |at| (at - cx.hands.clock.now()).to_std().unwrap_or_default());
-        tokio::select! {
-            () = cx.hands.clock.sleep(left.max(Duration::from_millis(200))) => Ok(Next::Again),
-            () = cx.stop.cancelled() => Err(StageError::Interrupted),
-        }
-    }
-
-    /// A day's end, unless WeChat's own figure says that much is left: then it meant the minute.
-    async fn quota_spent(&mut self, pushing: &Pushing<'_>, push: &Push, why: String) -> Result<Next, StageError> {
-        let cx = pushing.cx;
-        let allowance = quota::Allowance::look(pushing).await?;
-        if allowance.left() > 0 && self.quota_doubts < 3 {
-            self.quota_doubts += 1;
-            tracing::warn!(
-                left = allowance.left(),
-                "{why}, but WeChat's own figure leaves {}: trying again in a minute",
-                allowance.left()
-            );
-            return tokio::select! {
-                () = cx.hands.clock.sleep(Duration::from_secs(60)) => Ok(Next::Again),
-                () = cx.stop.cancelled() => Err(StageError::Interrupted),
-            };
-        }
-        let spread = cx.hands.clock.jitter(Duration::from_secs(240)) + Duration::from_secs(60);
-        let until = QuotaDay::of(cx.hands.clock.now()).next().starts_at()
-            + chrono::TimeDelta::from_std(spread).unwrap_or_default();
-        Ok(Next::Stop(wait(cx, push, Some(until), why).await?))
-    }
-
-    async fn template_gone(&mut self, pushing: &Pushing<'_>, push: &Push, errcode: i64) -> Result<Next, StageError> {
-        let cx = pushing.cx;
-        self.template_reads += 1;
-        let listed = match cx.wechat(&pushing.plan.account).templates().await {
-            Ok(list) => list.iter().any(|template| template.template_id == pushing.plan.template_id),
-            Err(_) => false,
-        };
-        if listed && self.template_reads == 1 {
-            tracing::warn!(errcode, "WeChat refused the template, but its list still holds it: one more try");
-            return Ok(Next::Again);
-        }
-        let place = if listed { "though its list still holds it" } else { "and its list does not hold it" };
-        let why = format!(
-            "WeChat says {errcode}: the template {} is not in account `{}`, {place}; mend template_id",
-            pushing.plan.template_id.as_str(),
-            pushing.plan.account
-        );
-        Ok(Next::Stop(halt(cx, push, Some(errcode), why).await?))
-    }
 }
 
 async fn begin(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<Push, StageError> {
@@ -398,38 +298,6 @@ async fn settle_left_in_doubt(
         Recorded::Yes { .. } => Ok(()),
         Recorded::LeaseLost => Err(StageError::LeaseLost),
     }
-}
-
-async fn set_state(
-    cx: &StageContext<'_>,
-    push: &Push,
-    state: &str,
-    reason: Option<&str>,
-    halted_errcode: Option<i64>,
-) -> Result<(), StageError> {
-    let change = PushChange { state, reason, halted_errcode };
-    Ok(cx.hands.ledger.set_push_state(cx.lease, push.key, change, cx.hands.clock.now()).await?)
-}
-
-async fn wait(
-    cx: &StageContext<'_>,
-    push: &Push,
-    until: Option<Timestamp>,
-    reason: String,
-) -> Result<StageOutcome, StageError> {
-    set_state(cx, push, "waiting", Some(&reason), None).await?;
-    Ok(StageOutcome::Waiting { until, reason, report: report(&reread(cx, push).await?) })
-}
-
-async fn halt(
-    cx: &StageContext<'_>,
-    push: &Push,
-    errcode: Option<i64>,
-    why: String,
-) -> Result<StageOutcome, StageError> {
-    let reason = format!("{why}; then: lianbo push resume {}", cx.run.run_id);
-    set_state(cx, push, "halted", Some(&reason), errcode).await?;
-    Ok(StageOutcome::Halted { reason, report: report(&reread(cx, push).await?) })
 }
 
 async fn finish(cx: &StageContext<'_>, push: &Push) -> Result<StageOutcome, StageError> {

@@ -62,7 +62,7 @@ pub struct FieldProblem {
 }
 
 /// The rules of all types.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldRules {
     types: BTreeMap<String, FieldRule>,
     /// Key → the only values its template takes.
@@ -132,6 +132,11 @@ impl FieldRules {
     /// Replaces the rule of a type (`thing`), or adds one.
     pub fn set(&mut self, field_type: &str, rule: FieldRule) {
         self.types.insert(field_type.to_owned(), rule);
+    }
+
+    /// The rule of a type (`thing`).
+    pub fn of_type(&self, field_type: &str) -> Option<&FieldRule> {
+        self.types.get(field_type)
     }
 
     /// Lets a field (`const3`) hold these values and no others.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Url;
+use tokio_util::sync::CancellationToken;
 
 use super::code::CodeClass;
 use super::endpoint::Endpoint;
@@ -19,17 +20,19 @@ use super::retry::{Patience, Waiting};
 use super::token::{Held, Tokens};
 use super::transport::{Transport, host_of};
 use super::wire::{
-    Answer, BatchAnswer, FollowerAnswer, FollowerPage, Profile, ProfileAnswer, QuotaAnswer, QuotaFigure, SendAnswer,
-    Template, TemplatesAnswer, decode, lacking, named_field,
+    Answer, BatchAnswer, BlockedAnswer, BlockedMessage, FollowerAnswer, FollowerPage, Profile, ProfileAnswer,
+    QuotaAnswer, QuotaFigure, SendAnswer, Template, TemplatesAnswer, decode, lacking, named_field,
 };
 use super::{TokenKind, WeChatSettings};
 use crate::clock::Clock;
-use crate::domain::{OpenId, QuotaDay};
+use crate::domain::{OpenId, QuotaDay, TemplateId};
 use crate::redact;
 
 /// The same message was accepted before.
 const ALREADY_ACCEPTED: i64 = 45065;
 const REASON_LIMIT: usize = 200;
+/// Refused messages asked for at once: WeChat's most.
+const BLOCKED_PAGE: usize = 100;
 
 /// The client of one Official Account. Clones share connections, permits and the token.
 ///
@@ -40,6 +43,8 @@ pub struct WeChat {
     counts: Option<Arc<CallCounts>>,
     /// For callers who wait: each call is tried once, and for so long at most.
     limit: Option<Duration>,
+    /// Once this is called, no send is begun any more.
+    stop: Option<CancellationToken>,
 }
 
 struct Shared {
@@ -94,7 +99,12 @@ impl WeChat {
         let line = Arc::new(Line::new(transport, meter, settings.concurrency));
         let tokens = Tokens::new(settings.clone(), base, Arc::clone(&line), tokens, clock);
         let waiting = Waiting::new(settings.account.clone(), clock);
-        Ok(Self { shared: Arc::new(Shared { settings, line, tokens, waiting, clock }), counts: None, limit: None })
+        Ok(Self {
+            shared: Arc::new(Shared { settings, line, tokens, waiting, clock }),
+            counts: None,
+            limit: None,
+            stop: None,
+        })
     }
 
     /// A clone whose calls are counted into `counts`: a stage's own figure.
@@ -106,6 +116,12 @@ impl WeChat {
     /// has to be fetched first.
     pub fn at_once(&self, limit: Duration) -> Self {
         Self { limit: Some(limit.min(self.shared.settings.timeout)), ..self.clone() }
+    }
+
+    /// A clone that begins no send once `stop` is called: what waits for a token or would be sent a second time then comes
+    /// back as not sent.
+    pub fn until(&self, stop: CancellationToken) -> Self {
+        Self { stop: Some(stop), ..self.clone() }
     }
 
     /// The page of the follower list that comes after `after`, or the first.
@@ -138,6 +154,30 @@ impl WeChat {
     pub async fn templates(&self) -> Result<Vec<Template>, WeChatError> {
         let read = Read { endpoint: Endpoint::TemplateList, query: &[], body: None };
         Ok(self.read::<TemplatesAnswer>(&read).await?.into_templates())
+    }
+
+    /// Messages of a template that the review refused, newest first; `below`: only those with a smaller id. Also gives
+    /// whether there may be more.
+    pub async fn blocked_messages(
+        &self,
+        template_id: &TemplateId,
+        below: Option<u64>,
+    ) -> Result<(Vec<BlockedMessage>, bool), WeChatError> {
+        let asked = serde_json::json!({
+            "tmpl_msg_id": template_id.as_str(), "largest_id": below.unwrap_or(0), "limit": BLOCKED_PAGE,
+        });
+        let body = Some(asked.to_string().into_bytes());
+        let read = Read { endpoint: Endpoint::BlockedMessages, query: &[], body };
+        let (messages, listed) = self.read::<BlockedAnswer>(&read).await?.into_messages();
+        Ok((messages, listed >= BLOCKED_PAGE))
+    }
+
+    /// The page of followers whom the account keeps out that comes after `after`, or the first.
+    pub async fn blacklist_page(&self, after: Option<&OpenId>) -> Result<FollowerPage, WeChatError> {
+        let asked = serde_json::json!({ "begin_openid": after.map_or("", OpenId::as_str) });
+        let body = Some(asked.to_string().into_bytes());
+        let read = Read { endpoint: Endpoint::Blacklist, query: &[], body };
+        Ok(self.read::<FollowerAnswer>(&read).await?.into_page(after))
     }
 
     /// What WeChat says of the day of one call.
@@ -191,14 +231,23 @@ impl WeChat {
 
     async fn try_send(&self, body: Vec<u8>) -> Result<SendOutcome, WeChatError> {
         let tokens = &self.shared.tokens;
-        let _turn = tokens.turn().await;
+        let Some(_turn) = self.unless_stopped(tokens.turn()).await else { return Ok(stopped()) };
         let held = tokens.current(self.limit).await.inspect_err(|error| self.tell_silence(error))?;
+        if self.is_stopped() {
+            return Ok(stopped());
+        }
         let first = self.send_once(&held, body.clone()).await;
         if !is_token_refusal(&first) {
             noted(&held, &first);
             return Ok(first);
         }
+        if self.is_stopped() {
+            return Ok(first);
+        }
         let renewed = tokens.renew(&held, self.limit).await?;
+        if self.is_stopped() {
+            return Ok(first);
+        }
         let second = self.send_once(&renewed, body).await;
         match &second {
             // The message goes back to its push; the next try finds a token that works.
@@ -208,6 +257,23 @@ impl WeChat {
             outcome => noted(&renewed, outcome),
         }
         Ok(second)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.as_ref().is_some_and(CancellationToken::is_cancelled)
+    }
+
+    /// What comes of `waiting`, unless the stop is called first.
+    async fn unless_stopped<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
+        match &self.stop {
+            None => Some(waiting.await),
+            Some(stop) => tokio::select! {
+                // In this order: what is ready costs no look at the stop.
+                biased;
+                done = waiting => Some(done),
+                () = stop.cancelled() => None,
+            },
+        }
     }
 
     /// The push tries a message again that WeChat certainly did not get; here it is only said.
@@ -358,6 +424,11 @@ fn noted(held: &Held, outcome: &SendOutcome) {
         SendOutcome::Accepted { .. } | SendOutcome::Refused { .. } => held.accepted(),
         SendOutcome::NoAnswer { .. } => {}
     }
+}
+
+/// A message that was kept back because its push stops.
+fn stopped() -> SendOutcome {
+    SendOutcome::NoAnswer { reason: "the push stops".to_owned(), may_have_left: false }
 }
 
 /// What an error means for a message that it kept from being taken.

@@ -9,6 +9,10 @@ pub enum Endpoint {
     TemplateSend,
     TemplateList,
     QuotaGet,
+    /// Messages of a template that the review refused.
+    BlockedMessages,
+    /// Followers whom the account keeps out.
+    Blacklist,
     Token,
     StableToken,
     /// A token centre of the house instead of WeChat.
@@ -16,13 +20,15 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::UserGet,
         Self::UserInfo,
         Self::UserInfoBatchget,
         Self::TemplateSend,
         Self::TemplateList,
         Self::QuotaGet,
+        Self::BlockedMessages,
+        Self::Blacklist,
         Self::Token,
         Self::StableToken,
         Self::TokenCentre,
@@ -37,21 +43,26 @@ impl Endpoint {
             Self::TemplateSend => "message/template/send",
             Self::TemplateList => "template/get_all_private_template",
             Self::QuotaGet => "openapi/quota/get",
+            Self::BlockedMessages => "wxa/sec/queryblocktmplmsg",
+            Self::Blacklist => "tags/members/getblacklist",
             Self::Token => "token",
             Self::StableToken => "stable_token",
             Self::TokenCentre => "token_centre",
         }
     }
 
-    /// The reverse of [`Endpoint::as_str`]; a leading `/cgi-bin/` is allowed.
+    /// The reverse of [`Endpoint::as_str`]; its path is allowed as well.
     pub fn parse(text: &str) -> Option<Self> {
-        let name = text.strip_prefix("/cgi-bin/").unwrap_or(text);
+        let name = text.strip_prefix("/cgi-bin/").or(text.strip_prefix('/')).unwrap_or(text);
         Self::ALL.into_iter().find(|endpoint| endpoint.as_str() == name)
     }
 
     /// The path on WeChat's host, as `openapi/quota/get` wants it too.
     pub fn cgi_path(self) -> String {
-        format!("/cgi-bin/{}", self.as_str())
+        match self {
+            Self::BlockedMessages => format!("/{}", self.as_str()),
+            _ => format!("/cgi-bin/{}", self.as_str()),
+        }
     }
 
     /// Calls a day by WeChat's documentation for an ordinary account; the account's own figure is in `quota/get`.
@@ -63,7 +74,12 @@ impl Endpoint {
             Self::TemplateSend => Some(100_000),
             Self::Token => Some(2_000),
             Self::StableToken => Some(500_000),
-            Self::UserInfoBatchget | Self::TemplateList | Self::QuotaGet | Self::TokenCentre => None,
+            Self::UserInfoBatchget
+            | Self::TemplateList
+            | Self::QuotaGet
+            | Self::BlockedMessages
+            | Self::Blacklist
+            | Self::TokenCentre => None,
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod loose;
 mod quick;
+mod reviews;
 
 use serde::Deserialize;
 
@@ -17,6 +18,8 @@ use super::transport::Reply;
 use crate::domain::{OpenId, TemplateId, Texts, UnionId};
 use crate::redact;
 use loose::{Ids, List, LooseNumber, TrimmedId, number, text};
+pub(super) use reviews::BlockedAnswer;
+pub use reviews::BlockedMessage;
 
 /// The longest part of WeChat's words that is kept.
 const ERRMSG_LIMIT: usize = 200;
@@ -43,7 +46,7 @@ macro_rules! answers {
         }
     )*};
 }
-answers!(FollowerAnswer, ProfileAnswer, TemplatesAnswer, QuotaAnswer, TokenAnswer, SendAnswer);
+answers!(FollowerAnswer, ProfileAnswer, TemplatesAnswer, QuotaAnswer, TokenAnswer, SendAnswer, BlockedAnswer);
 
 /// Reads an answer: an error exactly when an errcode is there and not 0.
 pub(super) fn decode<T: Answer>(endpoint: Endpoint, reply: &Reply) -> Result<T, WeChatError> {

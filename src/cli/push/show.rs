@@ -61,7 +61,11 @@ fn describe(push: &PushView, zone: Tz) -> String {
     if push.state == "sending" && !push.is_carried_out {
         text.push_str(" when its process went away");
     }
-    if let Some(until) = push.waiting_until.filter(|_| push.state == "waiting") {
+    if let Some(since) = push.waits_since {
+        let held_up = if push.state == "sending" { ", held up" } else { "" };
+        let _ = write!(text, "{held_up} since {}", local(since, zone));
+    }
+    if let Some(until) = push.waiting_until.filter(|_| matches!(push.state.as_str(), "waiting" | "sending")) {
         let _ = write!(text, " until {}", local(until, zone));
     }
     for line in push.reason.iter().flat_map(|reason| reason.lines()) {

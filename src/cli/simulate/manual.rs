@@ -27,6 +27,7 @@ ORDERS, under /_simulator/ of the address, JSON in and out:
         orders/clear
         faults {"finish": {"missing_every": 10}}
         clock {"set": "2026-11-24T15:59:00Z", "advance_seconds": 120}
+        spend {"endpoint": NAME, "calls": N}: another system of the account makes so many of the day's calls
         unfollow, follow {"openids": […]} or {"count": N}
         blacklist {"openids": […], "withdraw": false}   refuse {"openids": […], "template_id": ID, "withdraw": false}
         kill_template {"template_id": ID}   revoke_tokens   inbox/clear

@@ -12,7 +12,7 @@ use crate::config::settings::{Account, AccountQuota, TokenSource};
 use crate::domain::AccountName;
 
 /// The calls that are made, as `quota` names them.
-const ENDPOINTS: [&str; 10] = [
+const ENDPOINTS: [&str; 11] = [
     "message/template/send",
     "user/get",
     "user/info",
@@ -21,6 +21,7 @@ const ENDPOINTS: [&str; 10] = [
     "openapi/quota/get",
     "tags/get",
     "tags/members/getblacklist",
+    "wxa/sec/queryblocktmplmsg",
     "token",
     "stable_token",
 ];

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use chrono_tz::Tz;
 
-use super::{account, defaults};
+use super::{account, defaults, fields};
 use crate::config::file::{Field, Section};
 use crate::config::problems::suggestion;
 use crate::config::settings::{
@@ -15,6 +15,7 @@ use crate::config::settings::{
 };
 use crate::config::units;
 use crate::domain::{AccountName, MiniProgramName};
+use crate::template::fields::FieldRules;
 
 /// What `config/lianbo.toml` says, and what pipelines are read against.
 pub(in crate::config) struct House {
@@ -29,6 +30,7 @@ pub(in crate::config) struct House {
     engine: EngineSettings,
     server: ServerSettings,
     alerts: AlertSettings,
+    fields: FieldRules,
 }
 
 impl House {
@@ -45,6 +47,7 @@ impl House {
             engine: default_engine(),
             server: ServerSettings { listen: default_listen(), token: None },
             alerts: AlertSettings { webhook: None, style: AlertStyle::Plain, heartbeat: None },
+            fields: FieldRules::documented(),
         }
     }
 
@@ -59,6 +62,7 @@ impl House {
             engine: self.engine,
             server: self.server,
             alerts: self.alerts,
+            fields: self.fields,
             pipelines: pipelines.into_iter().map(|pipeline| (pipeline.name.clone(), pipeline)).collect(),
         }
     }
@@ -88,6 +92,7 @@ pub(super) fn read(root: &Path, mut file: Section<'_>) -> House {
     house.engine = engine(file.section("engine", "`[engine]`"));
     house.server = server(file.section("server", "`[server]`"));
     house.alerts = alerts(file.section("alerts", "`[alerts]`"));
+    house.fields = fields::read(&file.section("fields", "`[fields]`"));
     file.finish();
     house
 }

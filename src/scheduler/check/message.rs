@@ -35,11 +35,7 @@ impl Checker<'_> {
         let fields = plan.data.iter().map(|field| Text { text: &field.text, place: &field.place });
         let page = plan.miniprogram.iter().map(|page| Text { text: &page.pagepath, place: &page.place });
         let url = plan.url.iter().map(|url| Text { text: url, place: &stage.place });
-        if plan.canary.is_some() {
-            self.problems
-                .at(&stage.place, "a canary is not supported yet: it judges by finish events, which are not received yet")
-                .hint("leave `canary` out; to try a message on a few people first, use test_openids and `lianbo run --test`");
-        }
+        self.canary(stage, plan);
         for text in fields.chain(page).chain(url) {
             // One by one, so that a text that cannot be read hides nothing in the others.
             match (Renderer::compile(&[("", text.text)], self.settings.timezone), &known) {
@@ -47,6 +43,22 @@ impl Checker<'_> {
                 (Ok(renderer), Some(known)) => self.unknown_variables(&text, renderer.variables(0), known),
                 (Ok(_), None) => {}
             }
+        }
+    }
+
+    /// A canary without events would wait in vain, each time.
+    fn canary(&mut self, stage: &Stage, plan: &PushTemplate) {
+        let is_told = self.settings.accounts.get(&plan.account).is_none_or(|account| account.callback_token.is_some());
+        if plan.canary.is_some() && !is_told {
+            let account = &plan.account;
+            let message = format!(
+                "a canary judges by finish events, and account `{account}` receives none: it has no callback token"
+            );
+            let hint = format!(
+                "set `token` in [accounts.{account}.callback], enter it in the account's console, and keep `lianbo serve` running; \
+                 or leave `canary` out: `lianbo run --test` tries a message on test_openids"
+            );
+            self.problems.at(&stage.place, message).hint(hint);
         }
     }
 

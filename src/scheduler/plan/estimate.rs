@@ -193,6 +193,7 @@ impl<'a> Estimator<'a> {
         own: &MaterializeRecipients,
         plan: &mut StagePlan,
     ) -> Result<(), StageError> {
+        plan.add_calls(&own.account, Endpoint::Blacklist, Some(1));
         let forecast = match self.context(stage) {
             Some(cx) => materialize_recipients::forecast(&cx, own).await,
             None => Ok(None),

@@ -297,6 +297,7 @@ fn pairs(rows: &crate::domain::Rows) -> Vec<(String, u64)> {
 const CAPPED: &str = "
 select coalesce(unionid, openid) as person from _deliveries
 where state in ('sent', 'held', 'unconfirmed') and not is_test and coalesce(sent_at, $_now) > $_cap_since
+  and (delivered is null or delivered = 'success')
 group by coalesce(unionid, openid) having count(*) >= $_cap";
 
 const AGAIN: &str = "

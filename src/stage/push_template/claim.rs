@@ -11,10 +11,11 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::frozen::{Message, MessageReader};
 use super::quota::Allowance;
-use super::{End, Item, Pushing};
+use super::{End, Item, Pushing, SaidBy};
 use crate::clock::Timestamp;
+use crate::config::settings::StageKind;
 use crate::domain::{DeliveryState, QuotaDay, may_repeat};
-use crate::ledger::{Begin, Begun, DeliveryRow, Intent, Outcome, OutcomeBatch, Push, QuotaCharge};
+use crate::ledger::{Begin, Begun, CapRule, DeliveryRow, Intent, Outcome, OutcomeBatch, Push, QuotaCharge};
 use crate::stage::StageError;
 use crate::wechat::Endpoint;
 
@@ -41,6 +42,8 @@ pub struct Claimer<'a> {
     permits: Arc<Semaphore>,
     batch_rows: usize,
     claimed_to: u64,
+    /// How many more may be sent to before the canary is judged.
+    canary_left: Option<u64>,
     looked_at: Option<std::time::Instant>,
 }
 
@@ -62,6 +65,7 @@ impl<'a> Claimer<'a> {
             permits,
             batch_rows: in_doubt_most.div_ceil(2).clamp(1, MOST_A_CLAIM),
             claimed_to: pushing.push.claimed_to,
+            canary_left: super::canary::left(pushing.plan, &pushing.push),
             looked_at: None,
         }
     }
@@ -168,13 +172,25 @@ impl<'a> Claimer<'a> {
                 (None, None) => fresh.push(intent),
             }
         }
+        if let Some(left) = self.canary_left.map(|left| usize::try_from(left).unwrap_or(usize::MAX))
+            && left < fresh.len()
+        {
+            return self.claim_some(messages, &blocked, left).await;
+        }
         let allowed = self.daily_allowance(fresh.len(), now).await?;
         if allowed < fresh.len() {
             // Only whole batches are claimed; the rest waits for the next day.
             return self.claim_some(messages, &blocked, allowed).await;
         }
-        let begin =
-            Begin { fresh: &fresh, again: &[], skipped: &skipped, claimed_to: last, quota: Some(self.charge()), now };
+        let begin = Begin {
+            fresh: &fresh,
+            again: &[],
+            skipped: &skipped,
+            claimed_to: last,
+            quota: Some(self.charge()),
+            cap: self.cap(now),
+            now,
+        };
         match cx.hands.ledger.begin_sends(cx.lease, self.pushing.push.key, begin).await? {
             Begun::LeaseLost => Err(StageError::LeaseLost),
             Begun::QuotaShort { left } => {
@@ -184,6 +200,8 @@ impl<'a> Claimer<'a> {
             }
             Begun::Yes { attempts } => {
                 self.claimed_to = last;
+                let tried = u64::try_from(fresh.len()).unwrap_or(u64::MAX);
+                self.canary_left = self.canary_left.map(|left| left.saturating_sub(tried));
                 // Whoever another push is sending to at this moment comes later.
                 self.give_back_daily(fresh.len().saturating_sub(attempts.len())).await?;
                 Ok(taken(messages, &attempts, now))
@@ -218,14 +236,16 @@ impl<'a> Claimer<'a> {
         }
     }
 
+    /// Why nothing more is claimed.
     fn spent(&self) -> End {
+        if self.canary_left == Some(0) {
+            return End::CanarySent;
+        }
         match self.pushing.plan.daily_limit {
             Some(_) if self.allowance.left() > 0 => End::DailyLimit { until: self.allowance.day.next().starts_at() },
             _ => End::QuotaSpent {
-                why: format!(
-                    "the day's {} sends of account `{}` are used up",
-                    self.allowance.limit, self.pushing.plan.account
-                ),
+                why: format!("the day's sends of account `{}` are used up", self.pushing.plan.account),
+                said_by: SaidBy::Ledger,
             },
         }
     }
@@ -242,6 +262,7 @@ impl<'a> Claimer<'a> {
             skipped: &[],
             claimed_to: self.claimed_to,
             quota: Some(self.charge()),
+            cap: self.cap(now),
             now,
         };
         let attempts = match cx.hands.ledger.begin_sends(cx.lease, self.pushing.push.key, begin).await? {
@@ -295,13 +316,19 @@ impl<'a> Claimer<'a> {
         Ok(if items.is_empty() { Step::NothingToSend } else { Step::Claimed(items) })
     }
 
+    /// The set's frequency cap, looked at once more: other pushes may have sent since the set was made.
+    fn cap(&self, now: Timestamp) -> Option<CapRule> {
+        let Pushing { cx, plan, .. } = *self.pushing;
+        let pipeline = cx.hands.settings.pipelines.get(&cx.run.pipeline).filter(|_| !cx.run.is_test)?;
+        let set = pipeline.stages.iter().find(|stage| stage.name == plan.recipients)?;
+        let StageKind::MaterializeRecipients(set) = &set.kind else { return None };
+        let cap = set.frequency_cap?;
+        let since = now.checked_sub_signed(chrono::TimeDelta::try_days(i64::from(cap.days))?)?;
+        Some(CapRule { messages: cap.messages, since })
+    }
+
     fn charge(&self) -> QuotaCharge<'_> {
-        QuotaCharge {
-            account: &self.pushing.plan.account,
-            endpoint: Endpoint::TemplateSend.as_str(),
-            day: self.allowance.day,
-            limit: Some(self.allowance.limit),
-        }
+        self.allowance.charge(self.pushing)
     }
 
     /// How many of `wanted` sends this push's own `daily_limit` still allows; they are reserved.
@@ -313,6 +340,7 @@ impl<'a> Claimer<'a> {
             endpoint: &endpoint,
             day: QuotaDay::of(now),
             limit: Some(limit),
+            keep: 0,
         };
         let wanted = u64::try_from(wanted).unwrap_or(u64::MAX);
         let granted = self.pushing.cx.hands.ledger.reserve_calls(&charge, wanted).await?;

@@ -2,7 +2,7 @@
 //! leaves with the next message. It neither waits nor sends.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,14 @@ use crate::config::settings::{HaltWhen, PushTemplate};
 use crate::domain::{DeliveryState, may_repeat};
 use crate::ledger::Outcome;
 use crate::pace::{SharedPace, Turn};
-use crate::wechat::SendOutcome;
+use crate::wechat::{CodeClass, SendOutcome};
 
+/// A push that brings nothing to its end for so long stands still.
+const STILL: Duration = Duration::from_secs(5);
+/// However slow its rate.
+const LONGEST_STILL: Duration = Duration::from_secs(600);
+/// Below this share of its rate a push is slow.
+const SLOW_SHARE: f64 = 0.5;
 /// Turns this near are taken at once: timers are no finer.
 const AT_ONCE: Duration = Duration::from_micros(500);
 
@@ -39,6 +45,35 @@ pub struct Desk {
     silence: Silence,
     expects_more: bool,
     wants_attention: bool,
+    /// Messages that went out, tries counted one by one.
+    sends: u64,
+    /// When something last came to its end.
+    moved_at: Option<Instant>,
+    /// Answers that something waits for to pass, since the last look.
+    troubles: BTreeMap<&'static str, u64>,
+}
+
+/// What stands in the way of a push, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hindrance {
+    pub what: String,
+    /// When something is tried again, where that is all that is waited for.
+    pub again: Option<Instant>,
+}
+
+/// An answer that slows a push down or makes it wait.
+fn trouble(answer: &SendOutcome) -> Option<&'static str> {
+    match answer {
+        SendOutcome::Accepted { .. } => None,
+        SendOutcome::NoAnswer { .. } => Some("nothing"),
+        SendOutcome::Refused { class, .. } => match class {
+            CodeClass::Retry => Some("-1 (busy)"),
+            CodeClass::Slow => Some("45011 (too fast)"),
+            CodeClass::SlowRecipient => Some("too often for one person"),
+            CodeClass::Token => Some("40001 (the token)"),
+            _ => None,
+        },
+    }
 }
 
 /// A message that goes out again at a time.
@@ -86,6 +121,9 @@ impl Desk {
             silence: Silence::default(),
             expects_more: true,
             wants_attention: false,
+            sends: 0,
+            moved_at: None,
+            troubles: BTreeMap::new(),
         }
     }
 
@@ -119,6 +157,44 @@ impl Desk {
     /// Whether something happened that the sender should look at: asked for once.
     pub fn take_wants_attention(&mut self) -> bool {
         std::mem::take(&mut self.wants_attention)
+    }
+
+    /// Messages that went out so far.
+    pub fn sends(&self) -> u64 {
+        self.sends
+    }
+
+    /// What keeps the push from going on as fast as it may; nothing when nothing does.
+    pub fn hindrance(&mut self, now: Instant) -> Option<Hindrance> {
+        let moved_at = *self.moved_at.get_or_insert(now);
+        let (full, current) = (self.pace.full_rate(), self.pace.current_rate(now));
+        let still_for = now.saturating_duration_since(moved_at);
+        let is_still =
+            still_for >= STILL.max(Duration::from_secs_f64(3.0 / full).min(LONGEST_STILL)) && !self.is_idle();
+        let is_slow = current < full * SLOW_SHARE;
+        if !is_still && !is_slow {
+            self.troubles.clear();
+            return None;
+        }
+        let mut parts = Vec::new();
+        if is_still {
+            parts.push(format!("nothing has come to its end for {} s", still_for.as_secs()));
+            if self.in_flight > 0 {
+                parts.push(format!("{} messages wait for WeChat's answer", self.in_flight));
+            }
+            if !self.later.is_empty() {
+                parts.push(format!("{} wait to be tried again", self.later.len()));
+            }
+        }
+        if is_slow {
+            parts.push(format!("the pace is down to {current:.1} of {full:.1} sends a second"));
+        }
+        if !self.troubles.is_empty() {
+            let troubles: Vec<String> = self.troubles.iter().map(|(what, n)| format!("{n} × {what}")).collect();
+            parts.push(format!("WeChat answered {}", troubles.join(", ")));
+        }
+        let again = self.later.peek().map(|Reverse(later)| later.at).filter(|_| is_still && self.in_flight == 0);
+        Some(Hindrance { what: parts.join("; "), again })
     }
 
     /// Everything that was not sent, and what waited to be sent again.
@@ -170,6 +246,7 @@ impl Desk {
         }
         let mut item = self.ready.pop_front()?;
         item.tries += 1;
+        self.sends += 1;
         self.in_flight += 1;
         self.wants_attention |= self.expects_more && self.has_room();
         Some(item)
@@ -200,6 +277,9 @@ impl Desk {
         self.in_flight -= 1;
         let (verdict, pace) = judge(&item, answer, now, &self.constant_fields);
         self.pace.report(pace, monotonic);
+        if let Some(trouble) = trouble(answer) {
+            *self.troubles.entry(trouble).or_default() += 1;
+        }
         if !self.any_answer && !matches!(answer, SendOutcome::NoAnswer { .. }) {
             self.any_answer = true;
             self.wants_attention = true;
@@ -215,6 +295,7 @@ impl Desk {
         match verdict {
             Verdict::Settled(outcome) => {
                 self.watch(&outcome);
+                self.moved_at = Some(monotonic);
                 Some(Settled::new(item, outcome))
             }
             Verdict::Again { after, in_doubt } => {

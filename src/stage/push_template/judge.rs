@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use super::{End, Item};
+use super::{End, Item, SaidBy};
 use crate::clock::Timestamp;
 use crate::domain::{DeliveryState, may_repeat};
 use crate::ledger::Outcome;
@@ -93,6 +93,7 @@ fn refused(item: &Item, class: CodeClass, refusal: &Refusal<'_>, now: Timestamp)
         CodeClass::Slow => Verdict::Again { after: to_next_minute(now), in_doubt: item.in_doubt },
         CodeClass::Quota => Verdict::Stop(End::QuotaSpent {
             why: format!("WeChat says {errcode}: the day's sends of the account are used up"),
+            said_by: SaidBy::WeChat,
         }),
         CodeClass::Token => refused_token(item, errcode, now),
         CodeClass::Campaign if TEMPLATE_CODES.contains(&errcode) => Verdict::Stop(End::TemplateGone { errcode }),

@@ -13,6 +13,7 @@ use super::render::Job;
 use crate::config::settings::{OnInvalid, ParamValue, PushTemplate};
 use crate::ledger::Push;
 use crate::stage::{StageContext, StageError, blocking};
+use crate::template::fields::FieldRules;
 use crate::wechat::Template;
 
 /// Renders and checks every message, unless exactly these messages are frozen already.
@@ -92,6 +93,8 @@ pub struct Spec {
     pub data: Vec<(String, String)>,
     pub common: Map<String, Value>,
     pub now: crate::clock::Timestamp,
+    /// What fields may hold.
+    pub rules: FieldRules,
     pub set_hash: String,
     pub run_id: crate::domain::RunId,
     pub stage: crate::domain::StageName,
@@ -107,6 +110,7 @@ impl Spec {
             data: plan.data.iter().map(|field| (field.name.clone(), field.text.clone())).collect(),
             common: common_variables(cx),
             now: push.frozen_at,
+            rules: cx.hands.settings.fields.clone(),
             set_hash: push.set_hash.clone(),
             run_id: cx.run.run_id.clone(),
             stage: cx.stage.name.clone(),
@@ -114,6 +118,8 @@ impl Spec {
     }
 
     fn hash(&self) -> String {
+        // Other rules than the documented ones judge the messages anew when they change.
+        let rules = if self.rules == FieldRules::documented() { String::new() } else { format!("{:?}", self.rules) };
         let shaped = serde_json::json!([
             self.template_id,
             self.url,
@@ -126,7 +132,7 @@ impl Spec {
             self.run_id,
             self.stage,
         ]);
-        let hash = Sha256::digest(shaped.to_string().as_bytes());
+        let hash = Sha256::digest(format!("{shaped}{rules}").as_bytes());
         hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 }

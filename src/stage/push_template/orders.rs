@@ -5,22 +5,31 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::send::Watch;
+use super::stand::{local, set_state};
 use super::{End, Pushing, approval, reread};
 use crate::calendar;
 use crate::clock::Timestamp;
-use crate::config::settings::PushTemplate;
-use crate::ledger::{EVERY_ACCOUNT, Push, ShareRequest};
+use crate::config::settings::{Priority, PushTemplate};
+use crate::ledger::{EVERY_ACCOUNT, Push, PushChange, ShareRequest};
 use crate::pace::SharedPace;
 use crate::stage::StageError;
 
 const EVERY: Duration = Duration::from_secs(1);
+/// Of an account's ceiling a service push gets so many parts where a campaign gets one.
+const SERVICE_WEIGHT: f64 = 4.0;
+/// What holds a push up for less is not worth a word.
+const BORNE: chrono::TimeDelta = chrono::TimeDelta::seconds(5);
+/// How often it is told again.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// How long a share of the account's ceiling holds: a push that cannot renew it so long sends nothing more, and one that
 /// died leaves it to the others.
 const SHARE_HOLDS: Duration = Duration::from_secs(5);
 
-/// Obeys orders until the sending is over or stops.
-pub async fn obey(pushing: &Pushing<'_>, pace: &SharedPace, over: &CancellationToken) {
+/// Obeys orders until the sending is over or stops, and says what stands in its way meanwhile.
+pub async fn obey(pushing: &Pushing<'_>, (pace, desk): (&SharedPace, &Watch), over: &CancellationToken) {
     let clock = pushing.cx.hands.clock;
+    let mut hindered = Hindered::default();
     loop {
         tokio::select! {
             () = over.cancelled() => return,
@@ -37,6 +46,45 @@ pub async fn obey(pushing: &Pushing<'_>, pace: &SharedPace, over: &CancellationT
             // The ledger is busy or away: the claimer and the recorder meet that too, and they decide.
             Err(error) => tracing::debug!(error = %error, "orders could not be looked for"),
         }
+        if let Err(error) = hindered.tell(pushing, desk).await {
+            tracing::debug!(error = %error, "what stands in the push's way could not be noted");
+        }
+    }
+}
+
+/// What stands in the way of a push that sends: told when it begins, every minute while it lasts, and when it is over.
+#[derive(Default)]
+struct Hindered {
+    since: Option<Timestamp>,
+    told: Option<std::time::Instant>,
+}
+
+impl Hindered {
+    async fn tell(&mut self, pushing: &Pushing<'_>, desk: &Watch) -> Result<(), StageError> {
+        let (cx, clock) = (pushing.cx, pushing.cx.hands.clock);
+        let (now, monotonic) = (clock.now(), clock.monotonic());
+        let Some(hindrance) = desk.hindrance(monotonic) else {
+            if self.told.take().is_some() {
+                set_state(cx, &pushing.push, "sending", PushChange::default()).await?;
+                tracing::info!("the push goes on at its pace");
+            }
+            self.since = None;
+            return Ok(());
+        };
+        let since = *self.since.get_or_insert(now);
+        let is_due = match self.told {
+            None => now - since >= BORNE,
+            Some(told) => monotonic - told >= TOLD_EVERY,
+        };
+        if !is_due {
+            return Ok(());
+        }
+        self.told = Some(monotonic);
+        let until = hindrance.again.map(|at| now + at.saturating_duration_since(monotonic));
+        let again = until.map_or(String::new(), |at| format!(", until {}", local(cx, at)));
+        tracing::warn!("the push is held up since {}{again}: {}", local(cx, since), hindrance.what);
+        let change = PushChange { reason: Some(&hindrance.what), until, ..PushChange::default() };
+        set_state(cx, &pushing.push, "sending", change).await
     }
 }
 
@@ -47,6 +95,9 @@ async fn look(pushing: &Pushing<'_>, pace: &SharedPace) -> Result<Option<End>, S
     }
     let push = reread(pushing.cx, &pushing.push).await?;
     if let Some(end) = by_order(pushing.plan, &push) {
+        return Ok(Some(end));
+    }
+    if let Some(end) = super::quota::is_held(pushing, clock.now()).await? {
         return Ok(Some(end));
     }
     set_pace(pushing, pace, push.rate_override).await?;
@@ -64,7 +115,11 @@ pub async fn set_pace(pushing: &Pushing<'_>, pace: &SharedPace, ordered: Option<
     };
     // The share counts from before the call, so that it never outlasts what the ledger says.
     let asked_at = clock.monotonic();
-    let request = ShareRequest { account, push_key: pushing.push.key, wanted, ceiling, ttl: SHARE_HOLDS };
+    let weight = match pushing.plan.priority {
+        Priority::Service => SERVICE_WEIGHT,
+        Priority::Campaign => 1.0,
+    };
+    let request = ShareRequest { account, push_key: pushing.push.key, wanted, weight, ceiling, ttl: SHARE_HOLDS };
     let share = pushing.cx.hands.ledger.renew_share(pushing.cx.lease, request).await?;
     if share > 0.0 {
         pace.set_rate(share, clock.monotonic());

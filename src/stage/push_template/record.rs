@@ -245,6 +245,7 @@ impl<'a> Recorder<'a> {
                 endpoint: Endpoint::TemplateSend.as_str(),
                 day: self.day,
                 limit: None,
+                keep: 0,
             };
             cx.hands.ledger.reserve_calls(&charge, new).await?;
             self.charged += new;

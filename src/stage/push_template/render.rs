@@ -80,9 +80,9 @@ impl Job {
             columns: Vec::new(),
             parts: vec![self.set.clone()],
         })?;
-        let rules = FieldRules::documented();
-        let fixed = self.fixed(&renderer, &rules);
-        let forms = Forms { renderer: &renderer, rules: &rules, fixed: &fixed };
+        let rules = &self.spec.rules;
+        let fixed = self.fixed(&renderer, rules);
+        let forms = Forms { renderer: &renderer, rules, fixed: &fixed };
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
         let mut writer = self.lake.writer(&self.path, &SCHEMA)?;
         let mut checked = Checked::default();

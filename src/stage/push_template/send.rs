@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
-use super::desk::Desk;
+use super::desk::{Desk, Hindrance};
 use super::guard::Guard;
 use super::record::{Outbox, put_back};
 use super::{End, Item, Pushing};
@@ -27,6 +27,26 @@ pub struct Sender<'a> {
     pushing: &'a Pushing<'a>,
     hands: Hands,
     at_work: JoinSet<()>,
+}
+
+/// For whoever looks at a sender from beside.
+#[derive(Clone)]
+pub struct Watch(Arc<Mutex<Desk>>);
+
+impl Watch {
+    /// See [`Desk::sends`].
+    pub fn sends(&self) -> u64 {
+        self.desk().sends()
+    }
+
+    /// See [`Desk::hindrance`].
+    pub fn hindrance(&self, now: std::time::Instant) -> Option<Hindrance> {
+        self.desk().hindrance(now)
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What each sending task holds.
@@ -89,7 +109,7 @@ impl<'a> Sender<'a> {
             desk: Arc::new(Mutex::new(desk)),
             outbox,
             changed: Arc::new(Notify::new()),
-            wechat: cx.wechat(&plan.account),
+            wechat: cx.wechat(&plan.account).until(pushing.stops.halt.clone()),
             clock: cx.hands.clock,
         };
         Self { pushing, hands, at_work: JoinSet::new() }
@@ -98,6 +118,11 @@ impl<'a> Sender<'a> {
     /// The pace of this sender, for whoever changes its rate.
     pub fn pace(&self) -> SharedPace {
         self.hands.desk().pace().clone()
+    }
+
+    /// A look at this sender from beside.
+    pub fn watch(&self) -> Watch {
+        Watch(Arc::clone(&self.hands.desk))
     }
 
     /// Sends what is claimed until the claims end or there is a reason to stop, then settles what is in flight. Gives the

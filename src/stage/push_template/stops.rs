@@ -16,6 +16,7 @@ pub enum End {
     /// 45009, or nothing left of our own ceiling.
     QuotaSpent {
         why: String,
+        said_by: SaidBy,
     },
     /// 40036 or 40037: look at the list of templates once before believing it.
     TemplateGone {
@@ -35,6 +36,8 @@ pub enum End {
     DailyLimit {
         until: Timestamp,
     },
+    /// The first messages are sent: they are to be judged before the others.
+    CanarySent,
     Paused,
     /// The stop switch of its account is on.
     Frozen,
@@ -49,11 +52,20 @@ impl End {
     /// In words, as far as an answer of WeChat says it.
     pub fn told(&self) -> String {
         match self {
-            Self::QuotaSpent { why } | Self::Halted { why, .. } | Self::Unanswered { why } => why.clone(),
+            Self::QuotaSpent { why, .. } | Self::Halted { why, .. } | Self::Unanswered { why } => why.clone(),
             Self::TemplateGone { errcode } => format!("WeChat says {errcode} of the template"),
             other => format!("{other:?}"),
         }
     }
+}
+
+/// Who says that the day's calls are used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SaidBy {
+    /// 45009.
+    WeChat,
+    /// Our own count.
+    Ledger,
 }
 
 /// Why and whether a push comes to a stop.
@@ -91,6 +103,12 @@ impl Stops {
         drop(ending);
         self.halt.cancel();
         is_first
+    }
+
+    /// Whether it stops because WeChat refused a send with 45009.
+    pub fn is_quota_refused(&self) -> bool {
+        let ending = self.ending.lock().expect("nobody panics while holding the reason");
+        matches!(*ending, Some(End::QuotaSpent { said_by: SaidBy::WeChat, .. }))
     }
 
     /// Claims come to an end; what is claimed has its call reserved, so it is sent. Whatever stops that comes before this.
