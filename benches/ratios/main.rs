@@ -8,6 +8,7 @@ mod callbacks;
 mod join;
 mod memory;
 mod push;
+mod scale;
 mod space;
 mod startup;
 mod sync;
@@ -63,6 +64,9 @@ fn main() -> ExitCode {
     }
     if takes("join") {
         figures.extend(runtime.block_on(join::measure(2_000_000 / scale, 5_000_000 / scale)));
+    }
+    if takes("scale") {
+        figures.extend(runtime.block_on(scale::measure(scale)));
     }
     if takes("memory") {
         figures.extend(runtime.block_on(memory::measure(scale)));

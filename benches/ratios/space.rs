@@ -89,6 +89,26 @@ impl Space {
         std::fs::write(path, before + text).expect("a file");
     }
 
+    pub fn replace(&self, path: &str, from: &str, to: &str) {
+        let before = std::fs::read_to_string(self.folder.path().join(path)).expect("the file is there");
+        assert!(before.contains(from), "{path} has no {from:?}");
+        self.write(path, &before.replace(from, to));
+    }
+
+    /// What a command says in JSON.
+    pub fn ask(&self, arguments: &[&str]) -> serde_json::Value {
+        let output = Command::new(env!("CARGO_BIN_EXE_lianbo"))
+            .arg("--workspace")
+            .arg(self.folder.path())
+            .args(arguments)
+            .args(["--json", "-q"])
+            .output()
+            .expect("the binary starts");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+            panic!("no JSON came of {arguments:?}: {error}: {}", String::from_utf8_lossy(&output.stderr))
+        })
+    }
+
     /// The rows of a query.
     pub fn query(&self, sql: &str) -> Vec<serde_json::Value> {
         let output = Command::new(env!("CARGO_BIN_EXE_lianbo"))
@@ -104,7 +124,14 @@ impl Space {
 
     /// Runs a pipeline to its end and gives what it cost.
     pub fn run(&self, pipeline: &str) -> Cost {
-        cost(self.folder.path(), &["run", pipeline, "--json", "-q"])
+        self.run_to(pipeline, "succeeded")
+    }
+
+    /// Runs a pipeline until its status is this one.
+    pub fn run_to(&self, pipeline: &str, status: &str) -> Cost {
+        let cost = cost(self.folder.path(), &["run", pipeline, "--json", "-q"]);
+        assert_eq!(cost.document["status"], status, "{}", cost.document);
+        cost
     }
 }
 
@@ -122,7 +149,6 @@ fn cost(workspace: &Path, arguments: &[&str]) -> Cost {
     let seconds = began.elapsed().as_secs_f64();
     let document: serde_json::Value =
         serde_json::from_slice(&output).unwrap_or_else(|error| panic!("no JSON came out of {arguments:?}: {error}"));
-    assert_eq!(document["status"], "succeeded", "{document}");
     for stage in document["stages"].as_array().into_iter().flatten() {
         eprintln!(
             "  {}: {:.3} s",
