@@ -75,7 +75,7 @@ async fn campaign(people: u64) -> Campaign {
         space.run("sync");
         let prepared = space.run_to("campaign", "waiting");
         let shown = space.ask(&["push", "show", "campaign"]);
-        let hash = shown["approval_hash"].as_str().expect("what is to be approved has a hash");
+        let hash = shown["pushes"][0]["approval_hash"].as_str().expect("what is to be approved has a hash");
         space.ask(&["push", "approve", "campaign", "--hash", hash]);
         (prepared, space.run("campaign"))
     });
