@@ -46,7 +46,8 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     };
     context.print(&made, |made| {
         format!(
-            "run {} is made to send again to {} {} of {}; `{}`, or serve, sends",
+            "run {0} is made to send again to {1} {2} of {3}: `serve`, where it runs, sends within seconds; else `{4}` does\n\
+             before that `lianbo push show {0}` says whether it is sent already: `{4}` would then begin the whole campaign anew",
             made.run_id,
             grouped(made.recipients),
             plural(made.recipients, "person", "people"),
