@@ -32,8 +32,6 @@ help:
 demo:
 	$(call cargo,run,-- demo)
 
-# Most stories wait for something most of the time: two of them for each processor.
-test: export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 test:
 	$(call cargo,test,)
 
