@@ -66,6 +66,8 @@ pub struct Outbox {
     over: AtomicBool,
     /// Messages that were sent for the first time since they were claimed.
     first_tries: AtomicU64,
+    /// Messages that were claimed, each with one call reserved for it.
+    claimed: AtomicU64,
 }
 
 impl Outbox {
@@ -82,6 +84,11 @@ impl Outbox {
     /// A claimed message goes out for the first time, by the call that its claim reserved.
     pub fn first_try(&self) {
         self.first_tries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many more are on their way, each with a call reserved for it.
+    pub fn claimed(&self, messages: usize) {
+        self.claimed.fetch_add(u64::try_from(messages).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Nothing more comes.
@@ -122,6 +129,8 @@ pub struct Recorder<'a> {
     sends_before: u64,
     /// Calls beyond those that claims reserved, as far as they are in the ledger.
     charged: u64,
+    /// Reserved calls that went back, with those whom nothing was sent to.
+    given_back: u64,
 }
 
 impl<'a> Recorder<'a> {
@@ -130,7 +139,7 @@ impl<'a> Recorder<'a> {
         let counts = pushing.push.counts;
         let sends_before = pushing.cx.calls.made(Endpoint::TemplateSend);
         let done = counts.recipients - counts.pending;
-        Self { pushing, permits, outbox, day, done, sends_before, charged: 0 }
+        Self { pushing, permits, outbox, day, done, sends_before, charged: 0, given_back: 0 }
     }
 
     /// Records until the sender ends. When the ledger cannot be written the push stops before the next send.
@@ -178,7 +187,7 @@ impl<'a> Recorder<'a> {
             .filter(|one| failed_with(one, &GONE))
             .map(|one| (plan.account.clone(), one.openid.clone()))
             .collect();
-        let unused = group.iter().filter(|one| one.never_sent).count();
+        let unused = u64::try_from(group.iter().filter(|one| one.never_sent).count()).unwrap_or(u64::MAX);
         let batch = OutcomeBatch {
             outcomes: &outcomes,
             suppressions: &self.refusals(&group, now),
@@ -187,7 +196,7 @@ impl<'a> Recorder<'a> {
                 account: &plan.account,
                 endpoint: Endpoint::TemplateSend.as_str(),
                 day: self.day,
-                n: u64::try_from(unused).unwrap_or(u64::MAX),
+                n: unused,
             }),
             errors: cx.calls.take_failed_sends(),
             now,
@@ -205,7 +214,7 @@ impl<'a> Recorder<'a> {
         };
         match recorded {
             Recorded::LeaseLost => return Err(StageError::LeaseLost),
-            Recorded::Yes { .. } => {}
+            Recorded::Yes { .. } => self.given_back += unused,
         }
         self.charge_repeats().await?;
         self.permits.add_permits(group.len());
@@ -222,6 +231,7 @@ impl<'a> Recorder<'a> {
         let errors = cx.calls.take_failed_sends();
         let counted = async {
             self.charge_repeats().await?;
+            self.give_back_unmade().await?;
             if errors > 0 {
                 let endpoint = Endpoint::TemplateSend.as_str();
                 cx.hands.ledger.add_errors(&plan.account, endpoint, self.day, errors).await?;
@@ -231,6 +241,20 @@ impl<'a> Recorder<'a> {
         if let Err(error) = counted.await {
             self.pushing.stop(End::Failed(error));
         }
+    }
+
+    /// Whoever was kept back by the stop with their turn begun, and whoever is in doubt and was not asked for again, took no
+    /// call, and has no outcome that says so: what is reserved beyond the calls made goes back.
+    async fn give_back_unmade(&self) -> Result<(), StageError> {
+        let Pushing { cx, plan, .. } = *self.pushing;
+        let made = cx.calls.made(Endpoint::TemplateSend) - self.sends_before;
+        let reserved = self.outbox.claimed.load(Ordering::Relaxed) + self.charged;
+        let unmade = reserved.saturating_sub(self.given_back + made);
+        if unmade > 0 {
+            let (ledger, endpoint) = (&cx.hands.ledger, Endpoint::TemplateSend.as_str());
+            ledger.give_back_calls(&plan.account, endpoint, self.day, unmade).await?;
+        }
+        Ok(())
     }
 
     /// A claim reserves one call; every other is charged here: repeats, and second tries after a refused token.

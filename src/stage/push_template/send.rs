@@ -147,7 +147,7 @@ impl<'a> Sender<'a> {
                     }
                 }
                 batch = claimed.recv(), if is_open && has_room => match batch {
-                    Some(batch) => self.hands.desk().add(batch),
+                    Some(batch) => self.take(batch),
                     None => is_open = false,
                 },
                 () = self.hands.changed.notified() => {}
@@ -173,6 +173,11 @@ impl<'a> Sender<'a> {
         (desk.next_wake(), desk.is_idle(), desk.has_room())
     }
 
+    fn take(&self, batch: Vec<Item>) {
+        self.hands.outbox.claimed(batch.len());
+        self.hands.desk().add(batch);
+    }
+
     fn look_at(&self, ended: Result<(), tokio::task::JoinError>) {
         if let Err(error) = ended {
             self.pushing.stop(End::Failed(error.into()));
@@ -193,7 +198,7 @@ impl<'a> Sender<'a> {
         }
         // Until the claimer has ended: a batch whose intents it is writing at this moment is not to be left in doubt.
         while let Some(batch) = claimed.recv().await {
-            self.hands.desk().add(batch);
+            self.take(batch);
         }
         let now = clock.now();
         for item in self.hands.desk().clear().filter(|item| !item.in_doubt) {
