@@ -5,6 +5,8 @@
 //! snapshot of a table is current (the ledger knows), where parts lie (the lake knows), and the network.
 
 mod inspect;
+#[cfg(all(not(feature = "bundled"), target_os = "linux", target_arch = "x86_64", target_env = "gnu"))]
+mod library;
 mod local_time;
 mod read;
 mod session;

@@ -203,3 +203,15 @@ fn the_reader_of_sources_sees_what_it_should() {
     );
     assert!(is_in("ledger/runs", "ledger") && !is_in("ledgers", "ledger"));
 }
+
+/// `engine/library.rs` names each function of DuckDB that the crate calls; one that is missing there is linked, and then
+/// every command waits for the whole library at its start.
+#[cfg(all(not(feature = "bundled"), target_os = "linux", target_arch = "x86_64", target_env = "gnu"))]
+#[test]
+fn the_program_starts_without_duckdb_which_is_opened_when_it_is_needed() {
+    let traced =
+        std::process::Command::new(env!("CARGO_BIN_EXE_lianbo")).env("LD_TRACE_LOADED_OBJECTS", "1").output().unwrap();
+    let libraries = String::from_utf8(traced.stdout).unwrap();
+    assert!(libraries.contains("libc.so"), "the loader lists what it loads: {libraries}");
+    assert!(!libraries.contains("libduckdb"), "{libraries}");
+}
