@@ -4,7 +4,10 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
+
 use crate::domain::tables::TABLES;
+use crate::lake::LakeError;
 use crate::lake::catalog::{CatalogTable, CatalogWriter};
 use crate::stage::live::{self, Ending};
 use crate::stage::{Hands, StageError, tables::Visible};
@@ -22,23 +25,36 @@ pub fn path(hands: &Hands) -> PathBuf {
     hands.settings.root.join("data/catalog.duckdb")
 }
 
+/// A catalog that was begun before what it is to show is known: DuckDB takes its time to start.
+pub struct Begun(JoinHandle<Result<CatalogWriter, LakeError>>);
+
+impl Begun {
+    /// Begins one beside whatever else is done. One that is dropped leaves nothing behind.
+    pub fn now(hands: &Hands) -> Self {
+        let (target, engine) = (path(hands), hands.engine.clone());
+        Self(tokio::task::spawn_blocking(move || CatalogWriter::begin(&target, engine.local_time_macros())))
+    }
+}
+
 /// Writes the catalog anew.
 ///
 /// # Errors
 ///
 /// [`StageError`] when the ledger, the lake or DuckDB refuse; the catalog before stays.
 pub async fn refresh(hands: &Hands) -> Result<(), StageError> {
-    refresh_ending(hands, None).await
+    write(hands, None, Begun::now(hands)).await
 }
 
-/// As [`refresh`], with a run's end that is recorded right after: nothing slow is left to do then.
+/// As [`refresh`], in `begun` and with a run's end that is recorded right after: nothing slow is left to do then.
 ///
 /// # Errors
 ///
 /// As [`refresh`].
-pub async fn refresh_ending(hands: &Hands, ending: Option<&Ending<'_>>) -> Result<(), StageError> {
-    let (target, engine) = (path(hands), hands.engine.clone());
-    let begun = tokio::task::spawn_blocking(move || CatalogWriter::begin(&target, engine.local_time_macros()));
+pub async fn refresh_ending(hands: &Hands, ending: &Ending<'_>, begun: Begun) -> Result<(), StageError> {
+    write(hands, Some(ending), begun).await
+}
+
+async fn write(hands: &Hands, ending: Option<&Ending<'_>>, begun: Begun) -> Result<(), StageError> {
     let generation = hands.ledger.snapshots_generation().await?;
     let mut visible = Visible::default();
     visible.add(hands.ledger.current_snapshots().await?);
@@ -67,7 +83,7 @@ pub async fn refresh_ending(hands: &Hands, ending: Option<&Ending<'_>>) -> Resul
         ("written_at".to_owned(), hands.clock.now().to_rfc3339()),
         ("workspace".to_owned(), root.clone()),
     ];
-    let writer = begun.await??;
+    let writer = begun.0.await??;
     tokio::task::spawn_blocking(move || {
         let notes: Vec<(&str, String)> = notes.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
         writer.finish(&tables, &notes)

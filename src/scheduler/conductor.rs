@@ -32,6 +32,7 @@ pub(super) use self::params::{params_json, sql_params};
 pub use self::resend::{Resend, Resent};
 use self::stages::{Carried, Stages};
 use super::alert::{Alert, AlertKind, Alerts};
+use super::catalog;
 use super::view::RunView;
 use crate::clock::Timestamp;
 use crate::config::settings::{ParamValue, Pipeline};
@@ -83,6 +84,12 @@ pub enum Trigger {
 
 /// Asked once before the first send of a push; `false` leaves the run waiting.
 pub type Confirm = dyn Fn(String) -> BoxFuture<'static, bool> + Send + Sync;
+
+/// How a run ended, with the catalog that is to show it.
+struct End {
+    change: RunChange,
+    catalog: catalog::Begun,
+}
 
 /// Why a run could not be carried out at all.
 #[derive(Debug, thiserror::Error)]
@@ -211,15 +218,16 @@ impl Conductor {
                 lookout.end().await;
             }
             keeper.end().await;
-            let change = match carried {
-                Ok(carried) => carried.change(),
+            let end = match carried {
+                Ok(end) => end,
                 Err(StageError::LeaseLost) => return self.view_of_latest(request).await,
                 Err(error) => {
-                    RunChange { status: RunStatus::Failed, reason: Some(stages::chain(&error)), waiting_until: None }
+                    let carried = Carried::Failed { reason: stages::chain(&error) };
+                    End { change: carried.change(), catalog: catalog::Begun::now(&self.hands) }
                 }
             };
             let is_only = request.only.is_some();
-            let view = self.settle(lease, &run, change, is_only).await?;
+            let view = self.settle(lease, &run, end, is_only).await?;
             let seconds = (self.hands.clock.monotonic() - began).as_secs_f64();
             tracing::info!(
                 status = view.status.as_str(),
@@ -363,7 +371,7 @@ impl Conductor {
         request: &RunRequest,
         run: &Run,
         watch: &Watch<'_>,
-    ) -> Result<Carried, StageError> {
+    ) -> Result<End, StageError> {
         let pipeline = &self.hands.settings.pipelines[&run.pipeline];
         let params = sql_params(run, pipeline);
         let mut stages = Stages::gather(self, pipeline, run, lease).await?;
@@ -371,16 +379,16 @@ impl Conductor {
         stages.only.clone_from(&request.only);
         stages.accept_drop.clone_from(&request.accept_drop);
         stages.who.clone_from(&request.who);
-        stages.all(watch).await
+        let carried = stages.all(watch).await?;
+        let catalog = catalog::Begun::now(&self.hands);
+        if matches!(carried, Carried::ToTheEnd { .. }) {
+            stages.publish(false).await?;
+        }
+        Ok(End { change: carried.change(), catalog })
     }
 
-    async fn settle(
-        &self,
-        lease: &Lease,
-        run: &Run,
-        mut change: RunChange,
-        is_only: bool,
-    ) -> Result<RunView, RunError> {
+    async fn settle(&self, lease: &Lease, run: &Run, end: End, is_only: bool) -> Result<RunView, RunError> {
+        let End { mut change, catalog } = end;
         let now = self.hands.clock.now();
         let ledger = &self.hands.ledger;
         let shown = change.status;
@@ -391,7 +399,7 @@ impl Conductor {
         // The catalog first: once the end is recorded, a process that is killed must have nothing left to do, or the next
         // `run` would begin anew where its user thinks that this one never ended.
         let ending = Ending { run_id: &run.run_id, status: change.status, reason: change.reason.as_deref(), at: now };
-        if let Err(error) = super::catalog::refresh_ending(&self.hands, Some(&ending)).await {
+        if let Err(error) = catalog::refresh_ending(&self.hands, &ending, catalog).await {
             tracing::warn!("the catalog stays as it was: {}", stages::chain(&error));
         }
         self.tell(run, &change).await?;

@@ -112,8 +112,8 @@ impl<'a> Stages<'a> {
         })
     }
 
-    /// Carries out what is not done yet.
-    pub async fn all(mut self, watch: &Watch<'_>) -> Result<Carried, StageError> {
+    /// Carries out what is not done yet. What was made is for the caller to publish, where the run came to its end.
+    pub async fn all(&mut self, watch: &Watch<'_>) -> Result<Carried, StageError> {
         for index in self.order.clone() {
             let stage = &self.pipeline.stages[index];
             if self.only.as_ref().is_some_and(|only| *only != stage.name) || self.is_done(stage) {
@@ -145,7 +145,6 @@ impl<'a> Stages<'a> {
         if let Some(reason) = self.failure() {
             return Ok(Carried::Failed { reason });
         }
-        self.publish(false).await?;
         let is_partial =
             self.records.values().any(|record| matches!(record.status, StageStatus::Partial | StageStatus::Failed));
         Ok(Carried::ToTheEnd { is_partial })
@@ -205,7 +204,7 @@ impl<'a> Stages<'a> {
         })
     }
 
-    async fn publish(&self, goes_out: bool) -> Result<(), StageError> {
+    pub async fn publish(&self, goes_out: bool) -> Result<(), StageError> {
         let records: Vec<StageRecord> = self.records.values().cloned().collect();
         self.conductor.publish(self.lease, self.run, &records, goes_out).await
     }
