@@ -24,6 +24,12 @@ pub use session::{Param, Params, Session, TableSource, Written, quoted, text};
 /// Made when they are first wanted: a zone's changes of 130 years are some milliseconds' work.
 type Macros = LazyLock<String, Box<dyn FnOnce() -> String + Send>>;
 
+/// Makes DuckDB ready beside other work, where it is not linked in: its library takes 20 ms to open. Blocking.
+pub fn make_ready() {
+    #[cfg(all(not(feature = "bundled"), target_os = "linux", target_arch = "x86_64", target_env = "gnu"))]
+    library::open();
+}
+
 /// Opens sessions with one set of limits.
 #[derive(Debug, Clone)]
 pub struct Engine {

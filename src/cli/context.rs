@@ -12,6 +12,7 @@ use crate::app::{self, App};
 use crate::clock::Clock;
 use crate::config::settings::Settings;
 use crate::config::{self, Environment};
+use crate::engine;
 
 /// The arguments all commands take, and the clock.
 #[derive(Debug)]
@@ -64,6 +65,8 @@ impl Context {
     ///
     /// [`Failure`].
     pub async fn app(&self, settings: Settings) -> Result<App, Failure> {
+        // Opening the ledger is waiting for the disk, and whoever runs something writes a catalog in the end.
+        tokio::task::spawn_blocking(engine::make_ready);
         let app = App::open(settings, self.clock).await?;
         if let Err(error) = crate::scheduler::catalog::repair(app.hands()).await {
             tracing::warn!("the catalog could not be written: {error}");

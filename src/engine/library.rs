@@ -129,6 +129,11 @@ extern "C" fn bind(place: usize) -> *mut c_void {
     found
 }
 
+/// Opens the library, which takes its time, for whoever calls into it soon and waits for something else meanwhile.
+pub(super) fn open() {
+    library();
+}
+
 fn library() -> *mut c_void {
     struct Handle(*mut c_void);
     // SAFETY: a handle may be used by any thread; it is no memory of ours.

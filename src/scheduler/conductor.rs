@@ -89,6 +89,8 @@ pub type Confirm = dyn Fn(String) -> BoxFuture<'static, bool> + Send + Sync;
 struct End {
     change: RunChange,
     catalog: catalog::Begun,
+    /// Files of pages and details that nothing refers to any more.
+    merged: Vec<String>,
 }
 
 /// Why a run could not be carried out at all.
@@ -223,7 +225,7 @@ impl Conductor {
                 Err(StageError::LeaseLost) => return self.view_of_latest(request).await,
                 Err(error) => {
                     let carried = Carried::Failed { reason: stages::chain(&error) };
-                    End { change: carried.change(), catalog: catalog::Begun::now(&self.hands) }
+                    End { change: carried.change(), catalog: catalog::Begun::now(&self.hands), merged: Vec::new() }
                 }
             };
             let is_only = request.only.is_some();
@@ -381,14 +383,13 @@ impl Conductor {
         stages.who.clone_from(&request.who);
         let carried = stages.all(watch).await?;
         let catalog = catalog::Begun::now(&self.hands);
-        if matches!(carried, Carried::ToTheEnd { .. }) {
-            stages.publish(false).await?;
-        }
-        Ok(End { change: carried.change(), catalog })
+        let merged =
+            if matches!(carried, Carried::ToTheEnd { .. }) { stages.publish(false).await? } else { Vec::new() };
+        Ok(End { change: carried.change(), catalog, merged })
     }
 
     async fn settle(&self, lease: &Lease, run: &Run, end: End, is_only: bool) -> Result<RunView, RunError> {
-        let End { mut change, catalog } = end;
+        let End { mut change, catalog, merged } = end;
         let now = self.hands.clock.now();
         let ledger = &self.hands.ledger;
         let shown = change.status;
@@ -399,7 +400,8 @@ impl Conductor {
         // The catalog first: once the end is recorded, a process that is killed must have nothing left to do, or the next
         // `run` would begin anew where its user thinks that this one never ended.
         let ending = Ending { run_id: &run.run_id, status: change.status, reason: change.reason.as_deref(), at: now };
-        if let Err(error) = catalog::refresh_ending(&self.hands, &ending, catalog).await {
+        let written = catalog::refresh_ending(&self.hands, &ending, catalog);
+        if let (Err(error), ()) = tokio::join!(written, self.remove_merged(merged)) {
             tracing::warn!("the catalog stays as it was: {}", stages::chain(&error));
         }
         self.tell(run, &change).await?;

@@ -10,39 +10,48 @@ use crate::stage::enrich_unionids::turn_name;
 use crate::stage::turns::Turn;
 
 impl Conductor {
-    /// Moves every pointer of the run in one transaction, and drops pages and details that are merged now. The catalog is
-    /// rewritten when something goes out next (`goes_out`); at a run's end it is anyway. A crash in between is repaired by
-    /// the next command.
+    /// Moves every pointer of the run in one transaction, and forgets pages and details that are merged now: gives their
+    /// files, which are for the caller to remove. The catalog is rewritten when something goes out next (`goes_out`); at a
+    /// run's end it is anyway. A crash in between is repaired by the next command, and `vacuum` finds files that are left.
     pub(super) async fn publish(
         &self,
         lease: &Lease,
         run: &Run,
         records: &[StageRecord],
         goes_out: bool,
-    ) -> Result<(), StageError> {
+    ) -> Result<Vec<String>, StageError> {
         let hands = &self.hands;
         let moved = hands.ledger.publish(lease, &run.run_id, hands.clock.now()).await?;
         if moved.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         tracing::info!(tables = moved.len(), "published {} tables", moved.len());
         if goes_out && let Err(error) = crate::scheduler::catalog::refresh(hands).await {
             tracing::warn!("the catalog stays as it was: {}", super::stages::chain(&error));
         }
+        let mut merged = Vec::new();
         for record in records {
-            self.drop_merged(record).await?;
+            self.forget_merged(record, &mut merged).await?;
         }
-        Ok(())
+        Ok(merged)
     }
 
-    async fn drop_merged(&self, record: &StageRecord) -> Result<(), StageError> {
+    /// Removes what [`publish`](Self::publish) gave. What cannot be removed is in nobody's way.
+    pub(super) async fn remove_merged(&self, merged: Vec<String>) {
+        let lake = self.hands.lake.clone();
+        let removing = move || merged.iter().try_for_each(|path| lake.remove(path));
+        let removed = tokio::task::spawn_blocking(removing).await.map_err(StageError::from);
+        if let Err(error) = removed.and_then(|removed| Ok(removed?)) {
+            tracing::warn!("merged pages and details stay until `lianbo vacuum`: {}", super::stages::chain(&error));
+        }
+    }
+
+    async fn forget_merged(&self, record: &StageRecord, merged: &mut Vec<String>) -> Result<(), StageError> {
         let hands = &self.hands;
         let list = |key: &str| record.detail.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
         for walk in list("walks") {
             let (Some(id), Some(account)) = (walk["walk"].as_i64(), walk["account"].as_str()) else { continue };
-            for page in hands.ledger.walk_pages(id).await? {
-                hands.lake.remove(&page.path)?;
-            }
+            merged.extend(hands.ledger.walk_pages(id).await?.into_iter().map(|page| page.path));
             hands.ledger.drop_walk(id).await?;
             let account = AccountName::new(account);
             let table = record.table.as_ref().map_or("followers", |table| table.as_str());
@@ -58,19 +67,17 @@ impl Conductor {
         for account in hands.settings.accounts.keys() {
             // Another run that works on the account may be reading them: it drops them with its own.
             if let Some(turn) = Turn::now(hands, &turn_name(account)).await? {
-                turn.hold(self.drop_parts(account, &ids)).await?;
+                merged.extend(turn.hold(self.forget_parts(account, &ids)).await?);
             }
         }
         Ok(())
     }
 
-    async fn drop_parts(&self, account: &AccountName, ids: &[i64]) -> Result<(), StageError> {
+    async fn forget_parts(&self, account: &AccountName, ids: &[i64]) -> Result<Vec<String>, StageError> {
         let hands = &self.hands;
         let parts = hands.ledger.profile_parts(account).await?;
         let (ids, paths): (Vec<i64>, Vec<String>) = parts.into_iter().filter(|(id, _)| ids.contains(id)).unzip();
-        for path in paths {
-            hands.lake.remove(&path)?;
-        }
-        Ok(hands.ledger.drop_profile_parts(&ids).await?)
+        hands.ledger.drop_profile_parts(&ids).await?;
+        Ok(paths)
     }
 }

@@ -131,7 +131,8 @@ impl<'a> Stages<'a> {
                     self.skip(stage, &reason).await?;
                     continue;
                 }
-                self.publish(true).await?;
+                let merged = self.publish(true).await?;
+                self.conductor.remove_merged(merged).await;
                 if let Some(waiting) = self.confirm(stage, watch).await? {
                     return Ok(waiting);
                 }
@@ -204,7 +205,7 @@ impl<'a> Stages<'a> {
         })
     }
 
-    pub async fn publish(&self, goes_out: bool) -> Result<(), StageError> {
+    pub async fn publish(&self, goes_out: bool) -> Result<Vec<String>, StageError> {
         let records: Vec<StageRecord> = self.records.values().cloned().collect();
         self.conductor.publish(self.lease, self.run, &records, goes_out).await
     }
