@@ -9,6 +9,7 @@
 //! current.
 
 pub mod catalog;
+mod encode;
 mod part;
 mod prints;
 mod vacuum;

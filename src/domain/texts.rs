@@ -35,7 +35,12 @@ impl Texts {
         self.absent.extend_from_slice(&more.absent);
     }
 
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = Option<&str>> {
+    /// All texts end to end, and where each of them ends.
+    pub fn parts(&self) -> (&str, &[usize]) {
+        (&self.text, &self.ends)
+    }
+
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Option<&str>> + Clone {
         let mut start = 0;
         self.ends.iter().zip(&self.absent).map(move |(end, absent)| {
             let value = &self.text[start..*end];

@@ -1,16 +1,12 @@
-//! Writing rows into one Parquet file through Polars, by one declared schema, with flat memory.
+//! Writing rows into one Parquet file, by one declared schema, with flat memory.
 
 use std::fs::File;
-use std::io::BufWriter;
 use std::path::PathBuf;
 
-use polars::io::parquet::write::BatchedWriter;
-use polars::prelude::{
-    Column, DataFrame, DataType, Field, IntoColumn, IntoSeries, NamedFrom, ParallelStrategy, ParquetCompression,
-    ParquetReader, ParquetWriter, PlSmallStr, Scalar, Schema, SerReader, Series, StatisticsOptions,
-    StringChunkedBuilder, TimeUnit,
-};
+use polars::prelude::{ParallelStrategy, ParquetReader, SerReader};
+use polars_parquet::write::{CompressionOptions, StatisticsOptions, Version, WriteOptions};
 
+use super::encode::Encoder;
 use super::{Lake, LakeError};
 use crate::crash::{self, CrashPoint};
 use crate::domain::{ColumnType, Rows, Texts, Values};
@@ -44,7 +40,7 @@ pub struct PartWriter {
     target: PathBuf,
     unfinished: PathBuf,
     file: File,
-    writer: BatchedWriter<BufWriter<File>>,
+    encoder: Encoder,
     schema: Vec<(String, ColumnType)>,
     rows: u64,
 }
@@ -56,7 +52,7 @@ impl Lake {
     ///
     /// [`LakeError::CreateFolder`], [`LakeError::Write`].
     pub fn writer<N: AsRef<str>>(&self, relative: &str, schema: &[(N, ColumnType)]) -> Result<PartWriter, LakeError> {
-        self.begin_part(relative, schema, (ParquetCompression::Snappy, StatisticsOptions::default()))
+        self.begin_part(relative, schema, (CompressionOptions::Snappy, StatisticsOptions::default()))
     }
 
     /// The same for rows that are ids more than anything else: ids do not compress, and who is the first of them in the
@@ -70,14 +66,14 @@ impl Lake {
         relative: &str,
         schema: &[(N, ColumnType)],
     ) -> Result<PartWriter, LakeError> {
-        self.begin_part(relative, schema, (ParquetCompression::Uncompressed, StatisticsOptions::empty()))
+        self.begin_part(relative, schema, (CompressionOptions::Uncompressed, StatisticsOptions::empty()))
     }
 
     fn begin_part<N: AsRef<str>>(
         &self,
         relative: &str,
         schema: &[(N, ColumnType)],
-        (compression, statistics): (ParquetCompression, StatisticsOptions),
+        (compression, statistics): (CompressionOptions, StatisticsOptions),
     ) -> Result<PartWriter, LakeError> {
         let target = self.absolute(relative);
         let unfinished = target.with_extension("parquet.tmp");
@@ -87,18 +83,11 @@ impl Lake {
         }
         let file = File::create(&unfinished).map_err(|source| LakeError::Write { path: unfinished.clone(), source })?;
         let second = file.try_clone().map_err(|source| LakeError::Write { path: unfinished.clone(), source })?;
-        let fields: Schema = schema
-            .iter()
-            .map(|(name, column_type)| Field::new(PlSmallStr::from_str(name.as_ref()), polars_type(*column_type)))
-            .collect();
-        let writer = ParquetWriter::new(BufWriter::new(second))
-            .with_compression(compression)
-            .with_statistics(statistics)
-            .set_parallel(false)
-            .batched(&fields)
+        let schema: Vec<_> = schema.iter().map(|(name, ty)| (name.as_ref().to_owned(), *ty)).collect();
+        let options = WriteOptions { statistics, compression, version: Version::V1, data_page_size: None };
+        let encoder = Encoder::new(second, &schema, options)
             .map_err(|source| LakeError::WriteRows { path: unfinished.clone(), source })?;
-        let schema = schema.iter().map(|(name, ty)| (name.as_ref().to_owned(), *ty)).collect();
-        Ok(PartWriter { relative: relative.to_owned(), target, unfinished, file, writer, schema, rows: 0 })
+        Ok(PartWriter { relative: relative.to_owned(), target, unfinished, file, encoder, schema, rows: 0 })
     }
 }
 
@@ -128,20 +117,16 @@ impl PartWriter {
         if count == 0 {
             return Ok(());
         }
-        let columns: Vec<Column> = self
+        let columns = self
             .schema
             .iter()
-            .map(|(name, column_type)| {
-                let values = given.iter().position(|(own, _)| own.as_ref() == name).map(|at| given.swap_remove(at).1);
-                column(name, *column_type, values, count)
-            })
-            .collect::<Result<_, _>>()
+            .map(|(name, _)| given.iter().position(|(own, _)| own.as_ref() == name).map(|at| given.swap_remove(at).1))
+            .collect();
+        self.encoder
+            .write(count, columns)
             .map_err(|source| LakeError::WriteRows { path: self.unfinished.clone(), source })?;
-        let frame = DataFrame::new(count, columns)
-            .and_then(|frame| self.writer.write_batch(&frame))
-            .map_err(|source| LakeError::WriteRows { path: self.unfinished.clone(), source });
         self.rows += u64::try_from(count).unwrap_or(u64::MAX);
-        frame
+        Ok(())
     }
 
     /// Rows written so far.
@@ -184,9 +169,8 @@ impl PartWriter {
     }
 
     fn end(self) -> Result<(Part, WholeFile), LakeError> {
-        self.writer.finish().map_err(|source| LakeError::WriteRows { path: self.unfinished.clone(), source })?;
-        // The writer's buffer is flushed when it is dropped with the footer written; the handle beside it makes it durable.
-        drop(self.writer);
+        // With the footer written, its buffer goes to the file; the handle beside it makes the file durable.
+        self.encoder.finish().map_err(|source| LakeError::WriteRows { path: self.unfinished.clone(), source })?;
         let whole = WholeFile { file: self.file, unfinished: self.unfinished, target: self.target };
         let bytes = whole.file.metadata().map_err(|source| whole.error(source))?.len();
         Ok((Part { path: self.relative, rows: self.rows, bytes }, whole))
@@ -223,54 +207,6 @@ impl WholeFile {
     fn error(&self, source: std::io::Error) -> LakeError {
         LakeError::Write { path: self.target.clone(), source }
     }
-}
-
-fn polars_type(column_type: ColumnType) -> DataType {
-    match column_type {
-        ColumnType::Text => DataType::String,
-        ColumnType::Integer => DataType::Int64,
-        ColumnType::Float => DataType::Float64,
-        ColumnType::Boolean => DataType::Boolean,
-        ColumnType::Timestamp => DataType::Datetime(TimeUnit::Microseconds, None),
-        ColumnType::Date => DataType::Date,
-    }
-}
-
-fn column(
-    name: &str,
-    column_type: ColumnType,
-    values: Option<PartColumn<'_>>,
-    count: usize,
-) -> Result<Column, polars::error::PolarsError> {
-    let label = PlSmallStr::from_str(name);
-    let series = match values {
-        None => return Ok(Column::full_null(label, count, &polars_type(column_type))),
-        Some(PartColumn::Same(text)) => {
-            return Ok(Column::new_scalar(label, Scalar::from(PlSmallStr::from_str(text)), count));
-        }
-        Some(PartColumn::SameTime(micros)) => {
-            return Ok(Column::new_scalar(label, Scalar::new_datetime(micros, TimeUnit::Microseconds, None), count));
-        }
-        Some(PartColumn::SameBoolean(value)) => return Ok(Column::new_scalar(label, Scalar::from(value), count)),
-        Some(PartColumn::Texts(texts)) if !texts.has_any() => {
-            return Ok(Column::full_null(label, count, &DataType::String));
-        }
-        Some(PartColumn::Texts(texts)) => {
-            let mut builder = StringChunkedBuilder::new(label, texts.len());
-            texts.iter().for_each(|value| builder.append_option(value));
-            return Ok(builder.finish().into_series().into_column());
-        }
-        Some(PartColumn::Values(values)) => match values {
-            Values::Text(values) => {
-                Series::new(label, values.iter().map(Option::as_deref).collect::<Vec<Option<&str>>>())
-            }
-            Values::Integer(values) | Values::Timestamp(values) => Series::new(label, values),
-            Values::Float(values) => Series::new(label, values),
-            Values::Boolean(values) => Series::new(label, values),
-            Values::Date(values) => Series::new(label, values),
-        },
-    };
-    Ok(series.cast(&polars_type(column_type))?.into_column())
 }
 
 impl Lake {
