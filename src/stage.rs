@@ -23,6 +23,7 @@ pub mod turns;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use serde_json::Value;
@@ -101,6 +102,8 @@ pub struct StageContext<'a> {
     pub calls: Arc<CallCounts>,
     /// Where a walk tells of its pages, when somebody asks for details beside it.
     pub news: Option<&'a news::WalkNews>,
+    /// Whether the operator said that fewer rows than before are right (`--accept-drop`).
+    pub accepts_drop: bool,
     /// What was asked beside the walk before this stage began.
     pub ahead: Option<&'a enrich_unionids::Ahead>,
 }
@@ -114,6 +117,18 @@ impl StageContext<'_> {
     /// The id of a snapshot that this stage makes: one a run, stage and attempt.
     pub fn new_snapshot_id(&self) -> String {
         format!("{}-{}", self.run.run_id, self.hands.clock.random_id(4))
+    }
+
+    /// Waits before something is asked again.
+    ///
+    /// # Errors
+    ///
+    /// [`StageError::Interrupted`] when the run is told to stop.
+    pub async fn pause(&self, time: Duration) -> Result<(), StageError> {
+        tokio::select! {
+            () = self.hands.clock.sleep(time) => Ok(()),
+            () = self.stop.cancelled() => Err(StageError::Interrupted),
+        }
     }
 
     /// Says how far the stage is.

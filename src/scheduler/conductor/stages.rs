@@ -168,6 +168,7 @@ impl<'a> Stages<'a> {
             progress: watch.progress,
             calls,
             news: None,
+            accepts_drop: self.accept_drop.is_some(),
             ahead: None,
         }
     }

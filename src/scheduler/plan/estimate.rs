@@ -125,6 +125,7 @@ impl<'a> Estimator<'a> {
             progress: &Quiet,
             calls: std::sync::Arc::new(CallCounts::default()),
             news: None,
+            accepts_drop: false,
             ahead: None,
         })
     }

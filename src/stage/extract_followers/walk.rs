@@ -1,6 +1,7 @@
 //! The walk itself: a page, its file, its record, the next page, until one of the shapes of the end.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::tables::table_spec;
@@ -14,6 +15,9 @@ use crate::wechat::FollowerPage;
 const BAD_OPENID: i64 = 40003;
 /// A walk may start over this often before it is a failure.
 const MOST_RESTARTS: u32 = 2;
+
+/// How long to wait before an end that came too early is asked for again.
+const ASKED_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 
 /// A walk that came to its end.
 pub(super) struct Walked {
@@ -37,10 +41,12 @@ pub(super) async fn to_the_end(
     let wechat = cx.wechat(account);
     let ledger = &cx.hands.ledger;
     let mut cursors: HashSet<String> = HashSet::new();
+    let mut largest = 0;
     for page in ledger.walk_pages(walk.id).await? {
+        largest = largest.max(usize::try_from(page.count).unwrap_or(usize::MAX));
         cursors.extend(page.next_openid.map(|cursor| cursor.as_str().to_owned()));
     }
-    let mut stepped_back = false;
+    let (mut stepped_back, mut asked_again) = (false, 0);
     let mut met = cx.hands.lake.fingerprints();
     let (mut is_distinct, mut is_whole) = (walk.pages == 0, true);
     loop {
@@ -65,9 +71,23 @@ pub(super) async fn to_the_end(
         };
         let is_end = ends_walk(&page, cursor.as_ref(), &cursors);
         walk.total = page.total.or(walk.total);
+        largest = largest.max(page.openids.len());
+        let collected = walk.openids + u64::try_from(page.openids.len()).unwrap_or(u64::MAX);
+        if is_end && let Some(short) = EarlyEnd::of(collected, walk.total, largest) {
+            if asked_again < ASKED_AGAIN.len() {
+                tracing::warn!(account = %account, page = walk.pages, "the list ended early, {short}: asking again");
+                cx.pause(ASKED_AGAIN[asked_again]).await?;
+                asked_again += 1;
+                continue;
+            }
+            short.judge(cx, account)?;
+        }
+        asked_again = 0;
         if !page.openids.is_empty() {
             page.openids.iter().flatten().for_each(|openid| met.note(openid));
             keep(cx, &mut walk, &page).await?;
+            // A cursor that unfollows days later is another one.
+            stepped_back = false;
             if let Some(news) = cx.news {
                 news.tell(account, walk.id, walk.pages);
             }
@@ -94,6 +114,46 @@ fn ends_walk(page: &FollowerPage, sent: Option<&OpenId>, seen: &HashSet<String>)
         None => true,
         Some(_) if page.openids.is_empty() => true,
         Some(next) => Some(next) == sent || seen.contains(next.as_str()),
+    }
+}
+
+/// A list that ended long before the number of followers that WeChat told with it.
+///
+/// `total` moves while a list is walked and never ends a walk; but a page that came back empty by mistake looks like the
+/// end, and everybody behind it would be marked as gone.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct EarlyEnd {
+    collected: u64,
+    total: u64,
+}
+
+impl EarlyEnd {
+    /// Short by a twentieth, and by more than a page, which is the least that an empty page can hide.
+    fn of(collected: u64, total: Option<u64>, largest_page: usize) -> Option<Self> {
+        let total = total?;
+        let missing = total.saturating_sub(collected);
+        let is_early = missing * 20 > total && missing >= u64::try_from(largest_page.max(1)).unwrap_or(u64::MAX);
+        is_early.then_some(Self { collected, total })
+    }
+
+    /// Still short after all tries: up to a fifth it is `total` that is wrong; beyond that the operator says.
+    fn judge(self, cx: &StageContext<'_>, account: &AccountName) -> Result<(), StageError> {
+        let missing = self.total - self.collected;
+        if missing * 5 <= self.total || cx.accepts_drop {
+            tracing::warn!(account = %account, "the list ended early again, {self}: taken as the end");
+            return Ok(());
+        }
+        Err(StageError::Rule(format!(
+            "account `{account}`: WeChat ends the follower list early, {self}; nobody is marked as gone. The next run asks again \
+             for what is missing; if the list is right, `lianbo run {} --accept-drop \"reason\"` takes it as it is",
+            cx.run.pipeline
+        )))
+    }
+}
+
+impl std::fmt::Display for EarlyEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "after {} followers where WeChat counts {}", self.collected, self.total)
     }
 }
 
@@ -171,4 +231,19 @@ fn write_page(
     ];
     writer.write_columns(openids.len(), columns)?;
     writer.finish().map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_cut_short_where_a_page_and_a_twentieth_of_it_are_missing() {
+        let early = |collected, total, largest_page| EarlyEnd::of(collected, total, largest_page).is_some();
+        assert!(early(20_000, Some(45_000), 10_000));
+        assert!(!early(40_000, Some(45_000), 10_000), "no page is missing");
+        assert!(!early(960_000, Some(1_000_000), 10_000), "a total that moves");
+        assert!(!early(45_000, Some(40_000), 10_000) && !early(20_000, None, 10_000) && !early(0, Some(0), 0));
+        assert!(early(0, Some(3), 0), "nobody of three");
+    }
 }
