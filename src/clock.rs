@@ -67,6 +67,11 @@ impl Clock {
         most.mul_f64(rand::rng().random::<f64>())
     }
 
+    /// How much later than a midnight, or than a refusal right after one, calls are tried: up to four minutes.
+    pub fn quota_spread(&self) -> chrono::TimeDelta {
+        chrono::TimeDelta::from_std(self.jitter(Duration::from_secs(240))).unwrap_or_default()
+    }
+
     /// `length` characters of `[a-z0-9]`, for ids.
     #[expect(clippy::disallowed_methods, reason = "the one place that draws random numbers")]
     pub fn random_id(&self, length: usize) -> String {

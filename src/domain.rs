@@ -22,7 +22,7 @@ pub use ids::{AccountName, MiniProgramName, OpenId, PipelineName, RunId, StageNa
 pub use known::{Neighbours, QuickSet, fingerprint, surely_differ};
 pub use message_id::client_msg_id;
 pub use person_hash::person_hash;
-pub use quota_day::QuotaDay;
+pub use quota_day::{LATE_RESET, QuotaDay};
 pub use rate::{Sharer, fair_share};
 pub use run::{RunStatus, StageStatus};
 pub use texts::Texts;

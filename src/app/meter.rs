@@ -7,16 +7,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
 
 use chrono::TimeDelta;
 use futures::future::BoxFuture;
 
 use crate::clock::{Clock, Timestamp};
 use crate::config::settings::Account;
-use crate::domain::{AccountName, QuotaDay};
-use crate::ledger::{Ledger, LedgerError, QuotaCharge};
-use crate::wechat::{CallEnd, CallMeter, Endpoint, Refused, StoreError};
+use crate::domain::{AccountName, LATE_RESET, QuotaDay};
+use crate::ledger::{Ledger, LedgerError, QuotaCharge, QuotaFigure as NotedFigure};
+use crate::wechat::{CallEnd, CallMeter, Endpoint, QuotaFigure, Refused, StoreError};
 
 /// Calls for details reserved at once.
 const BLOCK: u64 = 32;
@@ -25,9 +24,6 @@ const QUOTA_SPENT: i64 = 45009;
 /// 45009 is said of a day and at times of a minute, and the client asks again where the figures say that calls remain.
 /// Refusals this long apart, with no answer between them, are not about a minute.
 const MINUTE_HAS_PASSED: TimeDelta = TimeDelta::seconds(90);
-/// An answer this shortly after midnight may belong to a call of the day before, and WeChat's midnight is not ours to
-/// the second: it must not close the new day.
-const MIDNIGHT: TimeDelta = TimeDelta::seconds(60);
 
 /// The meter of one account.
 pub struct LedgerMeter {
@@ -118,9 +114,9 @@ impl LedgerMeter {
             return Ok(());
         }
         let Some(left) = self.grant(endpoint, day).await?.checked_sub(1) else {
-            let spread = self.clock.jitter(Duration::from_secs(240)) + Duration::from_secs(60);
-            let spread = TimeDelta::from_std(spread).unwrap_or_default();
-            return Err(Refused::QuotaSpent { until: day.next().starts_at() + spread });
+            // Our own count is of this day: WeChat's reset changes nothing.
+            let until = QuotaDay::opens_again(self.clock.now(), false, self.clock.quota_spread());
+            return Err(Refused::QuotaSpent { until });
         };
         self.hold(endpoint, day, left);
         Ok(())
@@ -174,13 +170,17 @@ impl LedgerMeter {
             notes.refused_since.remove(&endpoint);
             return;
         }
-        notes.held.entry((endpoint, QuotaDay::of(now))).or_default().errors += 1;
+        let held = notes.held.entry((endpoint, QuotaDay::of(now))).or_default();
+        held.errors += 1;
         if end != CallEnd::Refused(QUOTA_SPENT) || is_never_refused(endpoint) {
             return;
         }
-        let day = QuotaDay::of(now - MIDNIGHT);
+        // WeChat does not count what it refuses for its quota, and no more do we.
+        held.calls += 1;
+        // Shortly after midnight it is said of the day before, and must not close the new one.
+        let day = QuotaDay::of(now - LATE_RESET);
         let since = *notes.refused_since.entry(endpoint).or_insert(now);
-        if QuotaDay::of(since - MIDNIGHT) != day {
+        if QuotaDay::of(since - LATE_RESET) != day {
             notes.refused_since.insert(endpoint, now);
         } else if now - since >= MINUTE_HAS_PASSED {
             notes.held.entry((endpoint, day)).or_default().is_spent = true;
@@ -210,6 +210,21 @@ impl CallMeter for LedgerMeter {
                 None => self.reserve(endpoint, day).await?,
             }
             Ok(())
+        })
+    }
+
+    fn told(&self, endpoint: Endpoint, figure: Option<QuotaFigure>) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(async move {
+            let now = self.clock.now();
+            let (name, day) = (endpoint.as_str(), QuotaDay::of(now));
+            if let Some(QuotaFigure { daily_limit: limit, used, .. }) = figure {
+                let noted = NotedFigure { limit, used, at: now };
+                self.ledger.note_wechat_quota(&self.account, name, day, noted).await.map_err(StoreError::new)?;
+            }
+            let usage = self.ledger.usage(Some(&self.account), Some(day)).await.map_err(StoreError::new)?;
+            let counted = usage.iter().find(|usage| usage.endpoint == name).map_or(0, |usage| usage.calls);
+            let unmade = self.notes().held.get(&(endpoint, day)).map_or(0, |held| held.calls);
+            Ok(counted.saturating_sub(unmade))
         })
     }
 

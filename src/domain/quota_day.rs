@@ -1,10 +1,15 @@
 //! The day WeChat counts calls by: midnight to midnight in Shanghai, whatever the workspace's time zone.
 
-use chrono::{DateTime, Days, FixedOffset, NaiveDate, NaiveTime, Utc};
+use chrono::{DateTime, Days, FixedOffset, NaiveDate, NaiveTime, TimeDelta, Utc};
 
 /// A day of WeChat's quota counters (00:00 UTC+8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QuotaDay(NaiveDate);
+
+/// WeChat's counters may be emptied so much later than midnight: what is refused until then says nothing of the new day.
+pub const LATE_RESET: TimeDelta = TimeDelta::minutes(30);
+/// How soon it is asked again then, and how long after midnight at the earliest.
+const SOON: TimeDelta = TimeDelta::minutes(1);
 
 impl QuotaDay {
     /// The quota day that `at` falls into.
@@ -34,6 +39,16 @@ impl QuotaDay {
             .expect("a fixed offset has no gaps")
             .with_timezone(&Utc)
     }
+
+    /// When calls that are refused at `now`, because the day's are used up, are asked for again: after the next midnight,
+    /// or soon where `may_be_late` and the reset of the last midnight may still be on its way. `spread` keeps everybody's
+    /// calls apart.
+    pub fn opens_again(now: DateTime<Utc>, may_be_late: bool, spread: TimeDelta) -> DateTime<Utc> {
+        let today = Self::of(now);
+        let is_late = may_be_late && now - today.starts_at() < LATE_RESET;
+        let from = if is_late { now } else { today.next().starts_at() };
+        from + SOON + spread
+    }
 }
 
 impl std::fmt::Display for QuotaDay {
@@ -57,5 +72,16 @@ mod tests {
         assert_eq!(QuotaDay::of(before).to_string(), "2026-11-23");
         assert_eq!(QuotaDay::of(after).to_string(), "2026-11-24");
         assert_eq!(QuotaDay::of(before).next().starts_at(), after);
+    }
+
+    #[test]
+    fn a_refusal_shortly_after_midnight_is_the_day_befores_and_one_later_is_the_days() {
+        let at = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
+        let spread = TimeDelta::seconds(90);
+        let opens = |now: &str, may_be_late| QuotaDay::opens_again(at(now), may_be_late, spread);
+        assert_eq!(opens("2026-11-23T15:59:00Z", true), at("2026-11-23T16:02:30Z"));
+        assert_eq!(opens("2026-11-23T16:02:30Z", true), at("2026-11-23T16:05:00Z"));
+        assert_eq!(opens("2026-11-23T16:02:30Z", false), at("2026-11-24T16:02:30Z"));
+        assert_eq!(opens("2026-11-23T16:30:00Z", true), at("2026-11-24T16:02:30Z"));
     }
 }

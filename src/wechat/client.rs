@@ -333,7 +333,7 @@ impl WeChat {
                 return Err(match error {
                     // The figure says that calls remain, minutes of refusals say not: the limit has moved.
                     WeChatError::Refused { endpoint, class: CodeClass::Slow, errcode: 45009, .. } => {
-                        self.spent(endpoint)
+                        self.spent(endpoint, false)
                     }
                     WeChatError::Refused { class: CodeClass::Token, errcode, .. } if self.limit.is_none() => {
                         self.shared.tokens.rejected(errcode)
@@ -381,20 +381,29 @@ impl WeChat {
             return error;
         };
         if endpoint == Endpoint::QuotaGet {
-            return self.spent(endpoint);
+            return self.spent(endpoint, false);
         }
         let answer = self.with_token::<QuotaAnswer>(&quota_of(endpoint)).await;
-        match answer.ok().and_then(QuotaAnswer::into_figure) {
+        let figure = answer.ok().and_then(QuotaAnswer::into_figure);
+        let ours = self.shared.line.told(endpoint, figure).await;
+        match (figure, ours) {
             // The figure is off by up to one percent.
-            Some(quota) if quota.remain > quota.daily_limit / 100 => {
+            (Some(quota), _) if quota.remain > quota.daily_limit / 100 => {
                 WeChatError::Refused { endpoint, errcode, errmsg, rid, class: CodeClass::Slow }
             }
-            _ => self.spent(endpoint),
+            // What it counts beyond ours may be of the day before.
+            (Some(quota), Ok(ours)) => self.spent(endpoint, quota.used > ours + quota.daily_limit / 50),
+            (None, Ok(ours)) => self.spent(endpoint, ours == 0),
+            (_, Err(error)) => {
+                tracing::warn!(%error, "what WeChat says of its quota could not be noted");
+                self.spent(endpoint, false)
+            }
         }
     }
 
-    fn spent(&self, endpoint: Endpoint) -> WeChatError {
-        let until = QuotaDay::of(self.shared.clock.now()).next().starts_at();
+    fn spent(&self, endpoint: Endpoint, may_be_late: bool) -> WeChatError {
+        let clock = self.shared.clock;
+        let until = QuotaDay::opens_again(clock.now(), may_be_late, clock.quota_spread());
         WeChatError::QuotaSpent { endpoint, until }
     }
 }

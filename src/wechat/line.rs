@@ -8,9 +8,9 @@ use tokio::sync::Semaphore;
 
 use super::endpoint::Endpoint;
 use super::error::WeChatError;
-use super::ports::{CallCounts, CallEnd, CallMeter};
+use super::ports::{CallCounts, CallEnd, CallMeter, StoreError};
 use super::transport::{Transport, host_of};
-use super::wire::{Answer, decode};
+use super::wire::{Answer, QuotaFigure, decode};
 
 /// What leaves: a GET without a body, a POST with one.
 pub(super) struct Request {
@@ -32,6 +32,15 @@ impl Line {
     /// `concurrency`: reads in flight, at least one.
     pub fn new(transport: Transport, meter: Arc<dyn CallMeter>, concurrency: usize) -> Self {
         Self { transport, meter, reads: Semaphore::new(concurrency.clamp(1, Semaphore::MAX_PERMITS)) }
+    }
+
+    /// Tells the meter what WeChat says of an endpoint's quota; gives how many calls of today the meter has counted.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] of the meter.
+    pub async fn told(&self, endpoint: Endpoint, figure: Option<QuotaFigure>) -> Result<u64, StoreError> {
+        self.meter.told(endpoint, figure).await
     }
 
     /// One metered try. Not for sends.

@@ -7,6 +7,7 @@ use futures::future::BoxFuture;
 use secrecy::SecretString;
 
 use super::endpoint::Endpoint;
+use super::wire::QuotaFigure;
 use crate::clock::Timestamp;
 
 /// The store behind a port failed.
@@ -74,6 +75,10 @@ pub enum CallEnd {
 /// counts, and refuses what is over the day's quota.
 pub trait CallMeter: Send + Sync {
     fn before(&self, endpoint: Endpoint) -> BoxFuture<'_, Result<(), Refused>>;
+
+    /// Takes note of what WeChat says of an endpoint's quota after it refused a call, where it says anything; gives how many
+    /// calls of ours it has counted today by our own count.
+    fn told(&self, endpoint: Endpoint, figure: Option<QuotaFigure>) -> BoxFuture<'_, Result<u64, StoreError>>;
 
     /// Must not block. A call whose future was dropped is never told.
     fn after(&self, endpoint: Endpoint, end: CallEnd);

@@ -145,8 +145,7 @@ impl Patience {
             }
             SaidBy::Ledger | SaidBy::WeChat => {}
         }
-        let spread = cx.hands.clock.jitter(Duration::from_secs(240)) + Duration::from_secs(60);
-        let until = QuotaDay::of(now).next().starts_at() + chrono::TimeDelta::from_std(spread).unwrap_or_default();
+        let until = QuotaDay::opens_again(now, allowance.may_be_yesterdays(), cx.hands.clock.quota_spread());
         let why = allowance.others_too().map_or(why.clone(), |others| format!("{why}; {others}"));
         Ok(Next::Stop(wait(cx, push, Some(until), why).await?))
     }

@@ -88,6 +88,15 @@ impl Allowance {
         self.whole().saturating_sub(used)
     }
 
+    /// Whether what ends the day may be the count of the day before: WeChat counts more than we have sent today, and our own
+    /// limit is not reached.
+    pub fn may_be_yesterdays(&self) -> bool {
+        let usage = self.usage.as_ref();
+        let ours = usage.map_or(0, |usage| usage.calls);
+        let is_ours = self.limit.is_some_and(|limit| limit.saturating_sub(self.reserve) <= ours);
+        !is_ours && usage.and_then(|usage| usage.wechat_used).is_none_or(|used| used > ours + ours / 50)
+    }
+
     /// Calls of ours that the day has room for.
     pub fn whole(&self) -> u64 {
         let room = self.usage.as_ref().and_then(|usage| usage.room);
