@@ -130,20 +130,25 @@ impl Ledger {
 
     /// The recorded pages of a walk, in order.
     pub async fn walk_pages(&self, walk_id: i64) -> Result<Vec<WalkPage>, LedgerError> {
-        self.walk_pages_after(walk_id, 0).await
+        let rows =
+            sqlx::query("select page, path, openids, next_openid from walk_pages where walk_id = $1 order by page")
+                .bind(walk_id)
+                .fetch_all(&self.readers)
+                .await
+                .doing("list the pages of a walk")?;
+        read_all(rows, read_page)
     }
 
-    /// The recorded pages of a walk after page `page`, in order.
-    pub async fn walk_pages_after(&self, walk_id: i64, page: u32) -> Result<Vec<WalkPage>, LedgerError> {
-        let rows = sqlx::query(
-            "select page, path, openids, next_openid from walk_pages where walk_id = $1 and page > $2 order by page",
-        )
-        .bind(walk_id)
-        .bind(page)
-        .fetch_all(&self.readers)
-        .await
-        .doing("list the pages of a walk")?;
-        read_all(rows, read_page)
+    /// One recorded page of a walk.
+    pub async fn walk_page(&self, walk_id: i64, page: u32) -> Result<Option<WalkPage>, LedgerError> {
+        let row =
+            sqlx::query("select page, path, openids, next_openid from walk_pages where walk_id = $1 and page = $2")
+                .bind(walk_id)
+                .bind(page)
+                .fetch_optional(&self.readers)
+                .await
+                .doing("look up a page of a walk")?;
+        row.as_ref().map(read_page).transpose()
     }
 
     /// Removes the last page of a walk, whose cursor was refused, and returns it; `None` when there is no page left.

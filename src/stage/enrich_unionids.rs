@@ -29,7 +29,7 @@ use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
 use crate::engine::{Engine, Param, Params, TableSource};
 use crate::ledger::SnapshotRecord;
-use crate::wechat::WeChatError;
+use crate::wechat::{Endpoint, WeChatError};
 
 /// Openids in one call (WeChat's own limit).
 pub const BATCH: usize = 100;
@@ -107,7 +107,7 @@ async fn alone(cx: &StageContext<'_>, plan: &EnrichUnionids, account: &AccountNa
     let inputs = Inputs::gather(cx, plan, table, account).await?;
     let (mut tally, whole_walk) = match asked_ahead {
         Some(AskedAhead { tally, whole_walk }) => (tally, whole_walk),
-        None => (Tally::new(&cx.hands.lake, plan.budget.unwrap_or(u64::MAX), inputs.fetched.parts.is_empty()), None),
+        None => (Tally::new(&cx.hands.lake, budget_left(cx, plan), inputs.fetched.parts.is_empty()), None),
     };
     if !is_whole(cx, account, &inputs, whole_walk).await? {
         ask(cx, account, &inputs, &mut tally).await?;
@@ -123,6 +123,12 @@ async fn alone(cx: &StageContext<'_>, plan: &EnrichUnionids, account: &AccountNa
         snapshot: merged.profiles,
         changes: merged.changes,
     })
+}
+
+/// The calls that the run may still make for details, those counted that it made before it was stopped.
+fn budget_left(cx: &StageContext<'_>, plan: &EnrichUnionids) -> u64 {
+    let made = cx.calls.made(Endpoint::UserInfoBatchget) + cx.calls.made(Endpoint::UserInfo);
+    plan.budget.map_or(u64::MAX, |budget| budget.saturating_sub(made))
 }
 
 /// Takes back parts that an earlier run recorded and a power cut kept from the disk: their people are asked for again.
@@ -217,6 +223,8 @@ where followers.active
       select 1 from profiles_before
       where profiles_before.openid = followers.openid
         and profiles_before.fetched_at >= $stale_before
+        -- Whoever follows, and had left when they were asked, has come back.
+        and profiles_before.subscribe is distinct from false
         and coalesce(profiles_before.unionid_missing, '') not in ('not_asked', 'error', 'quarantined'))";
 
 async fn ask(

@@ -49,6 +49,22 @@ impl ProfileBatch {
     }
 }
 
+impl ProfileBatch {
+    /// The last of those asked for, where the answer gives them no unionid though they follow and most others have one: what
+    /// a shift leaves at the end of a batch. Nothing is wrong with most of them, but a single call tells.
+    pub fn bereft(&self, asked: &[OpenId]) -> Option<Claim> {
+        let last = asked.last()?;
+        let without = self.profiles.unionid.iter().filter(Option::is_none).count();
+        if asked.len() < 2 || without * 5 > self.profiles.len() {
+            return None;
+        }
+        let own = self.profiles.ids().position(|(openid, _)| openid == Some(last.as_str()))?;
+        let has_unionid = self.profiles.unionid.iter().nth(own).flatten().is_some();
+        let is_bereft = !has_unionid && self.profiles.subscribe.get(own) == Some(&Some(true));
+        is_bereft.then(|| Claim { openid: last.clone(), unionid: None })
+    }
+}
+
 /// What an answer is worth.
 enum Worth {
     Whole,

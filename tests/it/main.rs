@@ -16,6 +16,7 @@ mod guards;
 #[allow(dead_code, reason = "what stories share; not every story needs all of it")]
 mod house;
 mod kills;
+mod later_nights;
 mod mistakes;
 mod night;
 mod odd_platform;

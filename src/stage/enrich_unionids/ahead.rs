@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use tokio::sync::mpsc;
 
 use super::ask::{Asking, Tally};
-use super::{BATCH, turn_name};
+use super::{BATCH, budget_left, turn_name};
 use crate::config::settings::EnrichUnionids;
 use crate::domain::{AccountName, Neighbours, OpenId, QuickSet, Texts};
 use crate::stage::news::{WalkNews, WalkState};
@@ -68,7 +68,7 @@ async fn one_account(
         if !cx.hands.ledger.profile_parts(account).await?.is_empty() {
             return Ok(None);
         }
-        let mut tally = Tally::new(&cx.hands.lake, plan.budget.unwrap_or(u64::MAX), true);
+        let mut tally = Tally::new(&cx.hands.lake, budget_left(cx, plan), true);
         let (send, needed) = mpsc::channel(64);
         let asking = Asking::new(cx, account, &mut tally, None).all(needed, false);
         let (fed, asked) = tokio::join!(feed(cx, account, news, send), asking);
@@ -161,8 +161,7 @@ impl Pages<'_, '_> {
 
     async fn read(&self, number: u32) -> Result<Texts, StageError> {
         let walk = self.walk.expect("pages are read of a walk that was told of");
-        let pages = self.cx.hands.ledger.walk_pages_after(walk, number - 1).await?;
-        let page = pages.into_iter().next().filter(|page| page.page == number);
+        let page = self.cx.hands.ledger.walk_page(walk, number).await?;
         let page = page.ok_or_else(|| StageError::Rule(format!("page {number} of the walk was taken back")))?;
         let lake = self.cx.hands.lake.clone();
         Ok(tokio::task::spawn_blocking(move || lake.read_texts(&page.path, "openid")).await??)

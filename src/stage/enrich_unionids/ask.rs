@@ -198,9 +198,9 @@ impl<'a, 'b> Asking<'a, 'b> {
                     self.tally.asked += people;
                 }
             }
-            Done::Confirmed(number, _, Ok(is_true)) => {
-                let wrong = self.tally.spot.judge(number, is_true);
-                if !is_true {
+            Done::Confirmed(number, claim, Ok(is_true)) => {
+                let wrong = self.tally.spot.judge(number, &claim, is_true);
+                if !wrong.is_empty() {
                     self.take_back(wrong).await?;
                 }
             }

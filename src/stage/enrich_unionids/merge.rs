@@ -1,8 +1,8 @@
 //! One pass that merges fetched profiles with those before, after asking singly for every unionid in doubt.
 //!
-//! In doubt are: an openid whose unionid is another one than before, and a unionid that two openids of one account share
-//! (an answer may hand people their neighbour's unionid). What a single call confirms is believed; what it does not is
-//! quarantined: the row stays, its unionid is NULL. A unionid once known is not erased because a later answer lacks it.
+//! In doubt are: an openid whose unionid is another one than before, and both openids of one account that share a unionid
+//! (an answer may hand people their neighbour's unionid). What a single call says is believed; whom it says nothing of keeps
+//! the unionid from before, and without one is quarantined. A unionid once known is not erased because a later answer lacks it.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -239,6 +239,7 @@ impl Pass {
         let has_doubts = !self.confirmed.parts.is_empty();
         if has_doubts {
             session.run(&format!("create temp table doubtful as {DOUBTFUL}"))?;
+            session.run(WITH_CONFIRMED)?;
         }
         let has_before = self.tables.iter().any(|table| table.name == "profiles_before" && !table.parts.is_empty());
         let profiles = session.copy(&merge_sql(has_before, has_doubts), params, &self.profiles_target)?;
@@ -290,20 +291,33 @@ from latest
 join profiles_before on profiles_before.unionid = latest.unionid and profiles_before.openid <> latest.openid
 where latest.unionid is not null
 union
+select profiles_before.openid
+from latest
+join profiles_before on profiles_before.unionid = latest.unionid and profiles_before.openid <> latest.openid
+where latest.unionid is not null
+union
 select latest.openid
 from latest
 join (
     select unionid from latest where unionid is not null group by unionid having count(*) > 1
 ) as shared on shared.unionid = latest.unionid";
 
+/// Whoever was asked for singly only because somebody else's answer names their unionid.
+const WITH_CONFIRMED: &str = "
+alter view latest rename to answered;
+create temp view latest as
+select * from answered
+union all by name
+select * from confirmed where not exists (select 1 from answered where answered.openid = confirmed.openid)";
+
 /// The merge, without the joins that have nothing to join.
 fn merge_sql(has_before: bool, has_doubts: bool) -> String {
     let (unionid, missing) = if has_doubts {
         (
-            "case when doubtful.openid is null then latest.unionid
-                  when confirmed.unionid = latest.unionid then latest.unionid end",
-            "case when doubtful.openid is not null and confirmed.unionid is distinct from latest.unionid
-                  then 'quarantined' else latest.unionid_missing end",
+            "case when doubtful.openid is null then latest.unionid else confirmed.unionid end",
+            "case when doubtful.openid is null then latest.unionid_missing
+                  when confirmed.openid is null or confirmed.unionid_missing in ('error', 'quarantined') then 'quarantined'
+                  else confirmed.unionid_missing end",
         )
     } else {
         ("latest.unionid", "latest.unionid_missing")
@@ -318,7 +332,11 @@ fn merge_sql(has_before: bool, has_doubts: bool) -> String {
         .iter()
         .map(|name| {
             if has_before {
-                format!("coalesce(believed.{name}, before.{name}) as {name}")
+                // An answer about somebody who follows is whole, and what it lacks was taken away; others tell three fields.
+                format!(
+                    "case when believed.subscribe_time is null then coalesce(believed.{name}, before.{name})
+                          else believed.{name} end as {name}"
+                )
             } else {
                 format!("believed.{name}")
             }
@@ -326,10 +344,8 @@ fn merge_sql(has_before: bool, has_doubts: bool) -> String {
         .collect();
     let (known_unionid, known_missing) = if has_before {
         (
-            "case when believed.unionid_missing = 'quarantined' then null
-                  else coalesce(believed.unionid, before.unionid) end as unionid",
-            "case when believed.unionid_missing = 'quarantined' then 'quarantined'
-                  when coalesce(believed.unionid, before.unionid) is not null then null
+            "coalesce(believed.unionid, before.unionid) as unionid",
+            "case when coalesce(believed.unionid, before.unionid) is not null then null
                   else coalesce(believed.unionid_missing, before.unionid_missing) end as unionid_missing",
         )
     } else {
@@ -396,6 +412,7 @@ const NOT_ASKED_BEFORE: &str = "
       where profiles_before.openid = followers.openid
         and coalesce(profiles_before.unionid_missing, '') <> 'not_asked')";
 
+/// A unionid that is another one now, and one that two openids have even by their single calls.
 const CHANGES: &str = "
 select * from changes_before
 union all
@@ -406,11 +423,14 @@ select
     after.openid,
     after.unionid,
     before.unionid as other,
-    case when before.unionid is not null and before.unionid <> after.unionid then 'unionid_changed'
-         else 'unionid_shared' end as reason
+    case when before.unionid <> after.unionid then 'unionid_changed' else 'unionid_shared' end as reason
 from after
 join (select openid from doubtful group by openid) as doubtful on doubtful.openid = after.openid
-left join profiles_before as before on before.openid = after.openid";
+left join profiles_before as before on before.openid = after.openid
+left join (
+    select unionid from after where unionid is not null group by unionid having count(*) > 1
+) as shared on shared.unionid = after.unionid
+where before.unionid <> after.unionid or shared.unionid is not null";
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,7 @@
 //! Spot checks: a batch may have shifted without a trace in it, everybody given the unionid of the one behind.
 //!
-//! One claim of each [`EVERY`]-th batch is asked for once more, singly. When it is not confirmed, that batch and its
+//! A shift reaches to the end of its batch and leaves the last person without a unionid: whoever is last and has none is
+//! asked for once more, singly, and so is one claim of each [`EVERY`]-th batch. When it is not confirmed, that batch and its
 //! neighbours are asked again singly, every other batch since the last sound one is looked at too, and so is every batch
 //! from then on, until [`EVERY`] in a row are sound.
 
@@ -9,7 +10,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use crate::domain::OpenId;
 use crate::wechat::{Claim, ProfileBatch};
 
-/// Batches to a spot check: 1 call in 60 more, under 2 %.
+/// Batches to a spot check: 1 call in 60 more, under 2 %, beside one for each batch whose last person has no unionid.
 pub const EVERY: u64 = 60;
 
 /// A call that is owed to earlier answers.
@@ -40,6 +41,9 @@ impl Spot {
             return false;
         }
         let claim = answer.claim(&asked);
+        if self.watched == 0 {
+            self.owed.extend(answer.bereft(&asked).map(|claim| Owed::Confirm { number, claim }));
+        }
         if let Some(claim) = claim.as_ref().filter(|_| self.watched > 0 || number.is_multiple_of(EVERY)) {
             self.owed.push_back(Owed::Confirm { number, claim: claim.clone() });
         }
@@ -47,10 +51,12 @@ impl Spot {
         true
     }
 
-    /// What came of a check; gives those whose answers are taken back.
-    pub fn judge(&mut self, number: u64, is_true: bool) -> Vec<OpenId> {
+    /// What came of a check of `claim`; gives those whose answers are taken back.
+    pub fn judge(&mut self, number: u64, claim: &Claim, is_true: bool) -> Vec<OpenId> {
         if is_true {
-            if self.watched == 0 {
+            if self.watched == 0 && claim.unionid.is_none() {
+                // Who has no unionid has none in a shifted batch either: no proof that it is sound.
+            } else if self.watched == 0 {
                 // What was answered up to here is taken for sound.
                 self.unchecked = self.unchecked.split_off(&(number + 1));
             } else {
@@ -94,6 +100,7 @@ impl Spot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::UnionId;
     use crate::wechat::Profiles;
 
     fn batch(number: u64) -> (Vec<OpenId>, ProfileBatch) {
@@ -101,6 +108,10 @@ mod tests {
         let mut profiles = Profiles::default();
         profiles.push_unknown(&openid);
         (vec![OpenId::new(openid)], ProfileBatch { profiles, ..ProfileBatch::default() })
+    }
+
+    fn claim(number: u64) -> Claim {
+        Claim { openid: OpenId::new(format!("o{number}")), unionid: Some(UnionId::new("u")) }
     }
 
     fn note(spot: &mut Spot, number: u64) -> bool {
@@ -127,7 +138,7 @@ mod tests {
             let (confirmed, again) = numbers(&mut spot);
             assert_eq!((confirmed.len(), again.len()), (usize::from(number % EVERY == 0), 0));
             for number in confirmed {
-                assert!(spot.judge(number, true).is_empty());
+                assert!(spot.judge(number, &claim(number), true).is_empty());
                 assert!(spot.unchecked.is_empty());
             }
         }
@@ -141,19 +152,44 @@ mod tests {
         }
         assert_eq!(numbers(&mut spot).0, [60]);
         note(&mut spot, 62);
-        assert_eq!(spot.judge(60, false), [OpenId::new("o59"), OpenId::new("o60")]);
+        assert_eq!(spot.judge(60, &claim(60), false), [OpenId::new("o59"), OpenId::new("o60")]);
         let (confirmed, again) = numbers(&mut spot);
         assert_eq!(confirmed, (1..=58).chain([62]).collect::<Vec<_>>());
         assert_eq!(again, ["o59", "o60"]);
         assert!(!note(&mut spot, 61), "the neighbour that comes later is not believed either");
         assert_eq!(numbers(&mut spot), (vec![], vec!["o61".to_owned()]));
         for number in (1..=58).chain([62]) {
-            spot.judge(number, true);
+            spot.judge(number, &claim(number), true);
         }
         assert!(note(&mut spot, 63));
         assert_eq!(numbers(&mut spot).0, [63]);
-        spot.judge(63, true);
+        spot.judge(63, &claim(63), true);
         note(&mut spot, 64);
         assert_eq!(numbers(&mut spot).0.len(), 0, "sixty in a row were sound");
+    }
+
+    #[test]
+    fn whoever_is_last_and_has_no_unionid_where_others_have_is_looked_at_and_proves_nothing_when_right() {
+        let asked: Vec<OpenId> = (0..10).map(|number| OpenId::new(format!("o{number}"))).collect();
+        let answer = |without: &[usize]| {
+            let mut profiles = Profiles::default();
+            for (number, openid) in asked.iter().enumerate() {
+                profiles.openid.push(Some(openid.as_str()));
+                let unionid = format!("u{number}");
+                profiles.unionid.push((!without.contains(&number)).then_some(unionid.as_str()));
+                profiles.subscribe.push(Some(true));
+            }
+            ProfileBatch { profiles, ..ProfileBatch::default() }
+        };
+        for (without, looked_at) in [(vec![], 0), (vec![3], 0), (vec![9], 1), (vec![4, 9], 1), (vec![3, 4, 9], 0)] {
+            let mut spot = Spot::default();
+            spot.note(7, asked.clone(), &answer(&without));
+            assert_eq!(numbers(&mut spot).0.len(), looked_at, "{without:?}");
+        }
+        let mut spot = Spot::default();
+        spot.note(7, asked.clone(), &answer(&[9]));
+        let suspect = Claim { openid: asked[9].clone(), unionid: None };
+        assert!(spot.judge(7, &suspect, true).is_empty() && spot.unchecked.len() == 1);
+        assert_eq!(spot.judge(7, &suspect, false), asked, "everybody of the batch is asked again");
     }
 }

@@ -1,0 +1,100 @@
+//! Nights after the first, and days that a sync waits for: what was known stays known, and what was spent stays spent.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use lianbo::domain::QuotaDay;
+use lianbo::simulator::{Faults, Options};
+use serde_json::json;
+
+use crate::house::{House, crowd, ended, eventually, signal, small};
+
+const PROFILES: &str = "select openid, unionid, unionid_missing from profiles order by all";
+const ENRICH: &str = "kind = \"enrich_unionids\"";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refresh_whose_batches_are_shifted_erases_no_unionid_and_records_no_change() {
+    let house = House::build(crowd(1_600)).await;
+    house.edit("pipelines/nightly.toml", ENRICH, &format!("{ENRICH}\nrefresh_after = \"1h\""));
+    house.night().await;
+    let wanted = house.rows(PROFILES).await;
+    house.pass(7_200);
+    house.simulator.set_faults(Faults { shift_every: 700, ..Faults::default() });
+    let second = house.night().await;
+    assert_eq!(second.stage("profiles")["rows_in"], json!(1_800));
+    assert!(house.calls("user/info") > 50, "somebody was in doubt: {:?}", house.simulator.calls());
+    assert!(house.rows(PROFILES).await == wanted);
+    assert_eq!(house.numbers("select count(*) from identity_changes").await, [0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_was_asked_after_leaving_is_asked_again_once_they_are_back() {
+    let house = House::build(small()).await;
+    house.edit(
+        "pipelines/nightly.toml",
+        "kind = \"extract_followers\"",
+        "kind = \"extract_followers\"\nreuse_within = \"1h\"",
+    );
+    house.edit("pipelines/nightly.toml", ENRICH, &format!("{ENRICH}\nbudget = 5"));
+    house.night().await;
+    let of =
+        |what: &str| format!("select openid from profiles where unionid_missing = '{what}' order by openid limit 1");
+    let openid = house.row(&of("not_asked")).await.remove(0);
+    assert!(house.simulator.unfollow(&openid));
+    house.night().await;
+    assert!(house.row(&of("unfollowed")).await == [openid.as_str()]);
+    assert!(house.simulator.follow(&openid));
+    house.pass(7_200);
+    house.night().await;
+    let back = format!(
+        "select f.active, coalesce(p.unionid_missing, '') <> 'unfollowed', p.subscribe
+                        from followers as f join profiles as p using (openid) where openid = '{openid}'"
+    );
+    assert_eq!(house.row(&back).await, ["true", "true", "true"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_is_a_runs_however_often_it_is_stopped() {
+    let house = House::build(Options { latency: Duration::from_millis(150), ..small() }).await;
+    house.edit("config/lianbo.toml", "timeout = \"3s\"", "timeout = \"3s\"\nconcurrency = 1");
+    house.edit("pipelines/nightly.toml", ENRICH, &format!("{ENRICH}\nbudget = 4"));
+    let calls = || house.calls("user/info/batchget") + house.calls("user/info");
+    let child = house.begin("nightly");
+    eventually(Duration::from_secs(30), || calls() >= 2).await;
+    signal(&child, "-TERM");
+    ended(child).await.ends(75);
+    assert!(calls() < 4, "it was stopped too late");
+    let night = house.run("nightly", &[]).await.ends(0);
+    assert_eq!(calls(), 4);
+    assert!(night.stage("profiles")["detail"]["accounts"][0]["not_asked"].as_u64().unwrap() >= 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_that_lags_behind_midnight_costs_minutes_and_not_another_day() {
+    let mut options = Options { faults: Faults { quota_reset_lag_seconds: 600, ..Faults::default() }, ..small() };
+    for (endpoint, quota) in [("user/get", 3), ("message/template/send", 250)] {
+        options.quota.insert(endpoint.to_owned(), quota);
+    }
+    let house = House::build(options).await;
+    let midday = QuotaDay::of(house.now()).next().starts_at() + TimeDelta::hours(12);
+    house.pass((midday - house.now()).num_seconds());
+    for pipeline in ["nightly", "campaign"] {
+        house.run(pipeline, &[]).await.ends(75);
+        let midnight = QuotaDay::of(house.now()).next().starts_at();
+        house.pass((midnight - house.now()).num_seconds() + 1);
+        let mut tries = 0;
+        loop {
+            let run = house.run(pipeline, &[]).await;
+            if run.code == 0 {
+                break;
+            }
+            tries += 1;
+            let run = run.ends(75).json();
+            let until: chrono::DateTime<chrono::Utc> = run["waiting_until"].as_str().unwrap().parse().unwrap();
+            assert!(until - house.now() <= TimeDelta::minutes(6), "{pipeline}: waits until {until} at {}", house.now());
+            house.pass((until - house.now()).num_seconds() + 1);
+        }
+        assert!(tries > 0 && house.now() - midnight < TimeDelta::minutes(16), "{pipeline}: {tries} tries");
+    }
+    house.everybody_has_one();
+}
