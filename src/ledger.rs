@@ -41,6 +41,7 @@ mod sql;
 mod stages;
 mod suppressions;
 mod tables;
+mod tally;
 mod tokens;
 mod vacuum;
 mod walks;
@@ -85,6 +86,7 @@ pub use snapshots::SnapshotRecord;
 pub use stages::StageRecord;
 pub use suppressions::{NewSuppression, Suppression};
 pub use tables::{LiveCursor, LiveTable};
+pub use tally::CallTally;
 pub use tokens::ForcedLimit;
 pub use walks::{NewPage, Walk, WalkPage};
 

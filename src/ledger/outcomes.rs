@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, SqliteConnection};
 use super::error::Doing;
 use super::pushes::Growth;
 use super::sql::{Columns, batches, int, micros, repeated};
-use super::{Lease, Ledger, LedgerError, NewSuppression, QuotaCharge, marks, quota, suppressions};
+use super::{Lease, Ledger, LedgerError, NewSuppression, QuotaCharge, marks, quota, suppressions, tally};
 use crate::clock::{Timestamp, to_micros};
 use crate::crash::{self, CrashPoint};
 use crate::domain::{AccountName, DeliveryEvent, DeliveryState, OpenId, QuotaDay};
@@ -106,6 +106,7 @@ impl Ledger {
             let charge = QuotaCharge { account, endpoint, day, limit: None, keep: 0 };
             if n > 0 {
                 quota::subtract_calls(&mut tx, &charge, n).await?;
+                tally::reserved(&mut tx, push_key, (day, -int(n))).await?;
             }
             if batch.errors > 0 {
                 quota::add_errors(&mut tx, &charge, batch.errors).await?;

@@ -40,6 +40,7 @@ use crate::domain::{PipelineName, RunId, RunStatus, StageName};
 use crate::ledger::{Acquired, AuditEntry, FireOutcome, Holder, Lease, LedgerError, NewRun, Run, RunChange};
 use crate::stage::live::Ending;
 use crate::stage::{Hands, ProgressSink, StageError};
+use crate::wechat::Endpoint;
 
 /// How long a lease lasts without renewal: what another machine waits before it takes over.
 pub(super) const LEASE: Duration = Duration::from_secs(30);
@@ -322,6 +323,7 @@ impl Conductor {
                 unsent += ledger.skip_rest(lease, push.key, "cancelled", now).await?;
                 ledger.end_push(lease, push.key, "cancelled", now).await?;
                 ledger.give_up_room(push.key);
+                ledger.settle_tally(lease, push.key, Endpoint::TemplateSend.as_str()).await?;
             }
         }
         tracing::warn!(run.id = %run.run_id, unsent, "run {} is cancelled; {unsent} recipients stay unsent", run.run_id);
