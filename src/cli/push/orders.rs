@@ -12,6 +12,7 @@ use crate::cli::words;
 use crate::config::read_rate;
 use crate::ledger::{Order, Push, Run};
 use crate::scheduler::conductor::CancelOutcome;
+use crate::scheduler::next_step::go_on;
 use crate::scheduler::push_view::plan;
 use crate::stage::push_template::approval_hash;
 
@@ -58,7 +59,7 @@ impl Done {
     /// Says which command goes on, unless a process is at work already.
     async fn and_next(mut self, app: &App, run: &Run) -> Result<Self, Failure> {
         if !run.status.is_finished() && !is_carried_out(&app.hands().ledger, run).await? {
-            self.next = Some(format!("lianbo run {}", run.pipeline));
+            self.next = Some(go_on(&run.pipeline));
         }
         Ok(self)
     }
@@ -93,7 +94,7 @@ fn not_approved(push: &Push, current: Option<&str>, given: &str) -> String {
     let name = format!("{}/{}", push.run_id, push.stage);
     match current {
         _ if push.ended_at.is_some() => format!("{name} is over; there is nothing left to approve"),
-        None => format!("the messages of {name} are not frozen yet; `lianbo run {}` freezes them", push.pipeline),
+        None => format!("the messages of {name} are not frozen yet; `{}` freezes them", go_on(&push.pipeline)),
         Some(hash) => format!(
             "not approved: set, template, texts, rate and window of {name} have the hash {hash}, not {given}; look at them \
              with `lianbo push preview {name}` and `lianbo push show {name}`, then `lianbo push approve {name} --hash {hash}`"
