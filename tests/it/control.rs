@@ -70,6 +70,18 @@ async fn a_pause_another_rate_and_a_cancel_reach_a_push_of_another_process() {
     for command in ["push pause", "push resume", "push rate", "cancel"] {
         assert!(house.audited(command).await >= 1, "{command}");
     }
+    nothing_is_ordered(&house, "cancelled").await;
+}
+
+/// Whatever is ordered of the campaign's latest run, which is over, is refused and says so.
+async fn nothing_is_ordered(house: &House, status: &str) {
+    let before = house.numbers("select count(*) from audit").await;
+    for order in [&["resume"][..], &["pause"], &["rate", "30/s"], &["approve", "--hash", "cafe"], &["cancel"]] {
+        let command = [&["push", order[0], "campaign"], &order[1..]].concat();
+        let refused = house.lianbo(&command).await.ends(2);
+        assert!(refused.stderr.contains(&format!("is {status}")), "{command:?}: {refused:?}");
+    }
+    assert_eq!(house.numbers("select count(*) from audit").await, before, "nothing was ordered");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -97,6 +109,7 @@ async fn to_continue_goes_on_with_what_is_unfinished_and_never_begins_a_campaign
     assert!(idle.stdout.contains("is succeeded): nothing is begun"), "{idle:?}");
     assert_eq!(runs().await, 1);
     house.everybody_has_one();
+    nothing_is_ordered(&house, "succeeded").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
