@@ -283,5 +283,6 @@ impl<'a> Recorder<'a> {
 }
 
 fn failed_with(one: &Settled, errcodes: &[i64]) -> bool {
-    one.outcome.state == DeliveryState::Failed && one.outcome.errcode.is_some_and(|code| errcodes.contains(&code))
+    let is_refused = matches!(one.outcome.state, DeliveryState::Failed | DeliveryState::Unconfirmed);
+    is_refused && one.outcome.errcode.is_some_and(|code| errcodes.contains(&code))
 }
