@@ -62,7 +62,7 @@ use sqlx::{ConnectOptions, Sqlite, SqlitePool, Transaction};
 
 use crate::clock::Clock;
 
-pub use alerts::AlertState;
+pub use alerts::{AlertState, OwedAlert};
 pub use audit::AuditEntry;
 pub use callbacks::{Applied, CallbackCount, NewCallback, Replay};
 pub use caps::CapRule;
