@@ -92,8 +92,9 @@ pub use walks::{NewPage, Walk, WalkPage};
 
 use error::Doing;
 
-/// How long a writer waits for another process before it gives up.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a writer waits for another process before it gives up: longer than anybody of the house keeps it, and short
+/// enough that a stop is over within its ten seconds.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(8);
 /// Several processes that start at once can meet `locked` while one of them switches the file to WAL, whatever the
 /// busy timeout: that is tried again this often, a few dozen milliseconds apart.
 const OPEN_ATTEMPTS: u32 = 100;

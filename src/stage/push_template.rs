@@ -45,7 +45,7 @@ use crate::calendar;
 use crate::clock::Timestamp;
 use crate::config::settings::{PushTemplate, Unconfirmed};
 use crate::domain::{Counts, DeliveryState, OpenId, UnionId, may_repeat};
-use crate::ledger::{CallTally, NewPush, Outcome, OutcomeBatch, Push, PushChange, Recorded, Room, Run};
+use crate::ledger::{CallTally, LedgerError, NewPush, Outcome, OutcomeBatch, Push, PushChange, Recorded, Room, Run};
 use crate::wechat::{Endpoint, SendMark};
 
 /// Bytes of the ledger's log for outcomes that come one by one, a few pages each, until a stop has settled everything.
@@ -151,6 +151,7 @@ async fn session(pushing: &Pushing<'_>, guard: &mut Guard) -> End {
     if let Err(error) = orders::set_pace(pushing, &pace, pushing.push.rate_override).await {
         return End::Failed(error);
     }
+    let out_of_patience = || pushing.stops.out_of_patience(pushing.cx.hands.clock);
     ((), *guard, (), (), ()) = tokio::join!(
         claimer.run(send_claimed),
         async {
@@ -159,9 +160,27 @@ async fn session(pushing: &Pushing<'_>, guard: &mut Guard) -> End {
             over.cancel();
             guard
         },
-        recorder.run(),
-        orders::obey(pushing, (&pace, &desk), &over),
-        quota::watch(pushing, (&desk, &claims), &over),
+        async {
+            tokio::select! {
+                () = recorder.run() => {}
+                () = out_of_patience() => {
+                    let error = LedgerError::kept_busy("record outcomes of sends");
+                    pushing.stop(End::Failed(error.into()));
+                }
+            }
+        },
+        async {
+            tokio::select! {
+                () = orders::obey(pushing, (&pace, &desk), &over) => {}
+                () = out_of_patience() => {}
+            }
+        },
+        async {
+            tokio::select! {
+                () = quota::watch(pushing, (&desk, &claims), &over) => {}
+                () = out_of_patience() => {}
+            }
+        },
     );
     pushing.cx.calls.tell_sends(None);
     let end = pushing.stops.reason(pushing.cx.stop.is_cancelled());

@@ -77,7 +77,7 @@ impl<'a> Claimer<'a> {
         let stops = self.pushing.stops.clone();
         tokio::select! {
             // What it was writing is found again as in flight, if it was written.
-            () = stops.ledger_is_kept.cancelled() => {}
+            () = stops.out_of_patience(self.pushing.cx.hands.clock) => {}
             done = self.claim_all(&claimed) => if let Err(error) = done {
                 stops.stop(End::Failed(error));
             }
