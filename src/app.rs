@@ -140,7 +140,7 @@ impl App {
             accounts.insert(account.name.clone(), wechat);
             meters.insert(account.name.clone(), meter);
         }
-        let alerts = Alerts::new(&settings.alerts, clock);
+        let alerts = Alerts::new(&settings.alerts, clock).kept_in(ledger.clone());
         let hands = Hands {
             settings: Arc::new(settings),
             ledger,

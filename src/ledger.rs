@@ -41,6 +41,7 @@ mod sql;
 mod stages;
 mod suppressions;
 mod tables;
+mod tally;
 mod tokens;
 mod vacuum;
 mod walks;
@@ -61,7 +62,7 @@ use sqlx::{ConnectOptions, Sqlite, SqlitePool, Transaction};
 
 use crate::clock::Clock;
 
-pub use alerts::AlertState;
+pub use alerts::{AlertState, OwedAlert};
 pub use audit::AuditEntry;
 pub use callbacks::{Applied, CallbackCount, NewCallback, Replay};
 pub use caps::CapRule;
@@ -85,13 +86,15 @@ pub use snapshots::SnapshotRecord;
 pub use stages::StageRecord;
 pub use suppressions::{NewSuppression, Suppression};
 pub use tables::{LiveCursor, LiveTable};
+pub use tally::CallTally;
 pub use tokens::ForcedLimit;
 pub use walks::{NewPage, Walk, WalkPage};
 
 use error::Doing;
 
-/// How long a writer waits for another process before it gives up.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a writer waits for another process before it gives up: longer than anybody of the house keeps it, and short
+/// enough that a stop is over within its ten seconds.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(8);
 /// Several processes that start at once can meet `locked` while one of them switches the file to WAL, whatever the
 /// busy timeout: that is tried again this often, a few dozen milliseconds apart.
 const OPEN_ATTEMPTS: u32 = 100;

@@ -7,6 +7,7 @@
 
 pub mod alert;
 pub mod allowance;
+pub mod canary_view;
 pub mod catalog;
 pub mod check;
 pub mod clockwork;

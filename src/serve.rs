@@ -162,6 +162,7 @@ async fn serve(house: &House, lease: Lease, kept: Arc<Notify>, stop: &Cancellati
     let wake = Arc::new(Notify::new());
     let mut waker = waker(wake.clone()).await?;
     let applying = tokio::spawn(mailroom::apply(house.clone(), kept, over.clone()));
+    let telling = tokio::spawn(tell_late(house.clone(), over.clone()));
     tell_next_fires(&app);
     while !over.is_cancelled() {
         if let Some(changed) = watcher.look(&house.app()).await {
@@ -180,12 +181,20 @@ async fn serve(house: &House, lease: Lease, kept: Arc<Notify>, stop: &Cancellati
     waker.shutdown().await?;
     // It ends with `over`; a panic of its own was told already.
     let _ = applying.await;
+    let _ = telling.await;
     if !runners.settle(SETTLE).await {
         tracing::warn!("not everything has settled in {} s; the next start goes on from the ledger", SETTLE.as_secs());
     }
     let is_ours = keeper.end().await;
     ledger.release_lease(&lease).await?;
     if is_ours { Ok(()) } else { Err(ServeError::Replaced) }
+}
+
+/// Posts the alerts that could not be delivered, under the settings of now, until `over`.
+async fn tell_late(house: House, over: CancellationToken) {
+    while !over.is_cancelled() {
+        house.app().conductor.alerts.post_later(&over).await;
+    }
 }
 
 /// Wakes us each second. What is due, and in which zone, is never asked of it: it knows neither missed times nor clocks

@@ -42,7 +42,7 @@ pub use code::{Code, CodeClass, all as all_codes, class_of, lookup as lookup_cod
 pub use endpoint::Endpoint;
 pub use error::WeChatError;
 pub use message::Message;
-pub use ports::{CallCounts, CallEnd, CallMeter, RefreshGuard, Refused, StoreError, StoredToken, TokenStore};
+pub use ports::{CallCounts, CallEnd, CallMeter, RefreshGuard, Refused, SendMark, StoreError, StoredToken, TokenStore};
 pub use profiles::Profiles;
 pub use wire::{BlockedMessage, FollowerPage, Profile, QuotaFigure, Template, template_fields};
 

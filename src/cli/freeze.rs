@@ -57,7 +57,7 @@ async fn order(context: &Context, args: Args, is_on: bool) -> Result<Exit, Failu
         let what = if thawed.is_empty() {
             format!("{named} was not frozen")
         } else {
-            format!("thawed: {}; what waited goes on with `lianbo run PIPELINE`, or serve", listed(&thawed))
+            format!("thawed: {}; what waited goes on with `lianbo run PIPELINE --continue`, or serve", listed(&thawed))
         };
         (!thawed.is_empty(), what)
     };

@@ -38,7 +38,7 @@ enum What {
     Approve(orders::Approve),
     /// Hold a push within two seconds
     Pause(Which),
-    /// Lift a pause or a halt; the next `lianbo run PIPELINE`, or serve, goes on
+    /// Lift a pause or a halt; `lianbo run PIPELINE --continue`, or serve, goes on
     Resume(Which),
     /// Cancel the push and its run: whoever is pending stays unsent
     Cancel(Which),

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use serde::Serialize;
 
 use super::context::{Context, exit_of, stop_on_signals, who};
 use super::exit::{Exit, Failure, of_run};
@@ -13,7 +14,8 @@ use super::runs::describe;
 use crate::config::nearest;
 use crate::config::settings::{ParamValue, Pipeline, Settings};
 use crate::domain::{PipelineName, RunStatus, StageName};
-use crate::scheduler::conductor::{Confirm, RunRequest, Trigger, Watch};
+use crate::scheduler::conductor::{Confirm, RunError, RunRequest, Trigger, Watch};
+use crate::scheduler::view::RunView;
 
 /// How often `--wait` looks whether a waiting run may go on, when nobody knows until when it waits.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(30);
@@ -31,6 +33,9 @@ pub struct Args {
     /// Cancel the unfinished run and begin anew
     #[arg(long)]
     fresh: bool,
+    /// Go on with the unfinished run, or follow it; where there is none, say so and begin nothing
+    #[arg(long = "continue", conflicts_with_all = ["fresh", "only", "test"])]
+    only_continue: bool,
     /// Go on in spite of max_drop; the reason is recorded
     #[arg(long, value_name = "REASON")]
     accept_drop: Option<String>,
@@ -48,17 +53,35 @@ pub struct Args {
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let settings = context.checked_settings().await?;
     let pipeline = find_pipeline(&settings, &args.pipeline)?;
-    let request = request(pipeline, &args)?;
+    let mut request = request(pipeline, &args)?;
     let app = context.app(settings).await?;
     let stop = stop_on_signals();
     let bars = Bars::new(context);
     let confirm: Option<Box<Confirm>> = if context.is_interactive() && !args.yes { Some(Box::new(ask)) } else { None };
+    let mut waited_for: Option<String> = None;
     let view = loop {
         let watch = Watch { progress: &bars, confirm: confirm.as_deref(), stop: &stop };
-        let view = app.conductor.run(&request, &watch).await.map_err(of_run)?;
+        let view = match app.conductor.run(&request, &watch).await {
+            // While this one waited, another process brought it to its end.
+            Err(RunError::NothingUnfinished { latest: Some(latest), .. })
+                if waited_for.as_ref() == Some(&latest.run_id) =>
+            {
+                break *latest;
+            }
+            Err(RunError::NothingUnfinished { pipeline, latest }) => {
+                bars.finish();
+                Idle::new(&pipeline, latest.as_deref()).print(context);
+                app.hands().ledger.close().await;
+                return Ok(Exit::Done);
+            }
+            ended => ended.map_err(of_run)?,
+        };
         if view.status != RunStatus::Waiting || !args.wait || stop.is_cancelled() {
             break view;
         }
+        // From now on it is this run that is waited for: no other one is begun in its place.
+        request.only_continue = true;
+        waited_for = Some(view.run_id.clone());
         let now = context.clock.now();
         let until = view.waiting_until.unwrap_or(now + LOOK_AGAIN);
         tokio::select! {
@@ -71,6 +94,35 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     context.print(&view, |view| describe(view, zone));
     app.hands().ledger.close().await;
     Ok(exit_of(&view))
+}
+
+/// What `--continue` says where nothing is left to go on with.
+#[derive(Debug, Serialize)]
+struct Idle<'a> {
+    pipeline: &'a PipelineName,
+    continued: bool,
+    what: String,
+    /// The latest run as it stands.
+    latest: Option<&'a RunView>,
+}
+
+impl<'a> Idle<'a> {
+    fn new(pipeline: &'a PipelineName, latest: Option<&'a RunView>) -> Self {
+        let what = match latest {
+            Some(run) => format!(
+                "pipeline `{pipeline}` has no unfinished run (the latest, {}, is {}): nothing is begun; \
+                 `lianbo run {pipeline}` begins anew",
+                run.run_id,
+                run.status.as_str()
+            ),
+            None => format!("pipeline `{pipeline}` has not run yet: nothing is begun; `lianbo run {pipeline}` begins"),
+        };
+        Self { pipeline, continued: false, what, latest }
+    }
+
+    fn print(&self, context: &Context) {
+        context.print(self, |idle| idle.what.clone());
+    }
 }
 
 /// The pipeline of that name.
@@ -96,6 +148,7 @@ fn request(pipeline: &Pipeline, args: &Args) -> Result<RunRequest, Failure> {
         params: params(pipeline, &args.params)?,
         only,
         fresh: args.fresh,
+        only_continue: args.only_continue,
         accept_drop: args.accept_drop.clone(),
         is_test: args.test,
         trigger: Trigger::Hand,

@@ -249,7 +249,7 @@ mod tests {
             started_at: from_micros(0),
             ended_at: None,
             seconds: 20.0,
-            next: Some(NextStep { commands: vec!["lianbo run campaign".to_owned()], needs_person: false }),
+            next: Some(NextStep { commands: vec!["lianbo run campaign --continue".to_owned()], needs_person: false }),
             stages: vec![
                 stage(
                     "audience",
@@ -265,7 +265,7 @@ mod tests {
             "1000 sends",
             "push: 998 of 2 500 sent, 2 failed, 1 500 pending",
             "audience: 2 600 given, 2 500 to be sent to, 100 gone",
-            "it goes on with: lianbo run campaign (or by itself",
+            "it goes on with: lianbo run campaign --continue (or by itself",
         ] {
             assert!(said.contains(part), "{part} is missing from:\n{said}");
         }

@@ -5,8 +5,8 @@
 //!      ▲  │                     │ │ │ └───TakenForReview─▶ Held ──DeliveredEvent──▶ Sent
 //!      │  └─LeftOut─▶ Skipped   │ │ │                      └─────BlockedEvent────▶ Failed
 //!      └──────PutBack───────────┘ │ └──NoAnswer──▶ Unconfirmed ──DeliveredEvent──▶ Sent
-//!                          Refused▼                  └──RepeatAllowed──▶ Pending
-//!                               Failed
+//!                          Refused▼   RefusedInDoubt▲└──RepeatAllowed──▶ Pending
+//!                               Failed      └──Sending
 //! ```
 
 use chrono::TimeDelta;
@@ -16,6 +16,7 @@ use crate::clock::Timestamp;
 
 /// WeChat keeps one id from going out twice for ten minutes; beyond this age of its first try we do not lean on it any more.
 const SAFE_REPEAT: TimeDelta = TimeDelta::minutes(8);
+const WINDOW: TimeDelta = TimeDelta::minutes(10);
 /// A first try that seems to be further in the future than this was made by a clock that was set since: its age is unknown.
 const SKEW: TimeDelta = TimeDelta::minutes(1);
 
@@ -23,6 +24,11 @@ const SKEW: TimeDelta = TimeDelta::minutes(1);
 pub fn may_repeat(first_try_at: Timestamp, now: Timestamp) -> bool {
     let age = now - first_try_at;
     age < SAFE_REPEAT && age > -SKEW
+}
+
+/// From when on a message that goes out again is one that WeChat does not know: its window, from the first try on, is over.
+pub fn window_is_over_at(first_try_at: Timestamp) -> Timestamp {
+    first_try_at + WINDOW
 }
 
 /// Where one delivery stands. `Sending` is shown outside as `pending`: an intent is written, the outcome not yet known.
@@ -45,8 +51,10 @@ pub enum DeliveryEvent {
     IntentWritten,
     /// WeChat accepted the message (or said that this very message was accepted before).
     Accepted,
-    /// WeChat refused it for good, for this recipient.
+    /// WeChat refused it for good, for this recipient, and no try of it can have been taken.
     Refused,
+    /// WeChat refused a repeat for good; a try before it may have been taken.
+    RefusedInDoubt,
     /// WeChat refused it for a reason that is not the recipient's, or it was never sent: it is owed again.
     PutBack,
     /// 40252: WeChat decides later. Never repeated.
@@ -109,7 +117,7 @@ impl DeliveryState {
             (S::Sending, E::Refused) => Ok(S::Failed),
             (S::Sending, E::PutBack) => Ok(S::Pending),
             (S::Sending, E::TakenForReview) => Ok(S::Held),
-            (S::Sending, E::NoAnswer) => Ok(S::Unconfirmed),
+            (S::Sending, E::NoAnswer | E::RefusedInDoubt) => Ok(S::Unconfirmed),
             (S::Sending, E::LeftOut) => Ok(S::Skipped),
             (S::Held | S::Unconfirmed, E::DeliveredEvent) => Ok(S::Sent),
             (S::Held | S::Unconfirmed, E::BlockedEvent) => Ok(S::Failed),
@@ -152,10 +160,11 @@ mod tests {
 
     use super::*;
 
-    const EVENTS: [DeliveryEvent; 10] = [
+    const EVENTS: [DeliveryEvent; 11] = [
         DeliveryEvent::IntentWritten,
         DeliveryEvent::Accepted,
         DeliveryEvent::Refused,
+        DeliveryEvent::RefusedInDoubt,
         DeliveryEvent::PutBack,
         DeliveryEvent::TakenForReview,
         DeliveryEvent::NoAnswer,

@@ -2,7 +2,7 @@
 //! stands here, so that a restart goes on with the same.
 
 use super::error::Doing;
-use super::sql::Columns;
+use super::sql::{Columns, int};
 use super::{Lease, Ledger, LedgerError};
 use crate::clock::{Timestamp, from_micros, to_micros};
 use crate::domain::CanaryCounts;
@@ -42,17 +42,19 @@ impl Ledger {
         tx.commit().await.doing(DOING)
     }
 
-    /// What became of everybody whom a push has sent to so far.
-    pub async fn canary_counts(&self, push_key: i64) -> Result<CanaryCounts, LedgerError> {
+    /// What became of the `first` whom a push has sent to, or of everybody so far.
+    pub async fn canary_counts(&self, push_key: i64, first: Option<u64>) -> Result<CanaryCounts, LedgerError> {
         let row = sqlx::query(
             "select count(*) as sent_to,
                  count(*) filter (where delivered = 'success') as delivered,
                  count(*) filter (where delivered = 'blocked') as blocked,
                  count(*) filter (where delivered = 'failed') as failed,
                  count(*) filter (where delivered is null and state = 'failed') as refused
-             from deliveries where push_key = $1 and attempt > 0 and state <> 'skipped'",
+             from (select delivered, state from deliveries
+                   where push_key = $1 and attempt > 0 and state <> 'skipped' order by seq limit $2)",
         )
         .bind(push_key)
+        .bind(first.map_or(-1, int))
         .fetch_one(&self.readers)
         .await
         .doing("count what became of a canary")?;
@@ -79,8 +81,10 @@ mod tests {
         let people = people(1..=3);
         let _ = house.begin(&push, fresh(&intents(&people))).await;
         let _ = house.record(&push, &[outcome(1, 1, DeliveryState::Sent), outcome(2, 1, DeliveryState::Failed)]).await;
-        let counts = house.ledger.canary_counts(push.key).await.unwrap();
+        let counts = house.ledger.canary_counts(push.key, None).await.unwrap();
         assert_eq!(counts, CanaryCounts { sent_to: 3, refused: 1, ..CanaryCounts::default() });
+        let counts = house.ledger.canary_counts(push.key, Some(1)).await.unwrap();
+        assert_eq!(counts, CanaryCounts { sent_to: 1, ..CanaryCounts::default() }, "the first, whoever follows");
         let ledger = &house.ledger;
         assert_eq!(ledger.begin_canary_wait(&house.lease, push.key, at(60)).await.unwrap(), at(60));
         assert_eq!(ledger.begin_canary_wait(&house.lease, push.key, at(90)).await.unwrap(), at(60), "set once");

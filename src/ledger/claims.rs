@@ -7,7 +7,7 @@ use super::caps::Capped;
 use super::error::Doing;
 use super::pushes::Growth;
 use super::sql::{Columns, batches, int, repeated};
-use super::{CapRule, Lease, Ledger, LedgerError, caps, overlap, quota};
+use super::{CapRule, Lease, Ledger, LedgerError, caps, overlap, quota, tally};
 use crate::clock::{Timestamp, to_micros};
 use crate::crash::{self, CrashPoint};
 use crate::domain::{AccountName, DeliveryState, OpenId, QuotaDay, UnionId};
@@ -106,6 +106,7 @@ impl Ledger {
             if unused > 0 {
                 quota::subtract_calls(&mut tx, charge, unused).await?;
             }
+            tally::reserved(&mut tx, push_key, (charge.day, int(rows(attempts.len())))).await?;
         }
         crash::pass(CrashPoint::BeforeIntentCommit);
         tx.commit().await.doing(DOING)?;

@@ -57,6 +57,11 @@ impl LedgerError {
         matches!(self, Self::Busy { .. })
     }
 
+    /// For a write that was given up before its own time was over, because somebody keeps the ledger busy.
+    pub fn kept_busy(doing: &'static str) -> Self {
+        Self::Busy { doing, source: sqlx::Error::PoolTimedOut }
+    }
+
     /// Whether the ledger, or its folder, cannot be written by this user.
     pub fn is_read_only(&self) -> bool {
         matches!(self, Self::ReadOnly { .. } | Self::Unwritable { .. })

@@ -12,7 +12,7 @@ use super::*;
 use crate::clock::Timestamp;
 use crate::domain::{
     AccountName, Candidate, Counts, Delivered, DeliveryEvent, DeliveryState, Finish, Finished, QuotaDay, finish,
-    may_repeat,
+    may_repeat, window_is_over_at,
 };
 
 const RECIPIENTS: u64 = 12;
@@ -51,6 +51,8 @@ enum Step {
         copies: usize,
     },
     ApplyEvents,
+    /// Whoever got no answer is owed it again, where that was chosen.
+    OnceMore,
     Pass(i64),
     /// The process dies with whatever is in flight; another goes on.
     Restart,
@@ -94,6 +96,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (who, msgid, 0..WORDS.len(), -30..700i64, 1..3usize)
             .prop_map(|(who, msgid, word, ago, copies)| Step::Finish { who, msgid, word, ago, copies }),
         4 => Just(Step::ApplyEvents),
+        2 => Just(Step::OnceMore),
         3 => prop_oneof![1..30i64, 400..700i64].prop_map(Step::Pass),
         2 => Just(Step::Restart),
         1 => Just(Step::SkipRest),
@@ -184,6 +187,8 @@ impl World {
                 }
             }
             Step::ApplyEvents => self.apply_events().await,
+            Step::OnceMore if self.resends => self.once_more().await,
+            Step::OnceMore => {}
             Step::Pass(seconds) => self.now += TimeDelta::seconds(seconds),
             Step::Restart => self.restart().await,
             Step::SkipRest => self.skip_rest().await,
@@ -290,9 +295,10 @@ impl World {
         let msgid = i64::try_from(1_000 + who).unwrap();
         let (event, msgid, retry_at) = match said {
             Said::Accepted { with_id } => (DeliveryEvent::Accepted, with_id.then_some(msgid), None),
+            Said::Refused if send.is_repeat => (DeliveryEvent::RefusedInDoubt, None, None),
             Said::Refused => (DeliveryEvent::Refused, None, None),
             Said::UnderReview => (DeliveryEvent::TakenForReview, None, None),
-            Said::NoAnswerInTime => (DeliveryEvent::NoAnswer, None, None),
+            Said::NoAnswerInTime => (DeliveryEvent::NoAnswer, None, person.first_try_at.map(window_is_over_at)),
             Said::PutBack { wait } => (DeliveryEvent::PutBack, None, Some(self.now + TimeDelta::seconds(wait))),
             Said::LeftOut => (DeliveryEvent::LeftOut, None, None),
         };
@@ -307,10 +313,28 @@ impl World {
             (person.msgid, person.retry_at) = (msgid.or(person.msgid), retry_at);
             match said {
                 Said::Accepted { .. } | Said::UnderReview => send.was_taken = true,
+                Said::Refused if send.is_repeat => {}
                 Said::PutBack { .. } | Said::LeftOut | Said::Refused => send.in_doubt_since = None,
                 Said::NoAnswerInTime => {}
             }
         }
+    }
+
+    async fn once_more(&mut self) {
+        let mut lawful = 0;
+        for (person, send) in self.people.iter_mut().zip(&self.sends) {
+            let Some(person) = person.as_mut().filter(|person| person.state == DeliveryState::Unconfirmed) else {
+                continue;
+            };
+            if person.retry_at.is_none_or(|at| at > self.now) {
+                continue;
+            }
+            assert!(!send.was_taken, "an event told that it arrived");
+            (person.state, person.retry_at) = (person.state.after(DeliveryEvent::RepeatAllowed).unwrap(), None);
+            lawful += 1;
+        }
+        let owed = self.house.ledger.allow_repeats(&self.house.lease, self.push.key, self.now).await.unwrap();
+        assert_eq!(owed, lawful);
     }
 
     /// An event is kept; the ledger looks at it later.
@@ -352,6 +376,7 @@ impl World {
                     let person = self.people[index(event.who)].as_mut().unwrap();
                     (person.state, person.delivered) = (to, Some((event.said.delivered, event.said.at)));
                     person.msgid = person.msgid.or(event.said.msgid);
+                    person.retry_at = person.retry_at.filter(|_| from == to);
                     self.sends[index(event.who)].was_taken = true;
                     lawful.told += 1;
                     lawful.settled += u64::from(from != to);

@@ -51,7 +51,7 @@ impl Holder {
     }
 
     /// Whether the holder's process is known to be gone. Only a process of this host can be known so.
-    fn is_dead(&self) -> bool {
+    pub(super) fn is_dead(&self) -> bool {
         // A system without /proc tells nothing about anybody, not even about ourselves.
         self.host == this_host()
             && process_start(std::process::id()).is_some()

@@ -1,28 +1,35 @@
 //! Tells people: one POST to the webhook for each change that wants somebody, and a heartbeat while all is well.
 //!
 //! Every alert says what happened, why, and the command that goes on from there. An alert that cannot be delivered is
-//! logged and given up: the run it speaks of matters more. Which changes are worth an alert, and telling each of them
+//! logged and kept for later ([`owed`]): the run it speaks of matters more. Which changes are worth an alert, and telling each of them
 //! once, is decided by the conductor. The address holds the key of a chat group and never appears in a log.
+
+mod owed;
 
 use std::time::Duration;
 
-use chrono::SecondsFormat;
+use chrono::{SecondsFormat, TimeDelta};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tracing::{debug, error};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::config::settings::{AlertSettings, AlertStyle};
 use crate::domain::{PipelineName, RunId};
+use crate::ledger::Ledger;
 use crate::redact;
 
 const TRIES: u32 = 3;
 const TIMEOUT: Duration = Duration::from_secs(5);
 const WAIT: Duration = Duration::from_secs(1);
+/// What is told so long after it happened says when that was.
+const LATE: TimeDelta = TimeDelta::seconds(60);
 /// An answer is a few words; what comes after them is not read.
 const ANSWER_BYTES: usize = 4_096;
 
 /// What happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AlertKind {
     Failed,
     Partial,
@@ -72,7 +79,7 @@ impl AlertKind {
 }
 
 /// One change that wants somebody.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Alert {
     pub kind: AlertKind,
     /// `None`: the scheduler itself.
@@ -100,15 +107,18 @@ pub struct Alerts {
     wait: Duration,
     /// `None` when there is nowhere to send to, or no client could be made.
     client: Option<reqwest::Client>,
+    /// Where what cannot be delivered is kept.
+    ledger: Option<Ledger>,
 }
 
 impl Alerts {
     pub fn new(settings: &AlertSettings, clock: Clock) -> Self {
         let wanted = settings.webhook.is_some() || settings.heartbeat.is_some();
-        Self { settings: settings.clone(), clock, wait: WAIT, client: wanted.then(client).flatten() }
+        Self { settings: settings.clone(), clock, wait: WAIT, client: wanted.then(client).flatten(), ledger: None }
     }
 
-    /// Posts an alert, up to three times. Returns whether it was taken, which also holds when there is nowhere to send to.
+    /// Posts an alert, up to three times, after those that are owed. Returns whether it was taken, which also holds when
+    /// there is nowhere to send to; one that was not is kept for later.
     ///
     /// # Cancel safety
     ///
@@ -117,15 +127,29 @@ impl Alerts {
         let (Some(url), Some(client)) = (&self.settings.webhook, &self.client) else {
             return self.settings.webhook.is_none();
         };
-        let body = payload(self.settings.style, alert, self.clock).to_string();
-        let request = || client.post(url).header("content-type", "application/json; charset=utf-8").body(body.clone());
-        let sent = self.persist(request).await;
+        let at = self.clock.now();
+        let sent = match self.post_owed().await {
+            Ok(false) => Err("one that is owed goes before it".to_owned()),
+            // A ledger that cannot be read keeps nobody from being told.
+            Ok(true) | Err(_) => self.post(alert, (url, client, at)).await,
+        };
         let subject = alert.subject();
-        match &sent {
-            Ok(()) => debug!(subject, status = alert.kind.as_str(), "alert delivered"),
-            Err(reason) => error!(subject, status = alert.kind.as_str(), reason, "alert could not be delivered"),
-        }
-        sent.is_ok()
+        let Err(reason) = sent else {
+            debug!(subject, status = alert.kind.as_str(), "alert delivered");
+            return true;
+        };
+        let later = match self.keep(alert, at).await {
+            Ok(()) => "`lianbo serve`, or the next alert, tries again".to_owned(),
+            Err(why) => format!("it is given up: {why}"),
+        };
+        error!(subject, status = alert.kind.as_str(), reason, "alert could not be delivered; {later}");
+        false
+    }
+
+    async fn post(&self, alert: &Alert, (url, client, at): (&str, &reqwest::Client, Timestamp)) -> Result<(), String> {
+        let body = payload(self.settings.style, alert, (at, at)).to_string();
+        let request = || client.post(url).header("content-type", "application/json; charset=utf-8").body(body.clone());
+        self.persist(request).await
     }
 
     /// Gets the heartbeat address, up to three times, so that silence is noticed elsewhere.
@@ -202,9 +226,11 @@ fn refused(answer: &str) -> Option<i64> {
     ["errcode", "code", "StatusCode"].iter().find_map(|key| answer.get(key)?.as_i64()).filter(|code| *code != 0)
 }
 
-/// The body, in the shape the receiver knows.
-fn payload(style: AlertStyle, alert: &Alert, clock: Clock) -> Value {
-    let what = format!("{} {}", alert.subject(), alert.kind.said());
+/// The body, in the shape the receiver knows, of what happened `at` a time and is told `now`.
+fn payload(style: AlertStyle, alert: &Alert, (at, now): (Timestamp, Timestamp)) -> Value {
+    let late =
+        if now - at < LATE { String::new() } else { format!(" (at {} UTC; told late)", at.format("%Y-%m-%d %H:%M")) };
+    let what = format!("{} {}{late}", alert.subject(), alert.kind.said());
     match style {
         AlertStyle::Plain => json!({
             "what": what,
@@ -213,7 +239,7 @@ fn payload(style: AlertStyle, alert: &Alert, clock: Clock) -> Value {
             "pipeline": alert.pipeline.as_ref().map(ToString::to_string),
             "run_id": alert.run_id.as_ref().map(ToString::to_string),
             "status": alert.kind.as_str(),
-            "at": clock.now().to_rfc3339_opts(SecondsFormat::Secs, true),
+            "at": at.to_rfc3339_opts(SecondsFormat::Secs, true),
         }),
         AlertStyle::Wecom | AlertStyle::Dingtalk => json!({"msgtype": "text", "text": {"content": text(&what, alert)}}),
         AlertStyle::Feishu => json!({"msg_type": "text", "content": {"text": text(&what, alert)}}),
@@ -240,6 +266,7 @@ fn text(what: &str, alert: &Alert) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::from_micros;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn alert() -> Alert {
@@ -342,7 +369,7 @@ mod tests {
 
     #[test]
     fn every_style_has_its_shape() {
-        let clock = Clock::default();
+        let clock = (from_micros(0), from_micros(0));
         let skipped = Alert { kind: AlertKind::FireSkipped, run_id: None, command: String::new(), ..alert() };
         let plain = payload(AlertStyle::Plain, &skipped, clock);
         assert_eq!(plain["what"], "pipeline `campaign` skipped a scheduled fire");
@@ -358,5 +385,8 @@ mod tests {
         let long = Alert { why: "很".repeat(5_000), ..alert() };
         let said = payload(AlertStyle::Wecom, &long, clock)["text"]["content"].as_str().map(str::len);
         assert!(said.is_some_and(|bytes| bytes <= 2_048), "{said:?}");
+        let late = payload(AlertStyle::Plain, &skipped, (from_micros(0), from_micros(90_000_000)));
+        assert_eq!(late["what"], "pipeline `campaign` skipped a scheduled fire (at 1970-01-01 00:00 UTC; told late)");
+        assert_eq!(late["at"], plain["at"]);
     }
 }

@@ -33,6 +33,7 @@ pub use self::resend::{Resend, Resent};
 use self::stages::{Carried, Stages};
 use super::alert::{Alert, AlertKind, Alerts};
 use super::catalog;
+use super::next_step::go_on;
 use super::view::RunView;
 use crate::clock::Timestamp;
 use crate::config::settings::{ParamValue, Pipeline};
@@ -40,6 +41,7 @@ use crate::domain::{PipelineName, RunId, RunStatus, StageName};
 use crate::ledger::{Acquired, AuditEntry, FireOutcome, Holder, Lease, LedgerError, NewRun, Run, RunChange};
 use crate::stage::live::Ending;
 use crate::stage::{Hands, ProgressSink, StageError};
+use crate::wechat::Endpoint;
 
 /// How long a lease lasts without renewal: what another machine waits before it takes over.
 pub(super) const LEASE: Duration = Duration::from_secs(30);
@@ -65,6 +67,8 @@ pub struct RunRequest {
     pub only: Option<StageName>,
     /// Cancel the unfinished run first.
     pub fresh: bool,
+    /// Go on with the unfinished run, whatever kind it is of; where there is none begin nothing.
+    pub only_continue: bool,
     /// Go on in spite of a `max_drop`, for this reason.
     pub accept_drop: Option<String>,
     pub is_test: bool,
@@ -99,6 +103,9 @@ pub enum RunError {
     /// Wrong usage: exit 2.
     #[error("{0}")]
     Usage(String),
+    /// There is no unfinished run to go on with, and none was to be begun: no failure. The latest there is, where any ran.
+    #[error("pipeline `{pipeline}` has no unfinished run: nothing is begun")]
+    NothingUnfinished { pipeline: PipelineName, latest: Option<Box<RunView>> },
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     #[error(transparent)]
@@ -106,7 +113,7 @@ pub enum RunError {
     /// The run stands where the ledger last could be written; nothing is lost.
     #[error(
         "run {run_id} of `{pipeline}` stopped: {why}; nothing is sent before the ledger can be written. {remedy}, then: \
-         lianbo run {pipeline}"
+         lianbo run {pipeline} --continue"
     )]
     Unwritable {
         run_id: RunId,
@@ -125,7 +132,7 @@ impl RunError {
             Self::Unwritable { .. } => true,
             Self::Ledger(error) => error.is_unwritable(),
             Self::Stage(error) => error.unwritable_ledger().is_some(),
-            Self::Usage(_) => false,
+            Self::Usage(_) | Self::NothingUnfinished { .. } => false,
         }
     }
 }
@@ -259,9 +266,14 @@ impl Conductor {
         {
             return Ok(None);
         }
-        if let Some(run) = ledger.unfinished_run(&request.pipeline).await? {
+        let unfinished = ledger.unfinished_run(&request.pipeline).await?;
+        if request.only_continue && unfinished.as_ref().is_none_or(|run| run.trigger == ONLY) {
+            let latest = self.view_of_latest(request).await.ok().map(Box::new);
+            return Err(RunError::NothingUnfinished { pipeline: request.pipeline.clone(), latest });
+        }
+        if let Some(run) = unfinished {
             let is_other_kind = request.trigger == Trigger::Hand && run.is_test != request.is_test;
-            if is_other_kind && !request.fresh && run.trigger != ONLY {
+            if is_other_kind && !request.fresh && !request.only_continue && run.trigger != ONLY {
                 let kind = if run.is_test { "a test run" } else { "no test run" };
                 return Err(RunError::Usage(format!(
                     "run {} of `{}` is not finished and is {kind}; finish it first, or cancel it with --fresh",
@@ -275,8 +287,10 @@ impl Conductor {
                 return Ok(None);
             } else if request.only.is_some() {
                 return Err(RunError::Usage(format!(
-                    "run {} of `{}` is not finished; finish it with `lianbo run {0}`, or cancel it with --fresh",
-                    run.run_id, request.pipeline
+                    "run {} of `{}` is not finished; finish it with `{}`, or cancel it with --fresh",
+                    run.run_id,
+                    request.pipeline,
+                    go_on(&request.pipeline)
                 )));
             } else {
                 self.refuse_other_params(&run, request, pipeline)?;
@@ -322,6 +336,7 @@ impl Conductor {
                 unsent += ledger.skip_rest(lease, push.key, "cancelled", now).await?;
                 ledger.end_push(lease, push.key, "cancelled", now).await?;
                 ledger.give_up_room(push.key);
+                ledger.settle_tally(lease, push.key, Endpoint::TemplateSend.as_str()).await?;
             }
         }
         tracing::warn!(run.id = %run.run_id, unsent, "run {} is cancelled; {unsent} recipients stay unsent", run.run_id);
@@ -422,13 +437,13 @@ impl Conductor {
         let approval = change.reason.as_deref().is_some_and(|reason| reason.starts_with("waits for approval"));
         let waits_long = change.waiting_until.is_some_and(|until| until - now > chrono::TimeDelta::hours(1));
         let (kind, command) = match change.status {
-            RunStatus::Failed => (Some(AlertKind::Failed), format!("lianbo run {}", run.pipeline)),
+            RunStatus::Failed => (Some(AlertKind::Failed), go_on(&run.pipeline)),
             RunStatus::Partial => (Some(AlertKind::Partial), format!("lianbo runs {}", run.run_id)),
             RunStatus::Halted => (Some(AlertKind::Halted), format!("lianbo push resume {}", run.run_id)),
             RunStatus::Waiting if approval => {
                 (Some(AlertKind::WaitsForApproval), format!("lianbo push show {}", run.run_id))
             }
-            RunStatus::Waiting if waits_long => (Some(AlertKind::WaitsLong), format!("lianbo run {}", run.pipeline)),
+            RunStatus::Waiting if waits_long => (Some(AlertKind::WaitsLong), go_on(&run.pipeline)),
             _ => (None, String::new()),
         };
         // What has merely not ended yet leaves open what was said before.
@@ -472,7 +487,7 @@ impl Conductor {
             pipeline: Some(run.pipeline.clone()),
             run_id: Some(run.run_id.clone()),
             why: stages::chain(&error),
-            command: format!("lianbo run {}", run.pipeline),
+            command: go_on(&run.pipeline),
         };
         self.alerts.send(&alert).await;
         error

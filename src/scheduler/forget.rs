@@ -183,7 +183,7 @@ async fn refuse_open_pushes(hands: &Hands, person: &Person, stop: &CancellationT
         .await?;
         if is_in {
             return Err(RunError::Usage(format!(
-                "this person is in the set of push {0}/{1}, which is not over: finish it with `lianbo run {2}`, or cancel \
+                "this person is in the set of push {0}/{1}, which is not over: finish it with `lianbo run {2} --continue`, or cancel \
                  it with `lianbo push cancel {0}`, then forget; until then `lianbo suppress add` keeps the person from it",
                 push.run_id, push.stage, push.pipeline
             )));

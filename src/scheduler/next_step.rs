@@ -32,9 +32,15 @@ pub struct Facts<'a> {
     pub is_approved: bool,
 }
 
+/// The command that goes on with an unfinished run of a pipeline. Where somebody else has finished it meanwhile it begins
+/// nothing: without `--continue` that would be a whole new campaign.
+pub fn go_on(pipeline: impl std::fmt::Display) -> String {
+    format!("lianbo run {pipeline} --continue")
+}
+
 /// What goes on with a run; nothing for one that came to its end, was cancelled, or is being carried out.
 pub(super) fn next_step(view: &RunView, facts: Facts<'_>) -> Option<NextStep> {
-    let again = format!("lianbo run {}", view.pipeline);
+    let again = go_on(&view.pipeline);
     let resume = format!("lianbo push resume {}", view.run_id);
     let step = |commands: Vec<String>, needs_person| Some(NextStep { commands, needs_person });
     let reason = view.reason.as_deref().unwrap_or_default();
@@ -45,7 +51,9 @@ pub(super) fn next_step(view: &RunView, facts: Facts<'_>) -> Option<NextStep> {
         RunStatus::Waiting if facts.frozen.is_some() => step(vec![thaw(facts.frozen), again], true),
         RunStatus::Running => step(vec![again], false),
         RunStatus::Halted => step(vec![resume, again], true),
-        RunStatus::Failed | RunStatus::Partial => step(vec![again], true),
+        RunStatus::Failed => step(vec![again], true),
+        // It is over: whatever runs is a new one.
+        RunStatus::Partial => step(vec![format!("lianbo run {}", view.pipeline)], true),
         RunStatus::Waiting if reason.starts_with(WAITS_FOR_APPROVAL) && !facts.is_approved => {
             step(vec![approve(view), again], true)
         }
@@ -110,7 +118,7 @@ mod tests {
 
     #[test]
     fn whoever_waits_for_a_person_says_which_command_goes_on() {
-        let run = "lianbo run campaign";
+        let run = "lianbo run campaign --continue";
         assert_eq!(commands(RunStatus::Halted, "40037"), ["lianbo push resume r1", run]);
         let approval = commands(RunStatus::Waiting, "waits for approval: …");
         assert_eq!(approval, ["lianbo push approve r1 --hash abcd", run]);
@@ -122,7 +130,7 @@ mod tests {
         let frozen =
             next_step(&view(RunStatus::Waiting, "frozen: …"), Facts { frozen: Some("main"), ..AT_REST }).unwrap();
         assert_eq!(frozen.commands, ["lianbo thaw main", run]);
-        assert_eq!(commands(RunStatus::Waiting, "not confirmed; …"), ["lianbo run campaign --yes"]);
+        assert_eq!(commands(RunStatus::Waiting, "not confirmed; …"), ["lianbo run campaign --continue --yes"]);
     }
 
     #[test]

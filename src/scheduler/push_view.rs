@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::canary_view::CanaryView;
 use crate::clock::Timestamp;
 use crate::config::settings::{PushTemplate, StageKind};
 use crate::domain::{Counts, RunStatus};
@@ -66,6 +67,8 @@ pub struct PushView {
     /// The same with how each stands.
     pub resent_by: Vec<ResendView>,
     pub errcodes: Vec<CodeView>,
+    /// Its canary, where it has one.
+    pub canary: Option<CanaryView>,
     pub rate: RateView,
     /// At the rate of now; at the set rate while nothing is sent. `None` when nobody is pending.
     pub seconds_left: Option<f64>,
@@ -129,6 +132,7 @@ impl PushView {
             resent_by.extend(run.map(|run| ResendView { run_id: run_id.to_string(), status: run.status }));
         }
         let resend_of = ledger.resend_of(&push).await?;
+        let canary = CanaryView::of(ledger, plan, &push).await?;
         Ok(Self {
             run_id: run.run_id.to_string(),
             pipeline: run.pipeline.to_string(),
@@ -169,6 +173,7 @@ impl PushView {
                     advice: code.errcode.and_then(lookup_code).map(|code| code.advice),
                 })
                 .collect(),
+            canary,
             rate,
             seconds_left,
             halted_errcode: push.halted_errcode,

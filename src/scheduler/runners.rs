@@ -92,6 +92,7 @@ impl Runners {
             params: BTreeMap::new(),
             only: None,
             fresh: false,
+            only_continue: false,
             accept_drop: None,
             is_test: false,
             trigger,

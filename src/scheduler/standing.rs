@@ -6,6 +6,7 @@
 use chrono::TimeDelta;
 use serde_json::Value;
 
+use super::next_step::go_on;
 use crate::clock::Timestamp;
 use crate::config::settings::{OnFailure, Pipeline, Retry};
 use crate::domain::{RunStatus, StageStatus};
@@ -69,9 +70,10 @@ impl Standing {
             RunStatus::Waiting => Some(format!("run {run_id} waits{}", because())),
             RunStatus::Halted => Some(format!("run {run_id} is halted{}", because())),
             RunStatus::Failed if self.owed > 0 => Some(format!(
-                "run {run_id} failed while {} recipients were still owed a message; finish it with `lianbo run {pipeline}`, \
+                "run {run_id} failed while {} recipients were still owed a message; finish it with `{}`, \
                  or cancel it with --fresh",
-                self.owed
+                self.owed,
+                go_on(pipeline)
             )),
             RunStatus::Failed | RunStatus::Partial | RunStatus::Succeeded | RunStatus::Cancelled => None,
         }
@@ -81,7 +83,7 @@ impl Standing {
     pub fn way_on(&self) -> String {
         match self.run.status {
             RunStatus::Halted => format!("lianbo push resume {}", self.run.run_id),
-            RunStatus::Failed => format!("lianbo run {}", self.run.pipeline),
+            RunStatus::Failed => go_on(&self.run.pipeline),
             _ => format!("lianbo runs {}", self.run.run_id),
         }
     }

@@ -45,7 +45,8 @@ use crate::calendar;
 use crate::clock::Timestamp;
 use crate::config::settings::{PushTemplate, Unconfirmed};
 use crate::domain::{Counts, DeliveryState, OpenId, UnionId, may_repeat};
-use crate::ledger::{NewPush, Outcome, OutcomeBatch, Push, PushChange, Recorded, Room, Run};
+use crate::ledger::{CallTally, LedgerError, NewPush, Outcome, OutcomeBatch, Push, PushChange, Recorded, Room, Run};
+use crate::wechat::{Endpoint, SendMark};
 
 /// Bytes of the ledger's log for outcomes that come one by one, a few pages each, until a stop has settled everything.
 const ROOM_AT_LEAST: u64 = 8 << 20;
@@ -129,6 +130,11 @@ pub async fn run(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<StageOutc
 
 /// The three parts at work on one push, and one who listens for orders, until there is a reason to stop.
 async fn session(pushing: &Pushing<'_>, guard: &mut Guard) -> End {
+    // Before the quota is looked at: what a killed process reserved and did not call is there again.
+    let tally = match begin_tally(pushing).await {
+        Ok(tally) => tally,
+        Err(error) => return End::Failed(error),
+    };
     let quota = match quota::Allowance::look(pushing).await {
         Ok(quota) => quota,
         Err(error) => return End::Failed(error),
@@ -139,12 +145,13 @@ async fn session(pushing: &Pushing<'_>, guard: &mut Guard) -> End {
     let outbox = Arc::new(record::Outbox::default());
     let claims = quota::Claims { permits: &permits, most: in_doubt_most, left: quota.left() };
     let claimer = claim::Claimer::new(pushing, quota, permits.clone(), in_doubt_most);
-    let recorder = record::Recorder::new(pushing, permits.clone(), outbox.clone());
+    let recorder = record::Recorder::new(pushing, tally, permits.clone(), outbox.clone());
     let sender = send::Sender::new(pushing, std::mem::take(guard), outbox.clone());
     let (pace, desk, over) = (sender.pace(), sender.watch(), CancellationToken::new());
     if let Err(error) = orders::set_pace(pushing, &pace, pushing.push.rate_override).await {
         return End::Failed(error);
     }
+    let out_of_patience = || pushing.stops.out_of_patience(pushing.cx.hands.clock);
     ((), *guard, (), (), ()) = tokio::join!(
         claimer.run(send_claimed),
         async {
@@ -153,10 +160,29 @@ async fn session(pushing: &Pushing<'_>, guard: &mut Guard) -> End {
             over.cancel();
             guard
         },
-        recorder.run(),
-        orders::obey(pushing, (&pace, &desk), &over),
-        quota::watch(pushing, (&desk, &claims), &over),
+        async {
+            tokio::select! {
+                () = recorder.run() => {}
+                () = out_of_patience() => {
+                    let error = LedgerError::kept_busy("record outcomes of sends");
+                    pushing.stop(End::Failed(error.into()));
+                }
+            }
+        },
+        async {
+            tokio::select! {
+                () = orders::obey(pushing, (&pace, &desk), &over) => {}
+                () = out_of_patience() => {}
+            }
+        },
+        async {
+            tokio::select! {
+                () = quota::watch(pushing, (&desk, &claims), &over) => {}
+                () = out_of_patience() => {}
+            }
+        },
     );
+    pushing.cx.calls.tell_sends(None);
     let end = pushing.stops.reason(pushing.cx.stop.is_cancelled());
     if pushing.stops.ledger_is_kept.is_cancelled() {
         return end;
@@ -167,6 +193,24 @@ async fn session(pushing: &Pushing<'_>, guard: &mut Guard) -> End {
         tracing::debug!(error = %error, "the share of the account's rate was not given back");
     }
     end
+}
+
+/// Begins to count the calls of a session where they outlive this process; gives the count's name.
+async fn begin_tally(pushing: &Pushing<'_>) -> Result<String, StageError> {
+    let (cx, id) = (pushing.cx, pushing.cx.hands.clock.random_id(16));
+    let endpoint = Endpoint::TemplateSend.as_str();
+    let tally = cx.hands.ledger.begin_tally(cx.lease, pushing.push.key, (endpoint, &id)).await?;
+    cx.calls.tell_sends(tally.map(|tally| Arc::new(Tally(tally)) as Arc<dyn SendMark>));
+    Ok(id)
+}
+
+#[derive(Debug)]
+struct Tally(CallTally);
+
+impl SendMark for Tally {
+    fn one(&self) {
+        self.0.one();
+    }
 }
 
 /// What whoever may have the message becomes when a repeat is no longer safe: that depends on the pipeline.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use futures::future::BoxFuture;
 use secrecy::SecretString;
@@ -89,6 +90,13 @@ pub trait CallMeter: Send + Sync {
 pub struct CallCounts {
     made: [AtomicU64; Endpoint::ALL.len()],
     failed_sends: AtomicU64,
+    beside: RwLock<Option<Arc<dyn SendMark>>>,
+}
+
+/// Told of each send before it is made.
+pub trait SendMark: std::fmt::Debug + Send + Sync {
+    /// Must not block.
+    fn one(&self);
 }
 
 impl CallCounts {
@@ -102,7 +110,17 @@ impl CallCounts {
         counts
     }
 
+    /// Tells somebody of each send from now on, or nobody.
+    pub fn tell_sends(&self, beside: Option<Arc<dyn SendMark>>) {
+        *self.beside.write().unwrap_or_else(PoisonError::into_inner) = beside;
+    }
+
     pub(super) fn add(&self, endpoint: Endpoint) {
+        if endpoint == Endpoint::TemplateSend
+            && let Some(mark) = &*self.beside.read().unwrap_or_else(PoisonError::into_inner)
+        {
+            mark.one();
+        }
         self.made[endpoint.index()].fetch_add(1, Ordering::Relaxed);
     }
 

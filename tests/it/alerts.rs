@@ -39,12 +39,39 @@ async fn a_failure_and_a_recovery_are_told_once_each_in_the_shape_of_every_chat(
         }
         let said = chat.alerts().iter().map(|alert| words(style, alert)).collect::<Vec<_>>();
         let [failed, recovered] = &said[..] else { panic!("{said:?}") };
-        for part in ["judge", "failed", "check sql", "lianbo run judge"] {
+        for part in ["judge", "failed", "check sql", "lianbo run judge --continue"] {
             assert!(failed.contains(part), "{style}: {failed}");
         }
         assert!(recovered.contains("judge") && recovered.contains("succeeds again"), "{style}: {recovered}");
         assert_eq!(chat.heartbeats(), 0, "no run was scheduled");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_chat_that_is_down_could_not_be_told_is_told_later_in_its_order_and_not_after_a_day() {
+    let (house, chat) = telling("plain").await;
+    chat.set_down(true);
+    judge(&house, false, "");
+    let run = house.run("judge", &[]).await.ends(1);
+    assert!(run.stderr.contains("could not be delivered") && run.stderr.contains("tries again"), "{run:?}");
+    house.pass(25 * 3_600);
+    // Whoever tells the next one tries the old one first: that is a day old, and is given up.
+    judge(&house, true, "");
+    house.run("judge", &[]).await.ends(0);
+    house.pass(600);
+    judge(&house, false, "");
+    house.run("judge", &[]).await.ends(1);
+    house.pass(600);
+    let serving = Serving::begin(&house, &[]).await;
+    chat.set_down(false);
+    eventually(SOON, || chat.alerts().len() >= 2).await;
+    serving.stop().await;
+    assert_eq!(chat.statuses(), ["recovered", "failed"]);
+    let first = &chat.alerts()[0];
+    assert!(first["what"].as_str().unwrap().contains("told late"), "{first}");
+    judge(&house, true, "");
+    house.run("judge", &[]).await.ends(0);
+    assert_eq!(chat.statuses(), ["recovered", "failed", "recovered"], "each once");
 }
 
 /// What a person reads in the chat.

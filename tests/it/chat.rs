@@ -17,6 +17,7 @@ pub struct Chat {
 struct Heard {
     alerts: Vec<Value>,
     heartbeats: usize,
+    is_down: bool,
 }
 
 impl Chat {
@@ -52,6 +53,11 @@ impl Chat {
         self.alerts().iter().map(|alert| alert["status"].as_str().unwrap_or("?").to_owned()).collect()
     }
 
+    /// While it is down it answers 503 to whatever comes.
+    pub fn set_down(&self, is_down: bool) {
+        self.heard.lock().unwrap().is_down = is_down;
+    }
+
     pub fn heartbeats(&self) -> usize {
         self.heard.lock().unwrap().heartbeats
     }
@@ -79,7 +85,9 @@ async fn hear(mut stream: TcpStream, heard: Arc<Mutex<Heard>>) -> Option<()> {
         while bytes.len() < end + length {
             stream.read_buf(&mut bytes).await.ok()?;
         }
+        let is_down = heard.lock().unwrap().is_down;
         match head.split(' ').take(2).collect::<Vec<_>>()[..] {
+            _ if is_down => {}
             ["post", "/robot/send?key=sesame"] => {
                 let body = serde_json::from_slice(&bytes[end..end + length]).unwrap();
                 heard.lock().unwrap().alerts.push(body);
@@ -89,7 +97,8 @@ async fn hear(mut stream: TcpStream, heard: Arc<Mutex<Heard>>) -> Option<()> {
         }
         bytes.drain(..end + length);
         let answer = "{\"errcode\":0,\"errmsg\":\"ok\"}";
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", answer.len());
+        let status = if is_down { "503 Service Unavailable" } else { "200 OK" };
+        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", answer.len());
         stream.write_all(format!("{head}{answer}").as_bytes()).await.ok()?;
     }
 }

@@ -58,7 +58,10 @@ async fn a_pause_another_rate_and_a_cancel_reach_a_push_of_another_process() {
     house.lianbo(&["push", "pause", "campaign"]).await.ends(0);
     ended(push).await.ends(75);
     house.lianbo(&["push", "resume", "campaign"]).await.ends(0);
+    let before = house.calls("message/template/send");
     let push = house.begin("campaign");
+    // Cancelled before it is taken up, it would be over, and this one a new campaign.
+    crate::house::eventually(Duration::from_secs(60), || house.calls("message/template/send") > before).await;
     house.lianbo(&["push", "rate", "campaign", "30/s"]).await.ends(0);
     let shown = house.lianbo(&["push", "show", "campaign", "--json"]).await.ends(0).json();
     assert_eq!(shown["pushes"][0]["rate"]["set"], 30.0);
@@ -70,6 +73,46 @@ async fn a_pause_another_rate_and_a_cancel_reach_a_push_of_another_process() {
     for command in ["push pause", "push resume", "push rate", "cancel"] {
         assert!(house.audited(command).await >= 1, "{command}");
     }
+    nothing_is_ordered(&house, "cancelled").await;
+}
+
+/// Whatever is ordered of the campaign's latest run, which is over, is refused and says so.
+async fn nothing_is_ordered(house: &House, status: &str) {
+    let before = house.numbers("select count(*) from audit").await;
+    for order in [&["resume"][..], &["pause"], &["rate", "30/s"], &["approve", "--hash", "cafe"], &["cancel"]] {
+        let command = [&["push", order[0], "campaign"], &order[1..]].concat();
+        let refused = house.lianbo(&command).await.ends(2);
+        assert!(refused.stderr.contains(&format!("is {status}")), "{command:?}: {refused:?}");
+    }
+    assert_eq!(house.numbers("select count(*) from audit").await, before, "nothing was ordered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn to_continue_goes_on_with_what_is_unfinished_and_never_begins_a_campaign() {
+    let house = House::build(crowd(400)).await;
+    house.campaign("rate = \"100/s\"\nconcurrency = 4");
+    let runs = async || house.numbers("select count(*) from runs where pipeline = 'campaign'").await[0];
+    let idle = house.run("campaign", &["--continue"]).await.ends(0).json();
+    assert_eq!((&idle["continued"], &idle["latest"]), (&false.into(), &serde_json::Value::Null));
+    house.night().await;
+    house.lianbo(&["run", "campaign", "--continue", "--fresh"]).await.ends(2);
+    let push = house.begun().await;
+    // It follows whoever sends, and goes on when that one stops.
+    let beside = house.command(&["run", "campaign", "--continue", "--yes", "--json"]).spawn().unwrap();
+    crate::house::signal(&push, "-TERM");
+    let stopped = ended(push).await.ends(75);
+    let told = stopped.json()["next"]["commands"][0].as_str().unwrap().to_owned();
+    assert_eq!(told, "lianbo run campaign --continue");
+    let followed = ended(beside).await;
+    assert!([0, 75].contains(&followed.code), "{followed:?}");
+    let way: Vec<&str> = told.split(' ').skip(1).collect();
+    house.lianbo(&way).await.ends(0);
+    house.everybody_has_one();
+    let idle = house.lianbo(&way).await.ends(0);
+    assert!(idle.stdout.contains("is succeeded): nothing is begun"), "{idle:?}");
+    assert_eq!(runs().await, 1);
+    house.everybody_has_one();
+    nothing_is_ordered(&house, "succeeded").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -235,8 +278,8 @@ async fn who_failed_is_sent_to_again_by_a_push_of_just_those() {
     assert_eq!(first.counts()[2], 2, "{first:?}");
     house.lianbo(&["push", "resend", "campaign", "--failed", "--errcode", "43004"]).await.ends(2);
     let made = house.lianbo(&["push", "resend", "campaign", "--failed", "--json"]).await.ends(0).json();
-    assert_eq!(made["recipients"], 2);
-    let again = house.run("campaign", &[]).await.ends(0);
+    assert_eq!((&made["recipients"], &made["next"]), (&2.into(), &"lianbo run campaign --continue".into()));
+    let again = house.run("campaign", &["--continue"]).await.ends(0);
     assert_eq!(again.counts(), [2, 2, 0, 0, 0, 0, 0]);
     house.everybody_has_one();
     let show = async |name: &str| house.lianbo(&["push", "show", name, "--json"]).await.ends(0).json();

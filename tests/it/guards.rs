@@ -202,6 +202,14 @@ mod canary {
         let waits = shown_when(&house, |push| push["state"] == "waiting").await;
         assert!(waits["reason"].as_str().unwrap().contains("canary"), "{waits}");
         assert_eq!(house.simulator.inbox().messages, 40, "nobody else is sent to meanwhile");
+        let canary = &waits["canary"];
+        assert_eq!(
+            (&canary["phase"], &canary["verdict"], &canary["first"]),
+            (&"waiting".into(), &Value::Null, &40.into())
+        );
+        let n = |name: &str| canary[name].as_u64().unwrap();
+        assert_eq!((n("sent_to"), n("delivered") + n("not_delivered") + n("awaited")), (40, 40), "{canary}");
+        assert_eq!(canary["waits_until"], waits["waiting_until"]);
         let until = waits["waiting_until"].clone();
         signal(&second, "-KILL");
         ended(second).await;
@@ -210,6 +218,10 @@ mod canary {
         assert!(waits["waiting_until"] == until || waits["state"] != "waiting", "the wait began anew: {waits}");
         assert_eq!(within(third, 120).await.ends(0).counts(), [people, people, 0, 0, 0, 0, 0]);
         house.everybody_has_one();
+        let told = house.lianbo(&["push", "show", "campaign"]).await.ends(0).stdout;
+        for part in ["canary: the first 40 were sent and judged: passed", "40 sent to: "] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
         serving.stop().await;
     }
 

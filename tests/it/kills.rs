@@ -223,6 +223,49 @@ async fn every_call_of_a_run_is_counted_through_stops_repeats_and_refused_tokens
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_kill_of_a_push_costs_the_days_count_nothing_that_was_not_called() {
+    const SEND: &str = "message/template/send";
+    let house = House::build(Options { latency: Duration::from_millis(8), ..crowd(900) }).await;
+    house.campaign("rate = \"200/s\"\nconcurrency = 8");
+    house.night().await;
+    let counted = "select calls from api_calls where endpoint = 'message/template/send'";
+    for kill in 1..=3 {
+        let (before, child) = (house.calls(SEND), house.begin("campaign"));
+        eventually(SOON, || house.calls(SEND) >= before + 120).await;
+        signal(&child, "-KILL");
+        ended(child).await;
+        assert!(house.numbers(counted).await[0] >= house.calls(SEND), "kill {kill}");
+    }
+    house.run("campaign", &[]).await.ends(0);
+    let (counted, made) = (house.numbers(counted).await[0], house.calls(SEND));
+    // A call that was begun, and had not left when the process died.
+    assert!((made..=made + 3 * 8).contains(&counted), "{counted} counted, {made} made");
+    house.everybody_has_one();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_suppressed_while_a_push_stands_costs_no_call_when_it_goes_on() {
+    const SEND: &str = "message/template/send";
+    let house = House::build(Options { latency: Duration::from_millis(8), ..crowd(500) }).await;
+    house.campaign("rate = \"200/s\"\nconcurrency = 8");
+    house.night().await;
+    let child = house.begin("campaign");
+    eventually(SOON, || house.calls(SEND) >= 60).await;
+    signal(&child, "-TERM");
+    ended(child).await.ends(75);
+    let owed = house.rows("select openid from deliveries where state = 'pending' and attempts > 0 limit 3").await;
+    assert_eq!(owed.len(), 3, "claimed, and put back by the stop");
+    for person in &owed {
+        let who = ["suppress", "add", "--openid", &person[0], "--account", "main", "--reason", "asked"];
+        house.lianbo(&who).await.ends(0);
+    }
+    let push = house.run("campaign", &[]).await.ends(0);
+    assert_eq!(push.counts()[3], 3, "skipped: {push:?}");
+    let counted = "select calls from api_calls where endpoint = 'message/template/send'";
+    assert_eq!(house.numbers(counted).await, [house.calls(SEND)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_leaves_a_moments_calls_uncounted_and_no_more() {
     let house = House::build(Options { latency: Duration::from_millis(8), ..crowd(900) }).await;
     house.campaign("rate = \"200/s\"\nconcurrency = 8");

@@ -7,7 +7,7 @@ use lianbo::clock::Timestamp;
 use lianbo::domain::QuotaDay;
 use lianbo::simulator::{Endpoint, Fault, Faults, Options, Order};
 
-use crate::house::{House, crowd, small};
+use crate::house::{House, comes_true, crowd, ended, signal, small};
 
 /// A house after its night, and how many can be sent to.
 async fn after_the_night(options: Options) -> (House, u64) {
@@ -144,4 +144,60 @@ async fn a_busy_platform_is_borne_with_and_nobody_is_missed() {
     let push = house.run("campaign", &["--wait"]).await.ends(0);
     assert_eq!(push.counts(), [people, people, 0, 0, 0, 0, 0]);
     house.everybody_has_one();
+}
+
+impl House {
+    /// A campaign to so many people alone, slow enough that whoever is tried again comes before the next.
+    fn few(&self, people: u64, keys: &str) {
+        self.campaign(&format!("rate = \"3/s\"\nconcurrency = 1\n{keys}"));
+        self.write(
+            "pipelines/campaign/audience.sql",
+            &format!(
+                "select oa_openid as openid, unionid, mp_openid from identities where account = 'main'
+                 order by oa_openid limit {people}\n"
+            ),
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_may_have_a_message_and_is_refused_the_second_time_is_not_sent_it_again_with_the_failed() {
+    let (house, _) = after_the_night(small()).await;
+    house.few(8, "");
+    let at_sends = |fault| Order::next(fault).at(Endpoint::TemplateSend);
+    house.simulator.order(at_sends(Fault::LostAnswer).after(3));
+    // An order counts from when the one before it is used up: this is the next call.
+    house.simulator.order(at_sends(Fault::Errcode(43101)));
+    let push = house.run("campaign", &[]).await.ends(0);
+    assert_eq!(push.counts(), [8, 7, 0, 0, 0, 1, 0], "{push:?}");
+    assert_eq!((house.calls("message/template/send"), house.simulator.inbox().people), (9, 8));
+    let told = house.lianbo(&["push", "failures", "campaign"]).await.ends(0).stdout;
+    for part in ["unconfirmed", "43101", "refused, but an earlier try may have arrived"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let refused = house.numbers("select count(*) from suppressions where reason = 'refused_template'").await;
+    assert_eq!(refused, [1], "what was said of the person holds all the same");
+    let nobody = house.lianbo(&["push", "resend", "campaign", "--failed"]).await.ends(2);
+    assert!(nobody.stderr.contains("nobody of"), "{nobody:?}");
+    assert_eq!(house.simulator.inbox().twice_or_more, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_got_no_answer_is_sent_to_once_more_after_wechats_window_where_that_was_chosen() {
+    let (house, _) = after_the_night(small()).await;
+    house.few(1, "unconfirmed = \"resend\"");
+    house.simulator.order(Order::next(Fault::LostRequest).at(Endpoint::TemplateSend).times(6));
+    let child = house.begin("campaign");
+    let waits = async || {
+        let push = house.lianbo(&["push", "show", "campaign", "--json"]).await;
+        push.code == 0 && push.json()["pushes"][0]["unconfirmed"] == 1 && push.json()["pushes"][0]["state"] == "waiting"
+    };
+    comes_true(Duration::from_secs(60), waits).await;
+    signal(&child, "-TERM");
+    let stopped = ended(child).await.ends(75);
+    assert_eq!((stopped.counts(), house.simulator.inbox().messages), ([1, 0, 0, 0, 0, 1, 0], 0));
+    house.pass(601);
+    let push = house.run("campaign", &["--continue"]).await.ends(0);
+    assert_eq!(push.counts(), [1, 1, 0, 0, 0, 0, 0]);
+    assert_eq!((house.simulator.inbox().once, house.calls("message/template/send")), (1, 7));
 }

@@ -12,6 +12,7 @@ use crate::cli::words;
 use crate::config::read_rate;
 use crate::ledger::{Order, Push, Run};
 use crate::scheduler::conductor::CancelOutcome;
+use crate::scheduler::next_step::go_on;
 use crate::scheduler::push_view::plan;
 use crate::stage::push_template::approval_hash;
 
@@ -58,7 +59,7 @@ impl Done {
     /// Says which command goes on, unless a process is at work already.
     async fn and_next(mut self, app: &App, run: &Run) -> Result<Self, Failure> {
         if !run.status.is_finished() && !is_carried_out(&app.hands().ledger, run).await? {
-            self.next = Some(format!("lianbo run {}", run.pipeline));
+            self.next = Some(go_on(&run.pipeline));
         }
         Ok(self)
     }
@@ -73,10 +74,24 @@ impl Done {
     }
 }
 
+/// What is ordered of a run that is over would change nothing, and is not taken for done.
+fn refuse_finished(run: &Run, order: &str) -> Result<(), Failure> {
+    if !run.status.is_finished() {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!(
+        "run {} of `{}` is {}: there is nothing to {order}; `lianbo push show {0}` shows what became of it",
+        run.run_id,
+        run.pipeline,
+        run.status.as_str()
+    )))
+}
+
 pub async fn approve(context: &Context, args: Approve) -> Result<Exit, Failure> {
     let app = context.existing_app().await?;
     let ledger = &app.hands().ledger;
     let (run, push) = find_push(app.hands(), &args.which.run).await?;
+    refuse_finished(&run, "approve")?;
     let current = plan(app.hands(), &push).and_then(|plan| approval_hash(plan, &push));
     if push.ended_at.is_some() || current.as_ref() != Some(&args.hash) {
         return Err(Failure::Usage(not_approved(&push, current.as_deref(), &args.hash)));
@@ -93,7 +108,7 @@ fn not_approved(push: &Push, current: Option<&str>, given: &str) -> String {
     let name = format!("{}/{}", push.run_id, push.stage);
     match current {
         _ if push.ended_at.is_some() => format!("{name} is over; there is nothing left to approve"),
-        None => format!("the messages of {name} are not frozen yet; `lianbo run {}` freezes them", push.pipeline),
+        None => format!("the messages of {name} are not frozen yet; `{}` freezes them", go_on(&push.pipeline)),
         Some(hash) => format!(
             "not approved: set, template, texts, rate and window of {name} have the hash {hash}, not {given}; look at them \
              with `lianbo push preview {name}` and `lianbo push show {name}`, then `lianbo push approve {name} --hash {hash}`"
@@ -105,6 +120,7 @@ pub async fn pause(context: &Context, which: Which) -> Result<Exit, Failure> {
     let app = context.existing_app().await?;
     let ledger = &app.hands().ledger;
     let (run, pushes) = find_pushes(app.hands(), &which.run).await?;
+    refuse_finished(&run, "pause")?;
     let who = who();
     let order = Order { who: &who, at: context.clock.now() };
     let mut paused = 0_u64;
@@ -127,6 +143,7 @@ pub async fn resume(context: &Context, which: Which) -> Result<Exit, Failure> {
     let ledger = &app.hands().ledger;
     let run_name = which.run.split('/').next().unwrap_or_default();
     let run = find_run(app.hands(), run_name).await?;
+    refuse_finished(&run, "resume")?;
     let who = who();
     let order = Order { who: &who, at: context.clock.now() };
     let halt_lifted = ledger.lift_halt(&run.run_id, &who, order.at).await?;
@@ -182,6 +199,7 @@ pub async fn rate(context: &Context, args: Rate) -> Result<Exit, Failure> {
     };
     let app = context.existing_app().await?;
     let (run, push) = find_push(app.hands(), &args.which.run).await?;
+    refuse_finished(&run, "send at another rate")?;
     let who = who();
     let order = Order { who: &who, at: context.clock.now() };
     let name = format!("{}/{}", run.run_id, push.stage);

@@ -80,7 +80,7 @@ fn absent(push: &Push) -> String {
         return format!("{name} is over and its messages are gone; `lianbo push show {name}` says what became of them");
     }
     format!(
-        "the messages of {name} are not frozen yet: `lianbo run {}` freezes them before the first send",
+        "the messages of {name} are not frozen yet: `lianbo run {} --continue` freezes them before the first send",
         push.pipeline
     )
 }

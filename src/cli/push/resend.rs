@@ -8,6 +8,7 @@ use crate::cli::run_name::find_own_push;
 use crate::cli::table::grouped;
 use crate::cli::words::plural;
 use crate::scheduler::conductor::Resend;
+use crate::scheduler::next_step::go_on;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -42,12 +43,11 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
         stage: push.stage.to_string(),
         resend_of: format!("{}/{}", run.run_id, push.stage),
         recipients: made.people,
-        next: format!("lianbo run {}", run.pipeline),
+        next: go_on(&run.pipeline),
     };
     context.print(&made, |made| {
         format!(
-            "run {0} is made to send again to {1} {2} of {3}: `serve`, where it runs, sends within seconds; else `{4}` does\n\
-             before that `lianbo push show {0}` says whether it is sent already: `{4}` would then begin the whole campaign anew",
+            "run {0} is made to send again to {1} {2} of {3}: `serve`, where it runs, sends within seconds; else `{4}` does",
             made.run_id,
             grouped(made.recipients),
             plural(made.recipients, "person", "people"),

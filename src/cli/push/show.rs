@@ -10,9 +10,10 @@ use crate::cli::context::Context;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::run_name::find_own_pushes;
 use crate::cli::table::{grouped, plain};
-use crate::cli::words::{bars, local, plural, rate, span};
+use crate::cli::words::{bars, local, local_to_the_second, plural, rate, span};
 use crate::domain::RunStatus;
 use crate::ledger::EVERY_ACCOUNT;
+use crate::scheduler::canary_view::{CanaryView, Messages};
 use crate::scheduler::next_step::NextStep;
 use crate::scheduler::push_view::{PushView, RateView};
 use crate::scheduler::view::RunView;
@@ -95,6 +96,9 @@ fn describe(push: &PushView, zone: Tz) -> String {
         let _ = write!(text, "\nended {}", local(at, zone));
     }
     let _ = write!(text, "\n\n{}", funnel(push));
+    if let Some(view) = &push.canary {
+        let _ = write!(text, "\n\n{}", canary(view, zone));
+    }
     if !push.errcodes.is_empty() {
         let _ = write!(text, "\n\n{}", codes(push));
     }
@@ -102,6 +106,31 @@ fn describe(push: &PushView, zone: Tz) -> String {
     if let Some(seconds) = push.seconds_left {
         let at = if push.rate.now.is_some() { "at the rate of now" } else { "of sending at the set rate" };
         let _ = write!(text, "\n{} left {at}", span(seconds));
+    }
+    text
+}
+
+/// Which phase the canary is in, and what is known of its messages.
+fn canary(view: &CanaryView, zone: Tz) -> String {
+    let first = grouped(view.first);
+    let mut text = match (view.phase, view.waits_until, view.verdict.as_deref()) {
+        ("waiting", Some(until), _) => {
+            let until = local_to_the_second(until, zone);
+            format!("canary: the first {first} are sent, and their finish events are waited for until {until}")
+        }
+        (_, _, Some(verdict)) => format!("canary: the first {first} were sent and judged: {verdict}"),
+        (phase, _, _) => format!("canary: the first {first} are {phase}"),
+    };
+    if let Some(Messages { sent_to, delivered, not_delivered, awaited }) = view.messages {
+        let _ = write!(
+            text,
+            "\n  {} sent to: {} delivered, {} not delivered, {} not told of yet (at most {:.0} % may not be delivered)",
+            grouped(sent_to),
+            grouped(delivered),
+            grouped(not_delivered),
+            grouped(awaited),
+            view.max_not_delivered * 100.0
+        );
     }
     text
 }

@@ -71,7 +71,7 @@ impl Conductor {
         let (ledger, push, now) = (&self.hands.ledger, resend.push, self.hands.clock.now());
         if let Some(run) = ledger.unfinished_run(&push.pipeline).await? {
             return Err(RunError::Usage(format!(
-                "run {} of `{}` is not finished; finish it with `lianbo run {1}`, or cancel it with `lianbo push cancel {0}`",
+                "run {} of `{}` is not finished; finish it with `lianbo run {1} --continue`, or cancel it with `lianbo push cancel {0}`",
                 run.run_id, push.pipeline
             )));
         }

@@ -14,6 +14,7 @@ use crate::config::settings::{OnFailure, Pipeline, Severity, Stage, StageKind};
 use crate::domain::{RunStatus, StageName, StageStatus};
 use crate::engine::Params;
 use crate::ledger::{AuditEntry, Lease, LedgerError, Run, RunChange, StageRecord};
+use crate::scheduler::next_step::go_on;
 use crate::scheduler::{order, standing};
 use crate::stage::{self, StageContext, StageError, StageOutcome, StageReport, tables::Visible};
 use crate::wechat::CallCounts;
@@ -228,7 +229,7 @@ impl<'a> Stages<'a> {
         if confirm(question).await {
             return Ok(None);
         }
-        let reason = format!("not confirmed; lianbo run {} goes on", self.pipeline.name);
+        let reason = format!("not confirmed; {} goes on", go_on(&self.pipeline.name));
         Ok(Some(Carried::Waiting { until: None, reason }))
     }
 

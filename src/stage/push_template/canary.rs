@@ -38,7 +38,7 @@ pub async fn judge(pushing: &Pushing<'_>, push: &Push, canary: Canary) -> Result
     loop {
         // Whoever serves applies them too; then this finds none.
         while ledger.apply_callbacks(EVENTS, clock.now()).await?.looked_at >= u64::from(EVENTS) {}
-        let seen = ledger.canary_counts(push.key).await?;
+        let seen = ledger.canary_counts(push.key, None).await?;
         match seen.verdict(canary.max_not_delivered, clock.now() >= until) {
             CanaryVerdict::Passed => {
                 ledger.judge_canary(cx.lease, push.key, true).await?;

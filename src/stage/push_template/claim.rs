@@ -15,7 +15,9 @@ use super::{End, Item, Pushing, SaidBy};
 use crate::clock::Timestamp;
 use crate::config::settings::StageKind;
 use crate::domain::{DeliveryState, QuotaDay, may_repeat};
-use crate::ledger::{Begin, Begun, CapRule, DeliveryRow, Intent, Outcome, OutcomeBatch, Push, QuotaCharge};
+use crate::ledger::{
+    Begin, Begun, CapRule, DeliveryRow, GiveBack, Intent, Outcome, OutcomeBatch, Push, QuotaCharge, Recorded,
+};
 use crate::stage::StageError;
 use crate::wechat::Endpoint;
 
@@ -75,7 +77,7 @@ impl<'a> Claimer<'a> {
         let stops = self.pushing.stops.clone();
         tokio::select! {
             // What it was writing is found again as in flight, if it was written.
-            () = stops.ledger_is_kept.cancelled() => {}
+            () = stops.out_of_patience(self.pushing.cx.hands.clock) => {}
             done = self.claim_all(&claimed) => if let Err(error) = done {
                 stops.stop(End::Failed(error));
             }
@@ -309,9 +311,18 @@ impl<'a> Claimer<'a> {
             }
         }
         if !outcomes.is_empty() {
-            let batch =
-                OutcomeBatch { outcomes: &outcomes, suppressions: &[], gone: &[], give_back: None, errors: 0, now };
-            let _ = cx.hands.ledger.record_outcomes(cx.lease, self.pushing.push.key, batch).await?;
+            // Nothing is sent to them, though each had a call reserved.
+            let charge = self.charge();
+            let give_back = Some(GiveBack {
+                account: charge.account,
+                endpoint: charge.endpoint,
+                day: charge.day,
+                n: u64::try_from(outcomes.len()).unwrap_or(u64::MAX),
+            });
+            let batch = OutcomeBatch { outcomes: &outcomes, suppressions: &[], gone: &[], give_back, errors: 0, now };
+            if cx.hands.ledger.record_outcomes(cx.lease, self.pushing.push.key, batch).await? == Recorded::LeaseLost {
+                return Err(StageError::LeaseLost);
+            }
         }
         Ok(if items.is_empty() { Step::NothingToSend } else { Step::Claimed(items) })
     }

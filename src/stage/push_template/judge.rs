@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 
 use super::{End, Item, SaidBy};
 use crate::clock::Timestamp;
-use crate::domain::{DeliveryState, may_repeat};
+use crate::domain::{DeliveryState, may_repeat, window_is_over_at};
 use crate::ledger::Outcome;
 use crate::pace::Answer;
 use crate::wechat::{CodeClass, SendOutcome, class_of, lookup_code};
@@ -19,6 +19,8 @@ const MOST_SLOW_TRIES: u32 = 3;
 const MOST_TOKEN_TRIES: u32 = 3;
 /// How often a recipient is put back for that: a dead token stops the push long before.
 const MOST_TOKEN_ATTEMPTS: u32 = 4;
+/// Attempts after which nobody is sent to once more for want of an answer.
+const MOST_ATTEMPTS_IN_DOUBT: u32 = 4;
 /// How long whoever was put back waits.
 const TOKEN_WAIT: TimeDelta = TimeDelta::seconds(20);
 
@@ -70,12 +72,17 @@ fn refused(item: &Item, class: CodeClass, refusal: &Refusal<'_>, now: Timestamp)
     let settled = |state, reason: &str| {
         Verdict::Settled(Outcome { reason: Some(reason.to_owned()), errcode: Some(errcode), ..ended(item, state, now) })
     };
+    let failed = |reason: &str| match item.in_doubt {
+        // Whoever is counted as failed may be sent to again: not somebody who may have the message.
+        true => settled(DeliveryState::Unconfirmed, &format!("refused, but an earlier try may have arrived: {reason}")),
+        false => settled(DeliveryState::Failed, reason),
+    };
     match class {
         // An earlier try of ours was taken: this person has it, or will.
         CodeClass::Done if errcode != DUPLICATE_IN_A_MINUTE || item.in_doubt => {
             Verdict::Settled(ended(item, DeliveryState::Sent, now))
         }
-        CodeClass::Done => settled(DeliveryState::Failed, "the same content went to this person within a minute"),
+        CodeClass::Done => failed("the same content went to this person within a minute"),
         CodeClass::Held => settled(DeliveryState::Held, "under WeChat's review"),
         CodeClass::Recipient => match refusal.field {
             Some(field) if refusal.constant_fields.iter().any(|name| name == field) => Verdict::Stop(End::Halted {
@@ -84,11 +91,11 @@ fn refused(item: &Item, class: CodeClass, refusal: &Refusal<'_>, now: Timestamp)
                     "WeChat says {errcode}: field `{field}` is refused, and it is the same for everybody; mend it"
                 ),
             }),
-            Some(field) => settled(DeliveryState::Failed, &format!("field `{field}` refused")),
-            None => settled(DeliveryState::Failed, meaning(errcode)),
+            Some(field) => failed(&format!("field `{field}` refused")),
+            None => failed(meaning(errcode)),
         },
         CodeClass::SlowRecipient if item.tries < MOST_SLOW_TRIES => again(item, Duration::from_secs(2), item.in_doubt),
-        CodeClass::SlowRecipient => settled(DeliveryState::Failed, meaning(errcode)),
+        CodeClass::SlowRecipient => failed(meaning(errcode)),
         CodeClass::Retry => busy(item, errcode, now),
         CodeClass::Slow => Verdict::Again { after: to_next_minute(now), in_doubt: item.in_doubt },
         CodeClass::Quota => Verdict::Stop(End::QuotaSpent {
@@ -108,7 +115,7 @@ fn refused(item: &Item, class: CodeClass, refusal: &Refusal<'_>, now: Timestamp)
         CodeClass::Unknown if item.tries < 2 => again(item, Duration::from_secs(1), item.in_doubt),
         CodeClass::Unknown => {
             tracing::warn!(errcode, "WeChat answers with a code that is not known: {errcode} ({})", refusal.errmsg);
-            settled(DeliveryState::Failed, "a code of WeChat that is not known")
+            failed("a code of WeChat that is not known")
         }
     }
 }
@@ -130,6 +137,7 @@ fn refused_token(item: &Item, errcode: i64, now: Timestamp) -> Verdict {
     let outcome = Outcome { reason, errcode: Some(errcode), ..ended(item, state, now) };
     match state {
         DeliveryState::Pending => Verdict::PutBack(Outcome { retry_at: Some(now + TOKEN_WAIT), ..outcome }),
+        DeliveryState::Unconfirmed => Verdict::Settled(Outcome { retry_at: once_more_at(item), ..outcome }),
         _ => Verdict::Settled(outcome),
     }
 }
@@ -141,6 +149,7 @@ fn busy(item: &Item, errcode: i64, now: Timestamp) -> Verdict {
     Verdict::Settled(Outcome {
         reason: Some("WeChat stayed busy".to_owned()),
         errcode: Some(errcode),
+        retry_at: once_more_at(item),
         ..ended(item, DeliveryState::Unconfirmed, now)
     })
 }
@@ -156,8 +165,15 @@ fn no_answer(item: &Item, may_have_left: bool, reason: &str, now: Timestamp) -> 
     Verdict::Settled(Outcome {
         reason: Some(format!("no answer: {reason}")),
         errcode: item.last_errcode,
+        retry_at: once_more_at(item),
         ..ended(item, DeliveryState::Unconfirmed, now)
     })
+}
+
+/// From when on somebody to whom nobody answered may be sent to once more, where the pipeline chose that. Not for ever: one
+/// whose answers never come may get each of these.
+fn once_more_at(item: &Item) -> Option<Timestamp> {
+    (item.attempt < MOST_ATTEMPTS_IN_DOUBT).then(|| window_is_over_at(item.first_try_at))
 }
 
 /// Doubling from `first`, at most a minute.

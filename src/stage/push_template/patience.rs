@@ -7,6 +7,7 @@ use super::quota::Allowance;
 use super::stand::{halt, wait, wait_here};
 use super::stops::SaidBy;
 use super::{End, Push, Pushing, approval, canary, finish, orders, reread, settle_left_in_doubt};
+use crate::config::settings::Unconfirmed;
 use crate::domain::{DeliveryState, QuotaDay};
 use crate::stage::{StageContext, StageError, StageOutcome};
 
@@ -85,11 +86,34 @@ impl Patience {
     async fn exhausted(&mut self, pushing: &Pushing<'_>, push: &Push) -> Result<Next, StageError> {
         let (cx, clock) = (pushing.cx, pushing.cx.hands.clock);
         if push.counts.pending == 0 {
+            if self.once_more(pushing, push).await? {
+                return Ok(Next::Again);
+            }
             cx.hands.ledger.end_push(cx.lease, push.key, "done", clock.now()).await?;
             let push = reread(cx, push).await?;
             return Ok(Next::Stop(finish(cx, &push).await?));
         }
         self.retry(pushing, push).await
+    }
+
+    /// Where the pipeline chose so, whoever got no answer is owed the message again once WeChat's window is over: until then
+    /// an event may still tell of them. Says whether anybody is left for that.
+    async fn once_more(&mut self, pushing: &Pushing<'_>, push: &Push) -> Result<bool, StageError> {
+        let (cx, clock) = (pushing.cx, pushing.cx.hands.clock);
+        let is_chosen = pushing.plan.unconfirmed == Unconfirmed::Resend && push.rest_reason.is_none();
+        if !is_chosen || push.counts.unconfirmed == 0 {
+            return Ok(false);
+        }
+        let Some(until) = cx.hands.ledger.next_repeat_at(push.key).await? else { return Ok(false) };
+        if until > clock.now() {
+            let reason = format!(
+                "of {} recipients it is not known whether they have the message: sent once more then",
+                push.counts.unconfirmed
+            );
+            wait_here(pushing, until, &reason).await?;
+        }
+        cx.hands.ledger.allow_repeats(cx.lease, push.key, clock.now()).await?;
+        Ok(true)
     }
 
     /// Waits until somebody who was put back may be tried again.

@@ -66,8 +66,6 @@ pub struct Outbox {
     over: AtomicBool,
     /// Messages that were sent for the first time since they were claimed.
     first_tries: AtomicU64,
-    /// Messages that were claimed, each with one call reserved for it.
-    claimed: AtomicU64,
 }
 
 impl Outbox {
@@ -84,11 +82,6 @@ impl Outbox {
     /// A claimed message goes out for the first time, by the call that its claim reserved.
     pub fn first_try(&self) {
         self.first_tries.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// So many more are on their way, each with a call reserved for it.
-    pub fn claimed(&self, messages: usize) {
-        self.claimed.fetch_add(u64::try_from(messages).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Nothing more comes.
@@ -129,17 +122,17 @@ pub struct Recorder<'a> {
     sends_before: u64,
     /// Calls beyond those that claims reserved, as far as they are in the ledger.
     charged: u64,
-    /// Reserved calls that went back, with those whom nothing was sent to.
-    given_back: u64,
+    /// The name of this session's tally.
+    tally: String,
 }
 
 impl<'a> Recorder<'a> {
-    pub fn new(pushing: &'a Pushing<'a>, permits: Arc<Semaphore>, outbox: Arc<Outbox>) -> Self {
+    pub fn new(pushing: &'a Pushing<'a>, tally: String, permits: Arc<Semaphore>, outbox: Arc<Outbox>) -> Self {
         let day = QuotaDay::of(pushing.cx.hands.clock.now());
         let counts = pushing.push.counts;
         let sends_before = pushing.cx.calls.made(Endpoint::TemplateSend);
         let done = counts.recipients - counts.pending;
-        Self { pushing, permits, outbox, day, done, sends_before, charged: 0, given_back: 0 }
+        Self { pushing, permits, outbox, day, done, sends_before, charged: 0, tally }
     }
 
     /// Records until the sender ends. When the ledger cannot be written the push stops before the next send.
@@ -212,9 +205,8 @@ impl<'a> Recorder<'a> {
             }
             recorded => recorded?,
         };
-        match recorded {
-            Recorded::LeaseLost => return Err(StageError::LeaseLost),
-            Recorded::Yes { .. } => self.given_back += unused,
+        if recorded == Recorded::LeaseLost {
+            return Err(StageError::LeaseLost);
         }
         self.charge_repeats().await?;
         self.permits.add_permits(group.len());
@@ -246,15 +238,10 @@ impl<'a> Recorder<'a> {
     /// Whoever was kept back by the stop with their turn begun, and whoever is in doubt and was not asked for again, took no
     /// call, and has no outcome that says so: what is reserved beyond the calls made goes back.
     async fn give_back_unmade(&self) -> Result<(), StageError> {
-        let Pushing { cx, plan, .. } = *self.pushing;
+        let Pushing { cx, push, .. } = self.pushing;
         let made = cx.calls.made(Endpoint::TemplateSend) - self.sends_before;
-        let reserved = self.outbox.claimed.load(Ordering::Relaxed) + self.charged;
-        let unmade = reserved.saturating_sub(self.given_back + made);
-        if unmade > 0 {
-            let (ledger, endpoint) = (&cx.hands.ledger, Endpoint::TemplateSend.as_str());
-            ledger.give_back_calls(&plan.account, endpoint, self.day, unmade).await?;
-        }
-        Ok(())
+        let tally = (Endpoint::TemplateSend.as_str(), self.tally.as_str(), made);
+        Ok(cx.hands.ledger.end_tally(cx.lease, push.key, tally).await?)
     }
 
     /// A claim reserves one call; every other is charged here: repeats, and second tries after a refused token.
@@ -271,7 +258,7 @@ impl<'a> Recorder<'a> {
                 limit: None,
                 keep: 0,
             };
-            cx.hands.ledger.reserve_calls(&charge, new).await?;
+            cx.hands.ledger.charge_calls(self.pushing.push.key, &charge, new).await?;
             self.charged += new;
         }
         Ok(())
@@ -296,5 +283,6 @@ impl<'a> Recorder<'a> {
 }
 
 fn failed_with(one: &Settled, errcodes: &[i64]) -> bool {
-    one.outcome.state == DeliveryState::Failed && one.outcome.errcode.is_some_and(|code| errcodes.contains(&code))
+    let is_refused = matches!(one.outcome.state, DeliveryState::Failed | DeliveryState::Unconfirmed);
+    is_refused && one.outcome.errcode.is_some_and(|code| errcodes.contains(&code))
 }

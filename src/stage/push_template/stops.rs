@@ -1,12 +1,16 @@
 //! Why and whether a push comes to a stop.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::ledger::LedgerError;
 use crate::stage::StageError;
+
+/// Of the ten seconds that a stop may take, what is left for the end of the run is enough for a process that ends.
+const STOPPED_WITHIN: Duration = Duration::from_millis(9_200);
 
 /// Why sending came to a stop.
 #[derive(Debug)]
@@ -103,6 +107,19 @@ impl Stops {
         drop(ending);
         self.halt.cancel();
         is_first
+    }
+
+    /// Comes when no write to the ledger is waited for any more: somebody keeps it busy, or a stop has taken its time. What
+    /// could not be recorded is found again as in flight.
+    pub async fn out_of_patience(&self, clock: Clock) {
+        let has_taken_its_time = async {
+            self.halt.cancelled().await;
+            clock.sleep(STOPPED_WITHIN).await;
+        };
+        tokio::select! {
+            () = self.ledger_is_kept.cancelled() => {}
+            () = has_taken_its_time => {}
+        }
     }
 
     /// Whether it stops because WeChat refused a send with 45009.

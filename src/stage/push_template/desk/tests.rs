@@ -154,6 +154,8 @@ impl Day {
         let is_owed = state == DeliveryState::Pending;
         let by_choice = self.resends && settled.outcome.reason.as_deref() == Some("no answer while a repeat was safe");
         assert!(!is_owed || !self.may_have_it[&seq] || by_choice, "{seq} may have it and is owed it again");
+        let is_failed = state == DeliveryState::Failed;
+        assert!(!is_failed || !self.may_have_it[&seq], "{seq} may have it and would be sent it again with the failed");
     }
 
     fn take(&mut self, step: Step) {
@@ -225,6 +227,22 @@ proptest! {
         }
         day.close();
     }
+}
+
+#[test]
+fn whoever_may_have_it_and_is_refused_the_second_time_stays_unconfirmed_with_the_refusal_told() {
+    let mut day = Day::begin(Unconfirmed::Resend);
+    let code = CODES.iter().position(|own| *own == 43004).unwrap();
+    day.take(Step::Fresh(1));
+    day.take(Step::Start);
+    day.take(Step::Answer(0, Said::Nothing { may_have_left: true }));
+    day.take(Step::Pass(2));
+    day.take(Step::Start);
+    let item = day.in_flight.pop().unwrap();
+    let settled = day.desk.settle(item, &Said::Code(code).outcome(), (day.wall, day.monotonic)).unwrap();
+    let Outcome { state, reason, errcode, retry_at, .. } = settled.outcome;
+    assert_eq!((state, errcode, retry_at), (DeliveryState::Unconfirmed, Some(43004), None), "nor once more by choice");
+    assert!(reason.unwrap().starts_with("refused, but an earlier try may have arrived: "));
 }
 
 #[test]
