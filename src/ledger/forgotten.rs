@@ -63,6 +63,7 @@ impl Ledger {
             found.deliveries +=
                 count("update deliveries set openid = $2, unionid = null where openid = $1 or unionid = $1").await?;
             found.follower_marks += count("delete from follower_marks where openid = $1 and $2 is not null").await?;
+            count("delete from follower_events where openid = $1 and $2 is not null").await?;
             found.callbacks += count("delete from callbacks where openid = $1 and $2 is not null").await?;
             found.suppressions +=
                 count("delete from suppressions where (openid = $1 or unionid = $1) and $2 is not null").await?;
@@ -101,6 +102,7 @@ impl Ledger {
                 "select exists (select 1 from forgotten where hash = $2)
                      or exists (select 1 from deliveries where openid = $1 or unionid = $1)
                      or exists (select 1 from follower_marks where openid = $1)
+                     or exists (select 1 from follower_events where openid = $1)
                      or exists (select 1 from callbacks where openid = $1)
                      or exists (select 1 from suppressions where openid = $1 or unionid = $1)
                      or exists (select 1 from audit where instr(detail, $1) > 0)",

@@ -17,6 +17,7 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (7, include_str!("migrations/0007_canary.sql")),
     (8, include_str!("migrations/0008_written_deliveries.sql")),
     (9, include_str!("migrations/0009_msgids.sql")),
+    (15, include_str!("migrations/0015_follower_events.sql")),
 ];
 
 /// The version that this program makes.

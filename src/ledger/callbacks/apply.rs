@@ -304,8 +304,8 @@ fn distinct<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
 /// When the walk behind each account's current followers began.
 async fn walks_began(tx: &mut SqliteConnection) -> Result<HashMap<String, i64>, LedgerError> {
     let rows = sqlx::query(
-        "select slice, as_of from snapshots
-         where table_name = 'followers' and published_at is not null and superseded_at is null",
+        "select slice, min(as_of) as as_of from snapshots
+         where events_to is not null and published_at is not null and superseded_at is null group by slice",
     )
     .fetch_all(tx)
     .await
