@@ -237,7 +237,15 @@ pub const TABLES: &[TableSpec] = &[
         name: "left_out",
         row: "given by the SELECT, not in the set",
         is_live: true,
-        columns: &[RUN_ID, PIPELINE, STAGE, ACCOUNT, OPENID, UNIONID, column("reason", Text, "why it was left out")],
+        columns: &[
+            RUN_ID,
+            PIPELINE,
+            STAGE,
+            ACCOUNT,
+            column("openid", Text, "person towards the Official Account; of one who was forgotten a salted hash"),
+            UNIONID,
+            column("reason", Text, "why it was left out"),
+        ],
     },
     TableSpec {
         name: "pushes",
