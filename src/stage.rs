@@ -310,6 +310,7 @@ impl NewSnapshot {
             source_hash: None,
             made_at: cx.hands.clock.now(),
             fence: cx.lease.fence,
+            events_to: None,
         }
     }
 }

@@ -94,6 +94,7 @@ async fn make_tables(space: &Space, followers: u64, users: u64) -> Vec<(String, 
             source_hash: None,
             made_at: now,
             fence: lease.fence,
+            events_to: None,
         };
         ledger.record_snapshot(&lease, &record).await.expect("a snapshot");
         files.push((table.to_owned(), target));
@@ -153,7 +154,7 @@ fn bare(space: &Space, files: &[(String, PathBuf)]) -> f64 {
     let session = engine(space).session().expect("a session");
     for (table, path) in files {
         session
-            .add_table(&TableSource { name: table.clone(), columns: Vec::new(), parts: vec![path.clone()] })
+            .add_table(&TableSource { name: table.clone(), columns: Vec::new(), parts: vec![path.clone()], sql: None })
             .expect("a view");
     }
     let out = space.folder.path().join("bare");
@@ -164,6 +165,7 @@ fn bare(space: &Space, files: &[(String, PathBuf)]) -> f64 {
             name: "identities".to_owned(),
             columns: Vec::new(),
             parts: vec![out.join("identities.parquet")],
+            sql: None,
         })
         .expect("a view");
     let set = format!(

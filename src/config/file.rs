@@ -14,7 +14,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::environment::{Environment, Unfilled};
-use super::problems::{Problems, suggestion};
+use super::problems::{Problems, accepted, suggestion};
 use super::settings::Place;
 use super::units::{self, Unread};
 
@@ -233,7 +233,7 @@ impl<'a> Field<'a> {
         if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
             return Some(*value);
         }
-        let hint = suggestion(&text, words.iter().map(|(word, _)| *word), "");
+        let hint = accepted(&text, words.iter().map(|(word, _)| *word));
         self.refuse(format!("\"{text}\" is not a value of `{}`", self.name), hint);
         None
     }

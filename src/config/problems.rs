@@ -195,6 +195,13 @@ pub(super) fn suggestion<'a>(word: &str, known: impl Iterator<Item = &'a str> + 
     if names.is_empty() { none.to_owned() } else { format!("known here: {}", names.join(", ")) }
 }
 
+/// The same for a set that nothing can be added to: all that is accepted, after the nearest.
+pub(super) fn accepted<'a>(word: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+    let near = nearest(word, known.clone()).map_or_else(String::new, |name| format!("did you mean `{name}`? "));
+    let names: Vec<String> = known.map(|name| format!("`{name}`")).collect();
+    format!("{near}accepted: {}", names.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

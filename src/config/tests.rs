@@ -247,8 +247,31 @@ fn rules_of_fields_are_changed_by_type_and_narrowed_by_name() {
     assert!(rules.check("number1", "3.14").is_ok(), "the others stay as they are");
     let wrong = "[fields]\nthing = { mots = 30 }\nconst4 = { most = 3 }\nphrase = { form = \"latin\" }\n";
     let problems = read(&[(CONFIG_FILE, &format!("{account}{wrong}"))]).problems.to_string();
-    for part in ["did you mean `most`", "`values` is missing", "latin"] {
+    for part in ["did you mean `most`", "`values` is missing", "latin", "accepted: `any`, `no_chinese`, `number`"] {
         assert!(problems.contains(part), "{part}: {problems}");
+    }
+    let wrong = "[fields]\nthng = { most = 30 }\nconst4 = { values = [] }\ncnst5 = { values = [\"a\"] }\nkeyword1 = { values = [\"a\"] }\n";
+    let loaded = read(&[(CONFIG_FILE, &format!("{account}{wrong}"))]);
+    let told: Vec<(usize, usize, String)> = loaded
+        .problems
+        .to_json()
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| {
+            let number = |key: &str| usize::try_from(one[key].as_u64().unwrap()).unwrap();
+            (number("line"), number("column"), format!("{} {}", one["message"], one["hint"]))
+        })
+        .collect();
+    assert_eq!(told.iter().map(|(line, column, _)| (*line, *column)).collect::<Vec<_>>(), [(5, 1), (6, 21), (7, 1)]);
+    for (at, part) in [
+        (0, "`thng` is no type of field"),
+        (0, "did you mean `thing`? accepted: "),
+        (0, "`phrase`"),
+        (1, "no value is left"),
+        (2, "did you mean `const`?"),
+    ] {
+        assert!(told[at].2.contains(part), "{part}: {told:?}");
     }
 }
 
@@ -316,6 +339,10 @@ fn a_wrong_pipeline_tells_where_and_what_instead() {
         (push("data = { a = \"1\" }\nwindow = \"9-21\""), vec![(8, 10, "not a window", "09:00-21:00")]),
         (push("data = { a = \"1\" }\nhalt_when = { failed_share = 20 }"), vec![(8, 30, "20 is not a share", "for 20 % write 0.2")]),
         (push("data = { a = \"1\" }\ncanary = { wait = \"1m\" }"), vec![(8, 10, "`first` is missing", "")]),
+        (push("data = { a = \"1\" }\nexpires = \"5h\"\ncanary = { first = 9, wait = \"10h\" }"), vec![(9, 30, "the canary waits 36000 s, and the push expires after 18000 s", "shorter than `expires` (\"5h\")")]),
+        (push("data = { a = \"1\" }\nexpires = \"5m\"\ncanary = { first = 9 }"), vec![(9, 10, "the canary waits 600 s", "\"5m\"")]),
+        (push("data = { a = \"1\" }\non_invalid = \"halt\""), vec![(8, 14, "\"halt\" is not a value of `on_invalid`", "accepted: `stop`, `skip`")]),
+        (push("data = { a = \"1\" }\npriority = \"campain\""), vec![(8, 12, "not a value of `priority`", "did you mean `campaign`? accepted: `campaign`, `service`")]),
         (push("data = { a = \"1\" }\nrate = 50"), vec![(8, 8, "a rate has a unit", "\"50/s\"")]),
         (push("data = { a = \"1\" }\napprove = \"yes\""), vec![(8, 11, "a text stands where true or false", "")]),
         (push("data = { a = \"1\" }").replace("\"t\"", "\"\""), vec![(6, 15, "`template_id` is empty", "")]),
@@ -376,7 +403,11 @@ fn a_workspace_without_its_config_says_so_and_still_reads_the_pipelines() {
     let loaded = read(&[("pipelines/p.toml", "[stages.f]\nkind = \"extract_folowers\"\n")]);
     let found = loaded.problems.to_json();
     assert_eq!(found[0]["message"], "there is no such file");
-    assert_eq!(found[1]["hint"], "did you mean `extract_followers`?");
+    assert_eq!(
+        found[1]["hint"],
+        "did you mean `extract_followers`? accepted: `extract_followers`, `enrich_unionids`, `load_users`, `join_identities`, \
+         `measure_coverage`, `sql`, `materialize_recipients`, `push_template`, `publish`"
+    );
     assert_eq!(loaded.problems.len(), 2);
 }
 

@@ -11,7 +11,7 @@ use chrono_tz::Tz;
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 
-use super::problems::nearest;
+use super::problems::{accepted, nearest};
 use super::settings::{Schedule, Window};
 
 /// What could not be read, and what would be accepted.
@@ -232,11 +232,7 @@ pub(super) fn column_type(text: &str) -> Result<String, Unread> {
         None => (text.trim(), None),
     };
     let Some(known) = COLUMN_TYPES.iter().find(|known| known.eq_ignore_ascii_case(name)) else {
-        let near = nearest(name, COLUMN_TYPES.into_iter());
-        return Err(wrong(near.map_or_else(
-            || "use varchar, bigint, double, decimal(12,2), boolean, date or timestamp".to_owned(),
-            |name| format!("did you mean `{name}`?"),
-        )));
+        return Err(wrong(accepted(name, COLUMN_TYPES.into_iter())));
     };
     let Some(arguments) = arguments else { return Ok((*known).to_owned()) };
     let numbers: Option<Vec<u8>> =
@@ -297,7 +293,10 @@ mod tests {
         assert_eq!(timezone("Asia/Shangai").unwrap_err().hint, "did you mean `Asia/Shanghai`?");
         assert_eq!(column_type("DECIMAL(12, 2)").unwrap(), "decimal(12,2)");
         assert_eq!(column_type("bigint").unwrap(), "bigint");
-        assert_eq!(column_type("bigintt").unwrap_err().hint, "did you mean `bigint`?");
+        assert_eq!(
+            column_type("bigintt").unwrap_err().hint,
+            format!("did you mean `bigint`? {}", accepted("", COLUMN_TYPES.into_iter()))
+        );
         assert!(column_type("decimal(2,12)").is_err() && column_type("varchar(a)").is_err());
     }
 }

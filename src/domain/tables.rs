@@ -61,8 +61,16 @@ pub const TABLES: &[TableSpec] = &[
         columns: &[
             ACCOUNT,
             OPENID,
-            column("first_seen_at", Timestamp, "start of the walk that saw the person first, UTC"),
-            column("last_seen_at", Timestamp, "start of the last walk that saw the person, UTC"),
+            column(
+                "first_seen_at",
+                Timestamp,
+                "start of the walk that saw the person first, or the subscribe event that told of the person before, UTC",
+            ),
+            column(
+                "last_seen_at",
+                Timestamp,
+                "start of the last walk that saw the person, or a later subscribe event, UTC",
+            ),
             column("active", Boolean, "follows, as far as the last walk and later events tell"),
         ],
     },
@@ -75,7 +83,11 @@ pub const TABLES: &[TableSpec] = &[
             ACCOUNT,
             OPENID,
             column("change", Text, "follow or unfollow"),
-            column("seen_at", Timestamp, "when the change was seen, UTC"),
+            column(
+                "seen_at",
+                Timestamp,
+                "when it happened, by the event; else the start of the walk that found it, UTC",
+            ),
             column("source", Text, "walk or event"),
         ],
     },
@@ -225,7 +237,15 @@ pub const TABLES: &[TableSpec] = &[
         name: "left_out",
         row: "given by the SELECT, not in the set",
         is_live: true,
-        columns: &[RUN_ID, PIPELINE, STAGE, ACCOUNT, OPENID, UNIONID, column("reason", Text, "why it was left out")],
+        columns: &[
+            RUN_ID,
+            PIPELINE,
+            STAGE,
+            ACCOUNT,
+            column("openid", Text, "person towards the Official Account; of one who was forgotten a salted hash"),
+            UNIONID,
+            column("reason", Text, "why it was left out"),
+        ],
     },
     TableSpec {
         name: "pushes",

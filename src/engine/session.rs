@@ -45,11 +45,16 @@ pub struct TableSource {
     pub columns: Vec<(String, String)>,
     /// Absolute paths of Parquet files.
     pub parts: Vec<PathBuf>,
+    /// What reads it, where it is more than its columns over its parts; all it reads are `parts`.
+    pub sql: Option<String>,
 }
 
 impl TableSource {
     /// The SELECT that reads it: its columns over its parts, or no row when it has none.
     pub fn select(&self) -> String {
+        if let Some(sql) = &self.sql {
+            return sql.clone();
+        }
         if self.parts.is_empty() {
             let nulls: Vec<String> =
                 self.columns.iter().map(|(name, ty)| format!("cast(null as {ty}) as {}", quoted(name))).collect();
@@ -287,7 +292,7 @@ mod tests {
     fn table(folder: &Path, name: &str, sql: &str) -> TableSource {
         let part = folder.join(format!("{name}.parquet"));
         session(folder).copy(sql, &Params::new(), &part).unwrap();
-        TableSource { name: name.to_owned(), columns: Vec::new(), parts: vec![part] }
+        TableSource { name: name.to_owned(), columns: Vec::new(), parts: vec![part], sql: None }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use sqlx::AssertSqlSafe;
 
 use super::error::Doing;
 use super::sql::{Columns, batches, read_all, repeated};
-use super::{Ledger, LedgerError};
+use super::{Ledger, LedgerError, forgotten};
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::{AccountName, OpenId};
 
@@ -54,12 +54,16 @@ const DOING: &str = "keep events";
 
 impl Ledger {
     /// Keeps events in one transaction; when this returns they are on the disk. Says how many were new: an event that is
-    /// told again is kept once.
+    /// told again is kept once. What tells of a forgotten person is not kept, unless it names a message: then without the
+    /// person.
     pub async fn keep_callbacks(&self, events: &[NewCallback], now: Timestamp) -> Result<u64, LedgerError> {
         let now = to_micros(now);
         let mut tx = self.begin(DOING).await?;
         let mut new = 0;
-        for events in batches(events) {
+        let forgotten = forgotten::among(&mut tx, events.iter().map(|event| event.openid.as_str())).await?;
+        let is_forgotten = |event: &&NewCallback| forgotten.contains(event.openid.as_str());
+        let kept: Vec<&NewCallback> = events.iter().filter(|event| event.msgid != 0 || !is_forgotten(event)).collect();
+        for events in batches(&kept) {
             let sql = format!(
                 "insert into callbacks (account, openid, created_at, event, event_key, msgid, status, received_at,
                      due_at)
@@ -70,7 +74,7 @@ impl Ledger {
             for event in events {
                 query = query
                     .bind(event.account.as_str())
-                    .bind(event.openid.as_str())
+                    .bind(if is_forgotten(event) { forgotten::NOBODY } else { event.openid.as_str() })
                     .bind(to_micros(event.created_at))
                     .bind(&event.event)
                     .bind(&event.event_key)

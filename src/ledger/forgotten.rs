@@ -2,7 +2,7 @@
 //! known again should an export or a follower list bring them back. The counts of past pushes stay: their deliveries
 //! remain without a name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use sqlx::SqliteConnection;
 
@@ -14,8 +14,8 @@ use crate::domain::{OpenId, UnionId, person_hash};
 
 /// The key of the salt among the ledger's single values.
 const SALT: &str = "forget_salt";
-/// What stands in a delivery in place of an openid.
-const NOBODY: &str = "forgotten";
+/// What stands in a delivery, and in a later event about it, in place of an openid.
+pub(super) const NOBODY: &str = "forgotten";
 
 /// Whom to forget, by every id that is known of the person.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +63,7 @@ impl Ledger {
             found.deliveries +=
                 count("update deliveries set openid = $2, unionid = null where openid = $1 or unionid = $1").await?;
             found.follower_marks += count("delete from follower_marks where openid = $1 and $2 is not null").await?;
+            count("delete from follower_events where openid = $1 and $2 is not null").await?;
             found.callbacks += count("delete from callbacks where openid = $1 and $2 is not null").await?;
             found.suppressions +=
                 count("delete from suppressions where (openid = $1 or unionid = $1) and $2 is not null").await?;
@@ -101,6 +102,7 @@ impl Ledger {
                 "select exists (select 1 from forgotten where hash = $2)
                      or exists (select 1 from deliveries where openid = $1 or unionid = $1)
                      or exists (select 1 from follower_marks where openid = $1)
+                     or exists (select 1 from follower_events where openid = $1)
                      or exists (select 1 from callbacks where openid = $1)
                      or exists (select 1 from suppressions where openid = $1 or unionid = $1)
                      or exists (select 1 from audit where instr(detail, $1) > 0)",
@@ -149,6 +151,33 @@ async fn remember_hash(tx: &mut SqliteConnection, hash: &str, order: Order<'_>) 
         .await
         .doing("keep the hash of a person")?;
     Ok(())
+}
+
+/// Those of `ids` that are a forgotten person's, inside a writing transaction: nothing of them is written in the clear again.
+pub(super) async fn among<'a>(
+    tx: &mut SqliteConnection,
+    ids: impl Iterator<Item = &'a str>,
+) -> Result<HashSet<&'a str>, LedgerError> {
+    const DOING: &str = "look up who was forgotten";
+    let salt: Option<String> =
+        sqlx::query_scalar("select value from meta where key = $1 and exists (select 1 from forgotten)")
+            .bind(SALT)
+            .fetch_optional(&mut *tx)
+            .await
+            .doing(DOING)?;
+    let Some(salt) = salt else { return Ok(HashSet::new()) };
+    let mut forgotten = HashSet::new();
+    for id in ids {
+        let is_forgotten: bool = sqlx::query_scalar("select exists (select 1 from forgotten where hash = $1)")
+            .bind(person_hash(&salt, id))
+            .fetch_one(&mut *tx)
+            .await
+            .doing(DOING)?;
+        if is_forgotten {
+            forgotten.insert(id);
+        }
+    }
+    Ok(forgotten)
 }
 
 /// Adds those of `people` who were forgotten.

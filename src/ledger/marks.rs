@@ -8,9 +8,12 @@ use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::error::Doing;
 use super::sql::{Columns, batches, read_all, repeated};
-use super::{Ledger, LedgerError};
+use super::{Ledger, LedgerError, follower_events};
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::{AccountName, OpenId, UnionId};
+
+/// Times of events are whole seconds, rounded down.
+const SECOND_MICROS: i64 = 1_000_000;
 
 /// What is known of a follower since the last walk.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,8 +59,7 @@ impl Ledger {
         at: Timestamp,
         source: &str,
     ) -> Result<(), LedgerError> {
-        let mut connection = self.writer.acquire().await.doing("mark a follower")?;
-        upsert(&mut connection, &NewMark { account, openid, is_active: false, at, source }).await
+        self.mark(&NewMark { account, openid, is_active: false, at, source }).await
     }
 
     /// Remembers that somebody follows (again).
@@ -68,11 +70,18 @@ impl Ledger {
         at: Timestamp,
         source: &str,
     ) -> Result<(), LedgerError> {
-        let mut connection = self.writer.acquire().await.doing("mark a follower")?;
-        upsert(&mut connection, &NewMark { account, openid, is_active: true, at, source }).await
+        self.mark(&NewMark { account, openid, is_active: true, at, source }).await
     }
 
-    /// The marks of an account made at `since` or later, by openid.
+    async fn mark(&self, mark: &NewMark<'_>) -> Result<(), LedgerError> {
+        const DOING: &str = "mark a follower";
+        let mut tx = self.begin(DOING).await?;
+        upsert(&mut tx, mark).await?;
+        tx.commit().await.doing(DOING)
+    }
+
+    /// The marks of an account that a walk begun at `since` does not know better than, by openid. Times of events are whole
+    /// seconds, rounded down: one of the second in which it began is later.
     pub async fn follower_marks(
         &self,
         account: &AccountName,
@@ -80,10 +89,10 @@ impl Ledger {
     ) -> Result<Vec<FollowerMark>, LedgerError> {
         let rows = sqlx::query(
             "select openid, active, at, source from follower_marks
-             where account = $1 and at >= $2 and not undecided order by openid",
+             where account = $1 and at > $2 and not undecided order by openid",
         )
         .bind(account.as_str())
-        .bind(to_micros(since))
+        .bind(to_micros(since).saturating_sub(SECOND_MICROS))
         .fetch_all(&self.readers)
         .await
         .doing("list the marks of followers")?;
@@ -111,26 +120,33 @@ impl Ledger {
 
     /// Writes what the platform said of somebody undecided, unless a later event has said more since.
     pub async fn decide_mark(&self, decided: &FollowerMark, account: &AccountName) -> Result<(), LedgerError> {
-        sqlx::query(
+        const DOING: &str = "decide whether somebody follows";
+        let mut tx = self.begin(DOING).await?;
+        for statement in [
+            "insert into follower_events (account, openid, active, at, source)
+             select account, openid, $1, at, $2 from follower_marks
+             where account = $3 and openid = $4 and at = $5 and undecided",
             "update follower_marks set active = $1, source = $2, undecided = false
              where account = $3 and openid = $4 and at = $5 and undecided",
-        )
-        .bind(decided.active)
-        .bind(&decided.source)
-        .bind(account.as_str())
-        .bind(decided.openid.as_str())
-        .bind(to_micros(decided.at))
-        .execute(&self.writer)
-        .await
-        .doing("decide whether somebody follows")?;
-        Ok(())
+        ] {
+            sqlx::query(statement)
+                .bind(decided.active)
+                .bind(&decided.source)
+                .bind(account.as_str())
+                .bind(decided.openid.as_str())
+                .bind(to_micros(decided.at))
+                .execute(&mut *tx)
+                .await
+                .doing(DOING)?;
+        }
+        tx.commit().await.doing(DOING)
     }
 
-    /// Drops the marks of an account made before a walk began that is now in the tables.
+    /// Drops the marks of an account that a walk begun at `before`, now in the tables, knows better than.
     pub async fn drop_follower_marks(&self, account: &AccountName, before: Timestamp) -> Result<u64, LedgerError> {
-        let done = sqlx::query("delete from follower_marks where account = $1 and at < $2")
+        let done = sqlx::query("delete from follower_marks where account = $1 and at <= $2")
             .bind(account.as_str())
-            .bind(to_micros(before))
+            .bind(to_micros(before).saturating_sub(SECOND_MICROS))
             .execute(&self.writer)
             .await
             .doing("drop the marks of followers")?;
@@ -141,6 +157,7 @@ impl Ledger {
 /// Keeps a mark unless a later one is there: events may come out of order. One of the same moment that says the opposite
 /// makes it undecided, in whichever order they come and however often; what the platform was asked for stays.
 pub(super) async fn upsert(connection: &mut SqliteConnection, mark: &NewMark<'_>) -> Result<(), LedgerError> {
+    follower_events::insert(connection, mark).await?;
     sqlx::query(
         "insert into follower_marks (account, openid, active, at, source) values ($1, $2, $3, $4, $5)
          on conflict (account, openid) do update set active = excluded.active, at = excluded.at,

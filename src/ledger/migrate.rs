@@ -18,6 +18,7 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (8, include_str!("migrations/0008_written_deliveries.sql")),
     (9, include_str!("migrations/0009_msgids.sql")),
     (10, include_str!("migrations/0010_tallies_and_alerts.sql")),
+    (15, include_str!("migrations/0015_follower_events.sql")),
 ];
 
 /// The version that this program makes.

@@ -33,10 +33,12 @@ pub struct SnapshotRecord {
     pub source_hash: Option<String>,
     pub made_at: Timestamp,
     pub fence: i64,
+    /// Of a table of followers: the last of [`FollowerEvent`](super::FollowerEvent)s that is in it.
+    pub events_to: Option<i64>,
 }
 
 const SELECT: &str = "select id, table_name, slice, run_id, stage, as_of, row_count, bytes, parts, columns,
-    source_hash, made_at, fence from snapshots";
+    source_hash, made_at, fence, events_to from snapshots";
 
 impl Ledger {
     /// Stages a snapshot that is complete on disk. An earlier staged one of the same run, table and slice becomes
@@ -57,8 +59,8 @@ impl Ledger {
         .doing(DOING)?;
         sqlx::query(
             "insert into snapshots (id, table_name, slice, run_id, stage, as_of, row_count, bytes, parts, columns,
-                 source_hash, made_at, fence)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+                 source_hash, made_at, fence, events_to)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
         )
         .bind(&record.id)
         .bind(record.table.as_str())
@@ -73,6 +75,7 @@ impl Ledger {
         .bind(&record.source_hash)
         .bind(to_micros(record.made_at))
         .bind(record.fence)
+        .bind(record.events_to)
         .execute(&mut *tx)
         .await
         .doing(DOING)?;
@@ -272,6 +275,7 @@ fn read_snapshot(row: &SqliteRow) -> Result<SnapshotRecord, LedgerError> {
         source_hash: row.optional_text("source_hash")?,
         made_at: row.time("made_at")?,
         fence: row.read("fence")?,
+        events_to: row.read("events_to")?,
     })
 }
 
@@ -296,6 +300,7 @@ mod tests {
             source_hash: None,
             made_at: at(made),
             fence: 1,
+            events_to: None,
         }
     }
 

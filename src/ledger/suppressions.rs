@@ -89,7 +89,8 @@ impl Ledger {
         Ok(done.rows_affected())
     }
 
-    /// Makes the suppressions for an account's blacklist exactly these people; who stood there before keeps the time.
+    /// Makes the suppressions for an account's blacklist exactly these people; who stood there before keeps the time. Whoever
+    /// was forgotten is not sent to anyway, and not named again.
     pub async fn replace_blacklist(
         &self,
         account: &AccountName,
@@ -98,6 +99,9 @@ impl Ledger {
     ) -> Result<(), LedgerError> {
         const DOING: &str = "remember an account's blacklist";
         let mut tx = self.begin(DOING).await?;
+        let forgotten = forgotten::among(&mut tx, listed.iter().map(OpenId::as_str)).await?;
+        let forgotten: Vec<OpenId> = forgotten.into_iter().map(OpenId::new).collect();
+        listed.retain(|openid| !forgotten.contains(openid));
         let rows = sqlx::query("select id, openid from suppressions where account = $1 and reason = $2")
             .bind(account.as_str())
             .bind(BLACKLISTED)

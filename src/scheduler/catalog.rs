@@ -1,7 +1,7 @@
 //! `data/catalog.duckdb` from what is current: derived, written aside, renamed into place.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -60,12 +60,15 @@ async fn write(hands: &Hands, ending: Option<&Ending<'_>>, begun: Begun) -> Resu
     visible.add(hands.ledger.current_snapshots().await?);
     let mut tables = Vec::new();
     let mut live_parts = Vec::new();
+    let in_lake =
+        |part: &Path| part.strip_prefix(hands.lake.root()).ok().map(|path| path.to_string_lossy().into_owned());
+    let events = live::export_events(hands, &visible).await?;
+    live_parts.extend(events.as_ref().and_then(|events| in_lake(events.part())));
+    visible.lay_over(events);
     for spec in TABLES {
         let source = if live::is_live(spec.name) {
             let source = live::export_ending(hands, spec.name, ending).await?;
-            live_parts.extend(source.parts.iter().filter_map(|part| {
-                part.strip_prefix(hands.lake.root()).ok().map(|path| path.to_string_lossy().into_owned())
-            }));
+            live_parts.extend(source.parts.iter().filter_map(|part| in_lake(part)));
             Some(source)
         } else {
             visible.source(&hands.lake, spec.name)

@@ -396,7 +396,9 @@ impl Conductor {
         stages.only.clone_from(&request.only);
         stages.accept_drop.clone_from(&request.accept_drop);
         stages.who.clone_from(&request.who);
-        let carried = stages.all(watch).await?;
+        let carried = stages.all(watch).await;
+        stages.tidy()?;
+        let carried = carried?;
         let catalog = catalog::Begun::now(&self.hands);
         let merged =
             if matches!(carried, Carried::ToTheEnd { .. }) { stages.publish(false).await? } else { Vec::new() };

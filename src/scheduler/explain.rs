@@ -136,7 +136,7 @@ pub async fn explain(hands: &Hands, asked: &str) -> Result<Explanation, QueryErr
         conflicts,
         suppressions: select("suppressions", &["openid", "unionid"], "since").await?,
         is_forgotten: is_forgotten(hands, &ids).await.map_err(StageError::from)?,
-        sets: sets(hands, &list).await?,
+        sets: sets(hands, &list, &hashed(hands, &ids).await.map_err(StageError::from)?).await?,
     };
     explanation.is_unknown = explanation.followers.is_empty()
         && explanation.profiles.is_empty()
@@ -228,13 +228,19 @@ async fn is_forgotten(hands: &Hands, ids: &Ids) -> Result<bool, LedgerError> {
     Ok(ids.all().any(|id| hashes.binary_search(&crate::domain::person_hash(&salt, id)).is_ok()))
 }
 
-async fn sets(hands: &Hands, list: &str) -> Result<Vec<SetView>, QueryError> {
+/// The ids as a list for SQL, in the form that is left of them in later sets where the person was forgotten.
+async fn hashed(hands: &Hands, ids: &Ids) -> Result<String, LedgerError> {
+    let Some((salt, _)) = hands.ledger.forgotten().await? else { return Ok("''".to_owned()) };
+    Ok(ids.all().map(|id| text(&crate::domain::person_hash(&salt, id))).collect::<Vec<_>>().join(", "))
+}
+
+async fn sets(hands: &Hands, list: &str, hashed: &str) -> Result<Vec<SetView>, QueryError> {
     let columns = "run_id, pipeline, stage, account, openid";
     let sql = format!(
         "select {columns}, arm, cast(null as varchar) as left_out from recipients where openid in ({list}) or unionid in ({list})
          union all
          select {columns}, cast(null as varchar) as arm, reason as left_out from left_out
-         where openid in ({list}) or unionid in ({list})
+         where openid in ({list}) or unionid in ({list}) or openid in ({hashed})
          order by run_id desc, stage, left_out nulls first"
     );
     let sends = format!(

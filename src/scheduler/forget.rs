@@ -163,7 +163,12 @@ async fn openids(
 
 /// Makes a file readable as `part`; gives its columns.
 fn read_part(session: &Session, path: &Path) -> Result<Vec<(String, String)>, StageError> {
-    session.add_table(&TableSource { name: "part".to_owned(), columns: Vec::new(), parts: vec![path.to_owned()] })?;
+    session.add_table(&TableSource {
+        name: "part".to_owned(),
+        columns: Vec::new(),
+        parts: vec![path.to_owned()],
+        sql: None,
+    })?;
     Ok(session.bind("select * from part", &Params::new())?)
 }
 

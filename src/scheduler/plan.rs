@@ -126,6 +126,7 @@ pub async fn plan(request: &PlanRequest<'_>) -> Result<PlanView, StageError> {
     for index in in_order(request).await? {
         stages.push(estimator.stage(&pipeline.stages[index]).await?);
     }
+    estimator.tidy()?;
     Ok(summed(pipeline, continues, stages, &allowances))
 }
 

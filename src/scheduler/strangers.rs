@@ -38,7 +38,12 @@ pub async fn strangers(hands: &Hands, ids: &[String]) -> Result<Vec<String>, Sta
             if left.is_empty() {
                 break;
             }
-            session.add_table(&TableSource { name: "held".to_owned(), columns: Vec::new(), parts: place.parts })?;
+            session.add_table(&TableSource {
+                name: "held".to_owned(),
+                columns: Vec::new(),
+                parts: place.parts,
+                sql: None,
+            })?;
             let holds: Vec<String> =
                 place.columns.iter().map(|column| format!("id in (select {} from held)", quoted(column))).collect();
             let known = session.query(&format!("select id from asked where {}", holds.join(" or ")), &Params::new())?;
@@ -84,5 +89,5 @@ fn write_asked(hands: &Hands, ids: &[String]) -> Result<TableSource, StageError>
     let ids = ids.iter().map(|id| Some(id.clone())).collect();
     writer.write(Rows { columns: vec![("id".to_owned(), Values::Text(ids))] })?;
     let part = lake.absolute(&writer.finish()?.path);
-    Ok(TableSource { name: "asked".to_owned(), columns: Vec::new(), parts: vec![part] })
+    Ok(TableSource { name: "asked".to_owned(), columns: Vec::new(), parts: vec![part], sql: None })
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::router::House;
 use crate::clock::{Clock, Timestamp};
 use crate::ledger::{Ledger, LedgerError, NewCallback};
-use crate::scheduler::{events, reviews};
+use crate::scheduler::{catalog, events, reviews};
 
 /// Events of one transaction.
 const LARGEST_GROUP: usize = 512;
@@ -29,6 +29,8 @@ const BREATH: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_secs(1);
 const ASK_EVERY: TimeDelta = TimeDelta::seconds(30);
 const TIDY_EVERY: TimeDelta = TimeDelta::hours(1);
+/// What the catalog shows of followers is at most this much behind what was told of them.
+const CATALOG_EVERY: TimeDelta = TimeDelta::minutes(10);
 
 /// Hands events in. Cheap to clone.
 #[derive(Clone)]
@@ -90,7 +92,7 @@ async fn keep(mut inbox: mpsc::Receiver<Letter>, ledger: Ledger, clock: Clock, k
 /// Applies what was kept until `over`.
 pub async fn apply(house: House, kept: Arc<Notify>, over: CancellationToken) {
     let clock = house.app().hands().clock;
-    let mut chores = Chores { asked_at: clock.now(), tidied_at: clock.now() };
+    let mut chores = Chores { asked_at: clock.now(), tidied_at: clock.now(), shown_at: None, is_news: false };
     loop {
         if let Err(error) = chores.round(&house).await {
             tracing::warn!(error = %error, "events could not be applied; the next round goes on");
@@ -111,6 +113,10 @@ pub async fn apply(house: House, kept: Arc<Notify>, over: CancellationToken) {
 struct Chores {
     asked_at: Timestamp,
     tidied_at: Timestamp,
+    /// When the catalog was last written here.
+    shown_at: Option<Timestamp>,
+    /// Whether somebody came or went since.
+    is_news: bool,
 }
 
 impl Chores {
@@ -133,6 +139,13 @@ impl Chores {
             self.asked_at = now;
             events::ask_undecided(hands).await?;
             reviews::follow_up(hands).await?;
+        }
+        self.is_news |= applied.marked > 0;
+        if self.is_news && self.shown_at.is_none_or(|at| now - at >= CATALOG_EVERY) {
+            (self.shown_at, self.is_news) = (Some(now), false);
+            if let Err(error) = catalog::refresh(hands).await {
+                tracing::warn!(error = %error, "the catalog stays as it was");
+            }
         }
         if now - self.tidied_at >= TIDY_EVERY {
             self.tidied_at = now;

@@ -209,6 +209,7 @@ pub(super) async fn fetched_source(cx: &StageContext<'_>, account: &AccountName)
         name: "fetched".to_owned(),
         columns: part::schema().iter().map(|(name, ty)| ((*name).to_owned(), ty.sql().to_owned())).collect(),
         parts: parts.iter().map(|(_, path)| cx.hands.lake.absolute(path)).collect(),
+        sql: None,
     })
 }
 

@@ -12,6 +12,7 @@ use crate::engine::{TableSource, text};
 use crate::ledger::{LiveCursor, LiveTable};
 use crate::wechat::all_codes;
 
+use super::tables::{Visible, events::Events};
 use super::{Hands, StageError};
 
 /// Where tables are written out, relative to the lake.
@@ -72,7 +73,7 @@ impl Ending<'_> {
 /// As [`export`].
 pub async fn export_ending(hands: &Hands, name: &str, ending: Option<&Ending<'_>>) -> Result<TableSource, StageError> {
     let spec = table_spec(name).expect("live tables are declared");
-    let mut source = TableSource { name: name.to_owned(), columns: spec.sql_columns(), parts: Vec::new() };
+    let mut source = TableSource { name: name.to_owned(), columns: spec.sql_columns(), parts: Vec::new(), sql: None };
     let lake = hands.lake.scratch();
     let mut writer = lake.writer(&live_path(hands, name), &spec.part_schema())?;
     match live_table(name) {
@@ -140,6 +141,7 @@ pub async fn export_marks(hands: &Hands, account: &AccountName, since: Timestamp
         name: "_marks".to_owned(),
         columns: columns.iter().map(|(name, ty)| ((*name).to_owned(), ty.sql().to_owned())).collect(),
         parts: Vec::new(),
+        sql: None,
     };
     let marks = hands.ledger.follower_marks(account, since).await?;
     if marks.is_empty() {
@@ -162,6 +164,16 @@ pub async fn export_marks(hands: &Hands, account: &AccountName, since: Timestamp
     Ok(source)
 }
 
+/// What events told of followers since the walks that are visible, to be laid over them.
+///
+/// # Errors
+///
+/// As [`export`].
+pub async fn export_events(hands: &Hands, visible: &Visible) -> Result<Option<Events>, StageError> {
+    let path = format!("{FOLDER}/events-{}.parquet", hands.clock.random_id(12));
+    Events::export(&hands.ledger, visible, (&hands.lake.scratch(), &path)).await
+}
+
 /// The hashes of everybody who was forgotten as the table `_forgotten`, and their salt; nothing when nobody was.
 ///
 /// # Errors
@@ -174,7 +186,7 @@ pub async fn export_forgotten(hands: &Hands) -> Result<Option<(TableSource, Stri
     let mut writer = lake.writer(&path, &[("hash", ColumnType::Text)])?;
     writer.write(Rows { columns: vec![("hash".to_owned(), Values::Text(hashes.into_iter().map(Some).collect()))] })?;
     let part = lake.absolute(&writer.finish()?.path);
-    Ok(Some((TableSource { name: "_forgotten".to_owned(), columns: Vec::new(), parts: vec![part] }, salt)))
+    Ok(Some((TableSource { name: "_forgotten".to_owned(), columns: Vec::new(), parts: vec![part], sql: None }, salt)))
 }
 
 /// A condition: the id in `column` is among `_forgotten` (see [`export_forgotten`]); false for NULL.

@@ -238,8 +238,15 @@ async fn ask_into<T: Send + 'static>(
     let facts = on_session(hands, stop, move |session| Ok(session.inspect(&text)?)).await.map_err(not_a_select)?;
     let mut visible = Visible::default();
     visible.add(hands.ledger.current_snapshots().await.map_err(StageError::from)?);
+    let names = || facts.tables.iter().map(|table| table.name.as_str());
+    if names().any(|name| {
+        visible.names().any(|own| own.as_str().eq_ignore_ascii_case(name) && visible.hears_events(own.as_str()))
+    }) {
+        let events = live::export_events(hands, &visible).await?;
+        visible.lay_over(events);
+    }
     let mut tables = Vec::new();
-    let gathered = gather(hands, &visible, facts.tables.iter().map(|table| table.name.as_str()), &mut tables).await;
+    let gathered = gather(hands, &visible, names(), &mut tables).await;
     let answer = match gathered {
         Err(error) => Err(error),
         Ok(()) => {
@@ -260,9 +267,10 @@ async fn ask_into<T: Send + 'static>(
             .await
         }
     };
-    for table in tables.iter().filter(|table| live::is_live(&table.name.to_lowercase())) {
+    for table in &tables {
         live::discard(hands, table)?;
     }
+    visible.drop_events(&hands.lake.scratch()).map_err(StageError::from)?;
     answer
 }
 

@@ -1,7 +1,11 @@
-//! The snapshots a run sees: what it made itself over what was current when it began.
+//! The snapshots a run sees: what it made itself over what was current when it began, with what events told of followers
+//! since their walk.
+
+pub mod events;
 
 use std::collections::BTreeMap;
 
+use self::events::Events;
 use crate::clock::Timestamp;
 use crate::domain::TableName;
 use crate::domain::tables::table_spec;
@@ -13,6 +17,7 @@ use crate::ledger::SnapshotRecord;
 #[derive(Debug, Clone, Default)]
 pub struct Visible {
     tables: BTreeMap<TableName, BTreeMap<String, SnapshotRecord>>,
+    events: Option<Events>,
 }
 
 impl Visible {
@@ -56,7 +61,7 @@ impl Visible {
     pub fn source(&self, lake: &Lake, table: &str) -> Option<TableSource> {
         self.tables
             .get(table)
-            .map(|slices| source_of(lake, table, slices.values()))
+            .map(|slices| self.with_events(lake, source_of(lake, table, slices.values()), slices.values()))
             .or_else(|| table_spec(table).map(|spec| empty_source(table, spec.sql_columns())))
     }
 
@@ -68,9 +73,30 @@ impl Visible {
         name: &str,
         columns: Vec<(String, String)>,
     ) -> TableSource {
+        let bare = self.bare_slice(lake, of, name, columns);
+        match self.slice(of.0, of.1) {
+            Some(snapshot) => self.with_events(lake, bare, std::iter::once(snapshot)),
+            None => bare,
+        }
+    }
+
+    /// The same without what events told since: the snapshot as it was made.
+    pub fn bare_slice(&self, lake: &Lake, of: (&str, &str), name: &str, columns: Vec<(String, String)>) -> TableSource {
         match self.slice(of.0, of.1) {
             Some(snapshot) => source_of(lake, name, std::iter::once(snapshot)),
             None => empty_source(name, columns),
+        }
+    }
+
+    fn with_events<'a>(
+        &self,
+        lake: &Lake,
+        source: TableSource,
+        snapshots: impl Iterator<Item = &'a SnapshotRecord> + Clone,
+    ) -> TableSource {
+        match &self.events {
+            Some(events) => events.lay_over(source, snapshots, (self, lake)),
+            None => source,
         }
     }
 }
@@ -86,9 +112,9 @@ fn source_of<'a>(lake: &Lake, name: &str, snapshots: impl Iterator<Item = &'a Sn
         }
         parts.extend(snapshot.parts.iter().map(|part| lake.absolute(part)));
     }
-    TableSource { name: name.to_owned(), columns, parts }
+    TableSource { name: name.to_owned(), columns, parts, sql: None }
 }
 
 fn empty_source(name: &str, columns: Vec<(String, String)>) -> TableSource {
-    TableSource { name: name.to_owned(), columns, parts: Vec::new() }
+    TableSource { name: name.to_owned(), columns, parts: Vec::new(), sql: None }
 }

@@ -134,6 +134,11 @@ impl FieldRules {
         self.types.insert(field_type.to_owned(), rule);
     }
 
+    /// The names of the types that have a rule.
+    pub fn types(&self) -> impl Iterator<Item = &str> + Clone {
+        self.types.keys().map(String::as_str)
+    }
+
     /// The rule of a type (`thing`).
     pub fn of_type(&self, field_type: &str) -> Option<&FieldRule> {
         self.types.get(field_type)

@@ -16,7 +16,7 @@ const TOKEN: &str = "callback-token-0123";
 const KEY: &str = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";
 
 /// A house whose account takes callbacks.
-async fn house(options: Options) -> House {
+pub async fn house(options: Options) -> House {
     let house = House::build(options).await;
     let config = house.read("config/lianbo.toml");
     let callback = format!("[accounts.main.callback]\ntoken = \"{TOKEN}\"\nencoding_aes_key = \"{KEY}\"\n");
@@ -25,7 +25,7 @@ async fn house(options: Options) -> House {
 }
 
 /// Enters the address of whoever serves in the account's console.
-fn enter(house: &House, serving: &Serving, mode: CallbackMode) {
+pub fn enter(house: &House, serving: &Serving, mode: CallbackMode) {
     let url = format!("http://{}/callback/main", serving.address);
     house.simulator.set_callback(&Callback::new(url, TOKEN).sealed(mode, KEY)).unwrap();
 }
@@ -35,7 +35,7 @@ fn finish(habits: FinishHabits) -> Faults {
 }
 
 /// Waits until the platform has nothing left to post.
-async fn all_posted(house: &House, posts: u64) -> CallbackReport {
+pub async fn all_posted(house: &House, posts: u64) -> CallbackReport {
     eventually(SOON, || {
         let report = house.simulator.callbacks();
         report.waiting == 0 && report.taken + report.given_up >= posts
@@ -46,7 +46,7 @@ async fn all_posted(house: &House, posts: u64) -> CallbackReport {
 
 /// Waits until a query of one row gives this.
 #[track_caller]
-fn comes_to(house: &House, sql: &str, wanted: &[u64]) -> impl Future<Output = ()> {
+pub fn comes_to(house: &House, sql: &str, wanted: &[u64]) -> impl Future<Output = ()> {
     let mut looks = 0;
     comes_true(SOON, async move || {
         let last = house.numbers(sql).await;
@@ -69,20 +69,20 @@ async fn ask(serving: &Serving, request: &[u8]) -> (u16, String) {
     (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
 }
 
-fn signed() -> String {
+pub fn signed() -> String {
     let mut parts = [TOKEN, "1764000000", "4711"];
     parts.sort_unstable();
     let signature: String = Sha1::digest(parts.concat()).iter().map(|byte| format!("{byte:02x}")).collect();
     format!("signature={signature}&timestamp=1764000000&nonce=4711")
 }
 
-async fn post(serving: &Serving, path: &str, body: &str) -> (u16, String) {
+pub async fn post(serving: &Serving, path: &str, body: &str) -> (u16, String) {
     let head =
         format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
     ask(serving, (head + body).as_bytes()).await
 }
 
-fn event(openid: &str, inner: &str) -> String {
+pub fn event(openid: &str, inner: &str) -> String {
     format!(
         "<xml><ToUserName><![CDATA[gh_a]]></ToUserName><FromUserName><![CDATA[{openid}]]></FromUserName>\
          <CreateTime>1764000000</CreateTime><MsgType><![CDATA[event]]></MsgType>{inner}</xml>"

@@ -12,7 +12,7 @@ const FIGURES: &str = "select (select count(*) filter (active) from followers), 
     (select count(*) from identities),
     (select matched from coverage where account = 'main' and miniprogram = 'mall' order by date desc limit 1)";
 
-fn open(path: &Path) -> duckdb::Connection {
+pub fn open(path: &Path) -> duckdb::Connection {
     let config = duckdb::Config::default().access_mode(duckdb::AccessMode::ReadOnly).unwrap();
     duckdb::Connection::open_with_flags(path, config).unwrap()
 }

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use lianbo::simulator::{Endpoint, Fault, Order};
 
+use crate::callbacks;
 use crate::house::{House, crowd, ended, small};
+use crate::serve::Serving;
 
 /// A push slow enough to be spoken to.
 const SLOW: &str = "rate = \"40/s\"\nconcurrency = 4";
@@ -266,6 +268,43 @@ async fn a_forgotten_person_stands_nowhere_and_is_never_sent_to_again() {
     house.run("campaign", &[]).await.ends(0);
     assert_eq!(house.simulator.received(&person[1]), 1);
     let told = house.lianbo(&["explain", &person[1], "--json"]).await.ends(0).json();
+    assert_eq!((&told["is_forgotten"], &told["sets"][0]["left_out"]), (&true.into(), &"suppressed".into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_told_of_a_forgotten_person_afterwards_is_written_under_no_name() {
+    let house = callbacks::house(small()).await;
+    house.night().await;
+    let person = house.row("select unionid, oa_openid, mp_openid from identities order by unionid limit 1").await;
+    let openid = person[1].as_str();
+    house.run("campaign", &[]).await.ends(0);
+    let msgid = house.row(&format!("select msgid from deliveries where openid = '{openid}'")).await.remove(0);
+    house.lianbo(&["forget", "--unionid", &person[0]]).await.ends(0);
+    let serving = Serving::begin(&house, &[]).await;
+    let finished = format!(
+        "<Event><![CDATA[TEMPLATESENDJOBFINISH]]></Event><MsgID>{msgid}</MsgID><Status><![CDATA[success]]></Status>"
+    );
+    let events = ["<Event>unsubscribe</Event>", "<Event>subscribe</Event>", finished.as_str()];
+    for told in events.map(|inner| callbacks::event(openid, inner)) {
+        let answer = callbacks::post(&serving, &format!("/callback/main?{}", callbacks::signed()), &told).await;
+        assert_eq!(answer, (200, "success".to_owned()));
+    }
+    // The delivery learns what became of it all the same.
+    callbacks::comes_to(&house, "select count(*) from deliveries where delivered = 'success'", &[1]).await;
+    assert_eq!(house.rows("select openid, event from callbacks").await, [["forgotten", "TEMPLATESENDJOBFINISH"]]);
+    serving.stop().await;
+    for (path, bytes) in house.files() {
+        let is_ledger = path.to_string_lossy().contains("ledger.db");
+        let names = bytes.windows(openid.len()).any(|window| window == openid.as_bytes());
+        assert!(!(is_ledger && names), "the openid stands in {}", path.display());
+    }
+    house.simulator.clear_inbox();
+    house.night().await;
+    house.run("campaign", &[]).await.ends(0);
+    assert_eq!(house.simulator.received(openid), 0);
+    let left_out = "select reason, length(openid), unionid from left_out";
+    assert_eq!(house.rows(left_out).await, [["suppressed", "64", ""]]);
+    let told = house.lianbo(&["explain", openid, "--json"]).await.ends(0).json();
     assert_eq!((&told["is_forgotten"], &told["sets"][0]["left_out"]), (&true.into(), &"suppressed".into()));
 }
 

@@ -12,6 +12,7 @@ mod control;
 #[cfg(debug_assertions)]
 mod crashes;
 mod exports;
+mod followers;
 mod guards;
 #[allow(dead_code, reason = "what stories share; not every story needs all of it")]
 mod house;

@@ -114,10 +114,9 @@ fn check_glob(field: &Field<'_>, files: &str) {
         field.refuse("reading Excel files is not supported yet", "save the sheet as csv");
         return;
     }
-    let hint = nearest(extension, FORMATS.into_iter()).map_or_else(
-        || format!("known here: {}, each also .gz or .zst", FORMATS.join(", ")),
-        |format| format!("did you mean `.{format}`?"),
-    );
+    let near = nearest(extension, FORMATS.into_iter());
+    let near = near.map_or_else(String::new, |format| format!("did you mean `.{format}`? "));
+    let hint = format!("{near}accepted: {}, each also .gz or .zst", FORMATS.join(", "));
     field.refuse("this pattern does not end like a kind of export", hint);
 }
 

@@ -1,5 +1,7 @@
 //! The keys of a `push_template` stage: the message, to whom, how fast, and when to stop.
 
+use std::time::Duration;
+
 use super::stage::StageReader;
 use crate::config::file::{Field, Section};
 use crate::config::resolve::defaults;
@@ -36,9 +38,9 @@ pub(super) fn read(stage: &mut StageReader<'_>) -> Option<StageKind> {
         section.take("on_expiry").and_then(|field| field.choice(&[("stop", OnExpiry::Stop), ("skip", OnExpiry::Skip)]));
     let window = section.take("window").and_then(|field| field.unit(units::window));
     let daily_limit = section.take("daily_limit").and_then(|field| daily_limit(&field));
-    let expires = section.take("expires").and_then(|field| field.positive_duration());
+    let expires = section.take("expires").and_then(|field| Some((field.positive_duration()?, field.text()?)));
     let canary_section = section.section("canary", "`canary`");
-    let canary = if canary_section.is_present() { canary(canary_section) } else { None };
+    let canary = if canary_section.is_present() { canary(canary_section, expires.as_ref()) } else { None };
     let test_openids = section.take("test_openids").map(|field| test_openids(&field)).unwrap_or_default();
     let data = data_field.and_then(|field| data(&field, section));
     let (recipients, recipients_place) = recipients?;
@@ -62,7 +64,7 @@ pub(super) fn read(stage: &mut StageReader<'_>) -> Option<StageKind> {
         on_expiry: on_expiry.unwrap_or(OnExpiry::Stop),
         window,
         daily_limit,
-        expires,
+        expires: expires.map(|(expires, _)| expires),
         canary,
         test_openids,
     })))
@@ -119,11 +121,26 @@ fn daily_limit(field: &Field<'_>) -> Option<u64> {
     limit
 }
 
-fn canary(mut section: Section<'_>) -> Option<Canary> {
+fn canary(mut section: Section<'_>, expires: Option<&(Duration, String)>) -> Option<Canary> {
     let first = section
         .require("first", "how many are sent first: canary = { first = 100, wait = \"10m\", max_not_delivered = 0.3 }");
     let first = first.and_then(|field| field.count("sends", 1..=u64::MAX));
-    let wait = section.take("wait").and_then(|field| field.positive_duration());
+    let place = section.place();
+    let wait_field = section.take("wait");
+    let wait = wait_field.as_ref().and_then(|field| field.positive_duration());
+    if let Some((most, text)) = expires.filter(|(most, _)| wait.unwrap_or(defaults::CANARY_WAIT) >= *most) {
+        let waits = wait.unwrap_or(defaults::CANARY_WAIT);
+        let message =
+            format!("the canary waits {} s, and the push expires after {} s", waits.as_secs(), most.as_secs());
+        let hint = format!(
+            "everybody after the first would be skipped: give the canary a `wait` shorter than `expires` (\"{text}\"), or the \
+             push a later `expires`"
+        );
+        match &wait_field {
+            Some(field) => field.refuse(message, hint),
+            None => section.page.problem(place.span, message, hint),
+        }
+    }
     let max_not_delivered = section.take("max_not_delivered").and_then(|field| field.share());
     section.finish();
     Some(Canary {

@@ -1,7 +1,7 @@
 //! `[stages.NAME]` → a [`Stage`]: the keys that every kind has, and the way to the keys of its own kind.
 
 use crate::config::file::{Field, Item, Section};
-use crate::config::problems::suggestion;
+use crate::config::problems::accepted;
 use crate::config::resolve::{Made, StageMention};
 use crate::config::settings::{Checks, MiniProgram, NamedColumn, OnFailure, Place, Severity, SqlText, Stage};
 use crate::config::workspace::{PIPELINES, read_text};
@@ -71,7 +71,7 @@ fn kind(field: &Field<'_>) -> Option<&'static str> {
     let text = field.text()?;
     let known = KINDS.into_iter().find(|kind| *kind == text);
     if known.is_none() {
-        let hint = suggestion(&text, KINDS.into_iter(), "");
+        let hint = accepted(&text, KINDS.into_iter());
         field.refuse(format!("\"{text}\" is not a kind of stage"), hint);
     }
     known

@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use super::defaults;
 use super::house::is_address;
 use crate::config::file::{Field, Section};
-use crate::config::problems::suggestion;
+use crate::config::problems::accepted;
 use crate::config::settings::{Account, AccountQuota, TokenSource};
 use crate::domain::AccountName;
 
@@ -87,7 +87,7 @@ fn token(field: &Field<'_>) -> Option<TokenSource> {
             "legacy" => Some(TokenSource::Legacy),
             // What stands here may be a token pasted by mistake: it is not repeated.
             other => {
-                let hint = suggestion(other, ["stable", "legacy"].into_iter(), "");
+                let hint = accepted(other, ["stable", "legacy"].into_iter());
                 field.refuse(
                     "this is not a way to get a token",
                     format!("{hint}; or {{ url = \"http://…\" }} for a token centre"),
@@ -128,7 +128,7 @@ fn calls(section: &Section<'_>, other_keys: &[&str]) -> BTreeMap<String, u64> {
     let mut calls = BTreeMap::new();
     for field in section.fields().into_iter().filter(|field| !other_keys.contains(&field.name)) {
         if !ENDPOINTS.contains(&field.name) {
-            let hint = suggestion(field.name, ENDPOINTS.into_iter(), "");
+            let hint = accepted(field.name, ENDPOINTS.into_iter());
             field.refuse_key(format!("`{}` is no call that is made", field.name), hint);
         } else if let Some(count) = field.count("calls a day", 0..=u64::MAX) {
             calls.insert(field.name.to_owned(), count);

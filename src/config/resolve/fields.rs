@@ -3,6 +3,7 @@
 //! to the values its template was approved with.
 
 use crate::config::file::{Field, Section};
+use crate::config::problems::{accepted, nearest};
 use crate::template::fields::{FieldRule, FieldRules, Form, field_type};
 
 const FORMS: [(&str, Form); 11] = [
@@ -25,6 +26,9 @@ pub(super) fn read(section: &Section<'_>) -> FieldRules {
     let mut rules = FieldRules::documented();
     for field in section.fields() {
         let is_type = field_type(field.name) == field.name;
+        if is_misspelt(&field) {
+            continue;
+        }
         let Some(inner) = field.section(format!("the rule of `{}`", field.name)) else { continue };
         if is_type {
             rule(&field, inner, &mut rules);
@@ -33,6 +37,20 @@ pub(super) fn read(section: &Section<'_>) -> FieldRules {
         }
     }
     rules
+}
+
+/// A type that is nobody's, and a slip away from a documented one: its rule would hold for no field at all. One that is
+/// like none of them may be of WeChat's that are not documented.
+fn is_misspelt(field: &Field<'_>) -> bool {
+    let (documented, own) = (FieldRules::documented(), field_type(field.name));
+    let types = documented.types();
+    if documented.of_type(own).is_some() || nearest(own, types.clone()).is_none() {
+        return false;
+    }
+    let hint =
+        format!("{}; a type that WeChat does not document is named as it stands in the template", accepted(own, types));
+    field.refuse_key(format!("`{own}` is no type of field"), hint);
+    true
 }
 
 /// Keys that are left out stay as they are documented.
@@ -67,8 +85,18 @@ fn values(field: &Field<'_>, mut section: Section<'_>, rules: &mut FieldRules) {
         "values",
         "const4 = { values = [\"已发货\", \"已签收\"] }; a type's rule has no number: thing = { most = 30 }",
     );
-    let values = list.and_then(|field| field.texts());
+    let values = list.as_ref().and_then(|field| field.texts());
     section.finish();
+    let is_empty = values.as_ref().is_some_and(|values| values.iter().all(|item| item.text.trim().is_empty()));
+    if let Some(list) = list.filter(|_| is_empty) {
+        let hint = format!(
+            "name at least one value, as the template was approved with: {0} = {{ values = [\"已发货\"] }}, or take `{0}` out: \
+             then the rule of its type holds",
+            field.name
+        );
+        list.refuse(format!("no value is left for `{}`: no message with it could be sent", field.name), hint);
+        return;
+    }
     let values: Vec<String> = values.into_iter().flatten().map(|item| item.text).collect();
     if !values.is_empty() {
         rules.allow_only(field.name, values);

@@ -12,7 +12,7 @@ use crate::ledger::error::Doing;
 use crate::ledger::marks::{self, NewMark};
 use crate::ledger::pushes::Growth;
 use crate::ledger::sql::{Columns, batches, int, read_all, repeated};
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError, forgotten};
 
 const DOING: &str = "apply events";
 const FINISH_EVENT: &str = "TEMPLATESENDJOBFINISH";
@@ -213,7 +213,10 @@ impl People {
             }
             people.add(&query.fetch_all(&mut *tx).await.doing(DOING)?)?;
         }
-        let strangers = finished().filter(|event| event.msgid != 0 && !people.holds(event));
+        let strangers = finished().filter(|event| {
+            // Under the name of everybody who was forgotten stand several people: only a msgid tells them apart.
+            event.msgid != 0 && event.openid.as_str() != forgotten::NOBODY && !people.holds(event)
+        });
         let strangers = distinct(strangers.map(|event| event.openid.as_str()));
         for open in OPEN_ENDS {
             people.add_of(tx, &strangers, open).await?;
@@ -304,8 +307,8 @@ fn distinct<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
 /// When the walk behind each account's current followers began.
 async fn walks_began(tx: &mut SqliteConnection) -> Result<HashMap<String, i64>, LedgerError> {
     let rows = sqlx::query(
-        "select slice, as_of from snapshots
-         where table_name = 'followers' and published_at is not null and superseded_at is null",
+        "select slice, min(as_of) as as_of from snapshots
+         where events_to is not null and published_at is not null and superseded_at is null group by slice",
     )
     .fetch_all(tx)
     .await

@@ -91,7 +91,12 @@ impl Shelf {
     pub fn show(&mut self, session: &Session, table: &str) -> Result<(), EngineError> {
         let Some(entry) = self.tables.get_mut(table).filter(|entry| !entry.is_shown) else { return Ok(()) };
         let Some(columns) = &entry.columns else { return Ok(()) };
-        session.add_table(&TableSource { name: table.to_owned(), columns: columns.clone(), parts: Vec::new() })?;
+        session.add_table(&TableSource {
+            name: table.to_owned(),
+            columns: columns.clone(),
+            parts: Vec::new(),
+            sql: None,
+        })?;
         entry.is_shown = true;
         Ok(())
     }

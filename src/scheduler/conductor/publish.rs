@@ -58,6 +58,7 @@ impl Conductor {
             let current = hands.ledger.current(&crate::domain::TableName::new(table)).await?;
             if let Some(snapshot) = current.iter().find(|snapshot| snapshot.slice == account.as_str()) {
                 hands.ledger.drop_follower_marks(&account, snapshot.as_of).await?;
+                hands.ledger.drop_follower_events(&account, snapshot.as_of).await?;
             }
         }
         let ids: Vec<i64> = list("profile_parts").iter().filter_map(Value::as_i64).collect();

@@ -214,6 +214,7 @@ impl Set<'_> {
             source_hash: None,
             made_at: now,
             fence: lease.fence,
+            events_to: None,
         }
     }
 
@@ -223,7 +224,7 @@ impl Set<'_> {
         let mut source = crate::stage::live::export(hands, "deliveries").await?;
         source.name = "_deliveries".to_owned();
         let old = hands.lake.absolute(&push.set_path);
-        let old = TableSource { name: "_set".to_owned(), columns: Vec::new(), parts: vec![old] };
+        let old = TableSource { name: "_set".to_owned(), columns: Vec::new(), parts: vec![old], sql: None };
         let (target, exported) = (hands.lake.absolute(&self.path()), source.clone());
         let code = self.resend.errcode.map_or(String::new(), |code| format!("and failed.errcode = {code}"));
         // Whoever a resend reached before is not sent to once more.

@@ -16,7 +16,8 @@ use crate::engine::Params;
 use crate::ledger::{AuditEntry, Lease, LedgerError, Run, RunChange, StageRecord};
 use crate::scheduler::next_step::go_on;
 use crate::scheduler::{order, standing};
-use crate::stage::{self, StageContext, StageError, StageOutcome, StageReport, tables::Visible};
+use crate::stage::tables::{Visible, events::Events};
+use crate::stage::{self, StageContext, StageError, StageOutcome, StageReport};
 use crate::wechat::CallCounts;
 
 /// How far a run came.
@@ -83,6 +84,9 @@ impl<'a> Stages<'a> {
         let mut visible = Visible::default();
         visible.add(hands.ledger.current_snapshots().await?);
         visible.add(hands.ledger.staged_snapshots(&run.run_id).await?);
+        let part = format!("work/events/{}-{}.parquet", run.run_id, hands.clock.random_id(4));
+        let events = Events::export(&hands.ledger, &visible, (&hands.lake, &part)).await?;
+        visible.lay_over(events);
         let recorded = hands.ledger.stages(&run.run_id).await?;
         let calls_before = recorded.iter().map(|record| (record.stage.clone(), record.api_calls.clone())).collect();
         let records = recorded
@@ -111,6 +115,11 @@ impl<'a> Stages<'a> {
             accept_drop: None,
             who: String::new(),
         })
+    }
+
+    /// Removes what was written out for this run alone. What a process that dies leaves, `vacuum` finds.
+    pub fn tidy(&self) -> Result<(), StageError> {
+        Ok(self.visible.drop_events(&self.conductor.hands.lake)?)
     }
 
     /// Carries out what is not done yet. What was made is for the caller to publish, where the run came to its end.

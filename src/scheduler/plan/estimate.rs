@@ -17,7 +17,7 @@ use crate::scheduler::allowance::Allowance;
 use crate::scheduler::conductor;
 use crate::stage::push_template::daily_key;
 use crate::stage::tables::Visible;
-use crate::stage::{Quiet, StageContext, StageError, enrich_unionids, extract_followers, materialize_recipients};
+use crate::stage::{Quiet, StageContext, StageError, enrich_unionids, extract_followers, live, materialize_recipients};
 use crate::wechat::{CallCounts, Endpoint};
 
 /// Openids on a page of user/get (WeChat's own limit).
@@ -62,6 +62,8 @@ impl<'a> Estimator<'a> {
                 let usage = hands.ledger.usage(None, Some(QuotaDay::of(request.clock.now()))).await?;
                 sent_today = usage.into_iter().map(|usage| (usage.endpoint, usage.calls)).collect();
             }
+            let events = live::export_events(hands, &visible).await?;
+            visible.lay_over(events);
         }
         let params = conductor::sql_params(&run, request.pipeline);
         Ok(Self {
@@ -80,6 +82,18 @@ impl<'a> Estimator<'a> {
             lease: Lease { name: "plan".to_owned(), fence: 0, holder_id: String::new() },
             stop: CancellationToken::new(),
         })
+    }
+
+    /// Removes what was written out to be read.
+    ///
+    /// # Errors
+    ///
+    /// [`StageError::Lake`] when a file cannot be removed.
+    pub fn tidy(&self) -> Result<(), StageError> {
+        match self.request.house {
+            Some(hands) => Ok(self.visible.drop_events(&hands.lake.scratch())?),
+            None => Ok(()),
+        }
     }
 
     /// Plans one stage; those it reads were planned before.

@@ -247,6 +247,7 @@ impl Pass {
             name: "after".to_owned(),
             columns: table_spec("profiles").expect("profiles is declared").sql_columns(),
             parts: vec![self.profiles_target.clone()],
+            sql: None,
         })?;
         let count = |what: &str| session.count(&format!("select count(*) from {what}"), params);
         let changes = if has_doubts { Some(session.copy(CHANGES, params, &self.changes_target)?) } else { None };
@@ -451,7 +452,7 @@ mod tests {
                 "profiles_before" => table_spec("profiles").unwrap().sql_columns(),
                 _ => columns.clone(),
             };
-            session.add_table(&TableSource { name: name.to_owned(), columns, parts: Vec::new() }).unwrap();
+            session.add_table(&TableSource { name: name.to_owned(), columns, parts: Vec::new(), sql: None }).unwrap();
         }
         make_latest(&session, true).unwrap();
         session.run(&format!("create temp table doubtful as {DOUBTFUL}")).unwrap();

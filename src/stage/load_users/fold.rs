@@ -209,7 +209,12 @@ impl Job {
     fn quarantine(&self, session: &Session, columns: &[(String, String)]) -> Result<Written, StageError> {
         let spec = table_spec("quarantine").expect("quarantine is declared");
         let parts = self.staged.iter().flat_map(|file| file.quarantine.clone()).collect();
-        session.add_table(&TableSource { name: "bad_rows".to_owned(), columns: spec.sql_columns(), parts })?;
+        session.add_table(&TableSource {
+            name: "bad_rows".to_owned(),
+            columns: spec.sql_columns(),
+            parts,
+            sql: None,
+        })?;
         let mut sql = "select source, file, line, reason, raw from bad_rows".to_owned();
         if let Some(misfit) = self.misfit(columns) {
             let files: Vec<String> =

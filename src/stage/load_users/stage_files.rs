@@ -191,7 +191,8 @@ impl<'a> StagingWriter<'a> {
 }
 
 fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
-    let table = TableSource { name: "export".to_owned(), columns: Vec::new(), parts: vec![job.file.clone()] };
+    let table =
+        TableSource { name: "export".to_owned(), columns: Vec::new(), parts: vec![job.file.clone()], sql: None };
     session.add_table(&table).map_err(|error| {
         StageError::Rule(format!(
             "{}: this is not a Parquet file, or not a whole one: {error}; export it anew",

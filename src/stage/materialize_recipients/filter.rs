@@ -67,7 +67,7 @@ impl Filter {
         }
         let numbered: Vec<String> = arms.iter().map(|(arm, before)| numbered_sql(arm, *before)).collect();
         let set = session.copy(&numbered.join(" union all "), &self.params, &self.set_target)?;
-        let left = session.copy(LEFT, &self.params, &self.left_target)?;
+        let left = session.copy(&self.left_sql(), &self.params, &self.left_target)?;
         Ok(FrozenSet { judged, set, left })
     }
 
@@ -198,6 +198,29 @@ impl Filter {
             .replace("{reasons}", &reasons.join(" "))
             .replace("{arm}", &arm)
             .replace("{joins}", &joins.join("\n"))
+    }
+
+    /// Those left out. Of whoever was forgotten, the hash that is kept of the openid stands there, and no unionid.
+    fn left_sql(&self) -> String {
+        let (openid, unionid) = match &self.forgotten {
+            Some((_, salt)) => {
+                let is_forgotten =
+                    format!("({} or {})", forgotten_sql(salt, "_openid"), forgotten_sql(salt, "_unionid"));
+                (
+                    format!(
+                        "case when {is_forgotten} then sha256(concat({}, ':', _openid)) else _openid end",
+                        text(salt)
+                    ),
+                    format!("case when {is_forgotten} then null else _unionid end"),
+                )
+            }
+            None => ("_openid".to_owned(), "_unionid".to_owned()),
+        };
+        format!(
+            "select $_run_id as run_id, $_pipeline as pipeline, $_stage as stage, $_account as account, {openid} as openid,
+                    {unionid} as unionid, reason
+             from judged where reason is not null"
+        )
     }
 
     fn keeps_order(&self) -> bool {
@@ -344,8 +367,3 @@ where reason is null and arm = 'send' and _openid in (
         from judged where reason is null and arm = 'send'
     ) where rank > $_max
 )";
-
-const LEFT: &str = "
-select $_run_id as run_id, $_pipeline as pipeline, $_stage as stage, $_account as account, _openid as openid,
-       _unionid as unionid, reason
-from judged where reason is not null";

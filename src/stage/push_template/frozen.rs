@@ -114,7 +114,12 @@ fn read(
     mut sink: impl FnMut(Vec<Message>) -> bool,
 ) -> Result<(), StageError> {
     let session = engine.session()?;
-    session.add_table(&TableSource { name: "messages".to_owned(), columns: Vec::new(), parts: vec![file] })?;
+    session.add_table(&TableSource {
+        name: "messages".to_owned(),
+        columns: Vec::new(),
+        parts: vec![file],
+        sql: None,
+    })?;
     session.stream::<StageError>(sql, &Params::new(), |rows| Ok(sink(messages(rows))))
 }
 

@@ -79,6 +79,7 @@ impl Job {
             name: "set".to_owned(),
             columns: Vec::new(),
             parts: vec![self.set.clone()],
+            sql: None,
         })?;
         let rules = &self.spec.rules;
         let fixed = self.fixed(&renderer, rules);
