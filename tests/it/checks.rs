@@ -64,7 +64,9 @@ async fn a_drop_fails_the_night_publishes_nothing_sends_nothing_and_is_accepted_
         let failed = house.run("nightly", &[]).await.ends(1);
         assert_eq!(failed.json()["status"], "failed");
         let told = failed.stage("followers")["error"].as_str().unwrap().to_owned();
-        for part in ["max_drop 0.05", "main: 400 active followers after 600", "33.3 %", "5 %", "run nightly --accept-drop"] {
+        for part in
+            ["max_drop 0.05", "main: 400 active followers after 600", "33.3 %", "5 %", "run nightly --accept-drop"]
+        {
             assert!(told.contains(part), "{part} is missing: {told}");
         }
     }
@@ -124,11 +126,15 @@ async fn the_loss_of_a_small_mini_program_does_not_hide_behind_a_big_one() {
     let matched = house.rows("select unionid from identities order by unionid limit 10").await;
     house.edit("config/lianbo.toml", "[engine]", "[miniprograms.club]\napp_id = \"wx3333333333333333\"\n[engine]");
     let gate = "kind = \"join_identities\"\nchecks = { max_drop = 0.1 }";
-    let club = "[stages.club]\nkind = \"load_users\"\nminiprogram = \"club\"\nsource.files = \"data/exports/club/*.csv\"\n";
-    let with_club = NIGHTLY.replace("kind = \"join_identities\"", gate).replace("[stages.identities]", &format!("{club}[stages.identities]"));
+    let club =
+        "[stages.club]\nkind = \"load_users\"\nminiprogram = \"club\"\nsource.files = \"data/exports/club/*.csv\"\n";
+    let with_club = NIGHTLY
+        .replace("kind = \"join_identities\"", gate)
+        .replace("[stages.identities]", &format!("{club}[stages.identities]"));
     house.write("pipelines/nightly.toml", &with_club);
     let club = |people: usize| {
-        let rows: String = matched[..people].iter().enumerate().map(|(n, row)| format!("o{n:027},{}\n", row[0])).collect();
+        let rows: String =
+            matched[..people].iter().enumerate().map(|(n, row)| format!("o{n:027},{}\n", row[0])).collect();
         house.write("data/exports/club/users.csv", &format!("openid,unionid\n{rows}"));
     };
     club(10);
@@ -166,7 +172,8 @@ async fn a_match_rate_that_falls_publishes_nothing_although_no_table_has_fewer_r
     for _ in 0..2 {
         let failed = house.run("nightly", &[]).await.ends(1);
         let told = failed.stage("coverage")["error"].as_str().unwrap().to_owned();
-        for part in ["max_drop 0.1", "main × mall: match_rate 0.", "coverage_rate 0.", "lower", "10 %", "--accept-drop"] {
+        for part in ["max_drop 0.1", "main × mall: match_rate 0.", "coverage_rate 0.", "lower", "10 %", "--accept-drop"]
+        {
             assert!(told.contains(part), "{part} is missing: {told}");
         }
         assert!(!told.contains('*'), "{told}");
@@ -185,7 +192,8 @@ async fn coverage_says_how_many_followers_were_not_asked_for_yet() {
     let house = House::build(small()).await;
     house.edit("pipelines/nightly.toml", "kind = \"enrich_unionids\"", "kind = \"enrich_unionids\"\nbudget = 2");
     house.night().await;
-    let counted = "select not_asked, unreadable, followers from coverage where account = 'main' and miniprogram = 'mall'";
+    let counted =
+        "select not_asked, unreadable, followers from coverage where account = 'main' and miniprogram = 'mall'";
     let [not_asked, unreadable, followers] = house.numbers(counted).await[..] else { panic!("three numbers") };
     assert_eq!((unreadable, followers), (0, 600));
     assert!((400..600).contains(&not_asked), "{not_asked}");
