@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 mod api;
+mod churn;
 mod clock;
 mod control;
 mod crowd;
@@ -39,9 +40,10 @@ mod template;
 mod tokens;
 mod world;
 
+pub use churn::ChurnHabits;
 pub use endpoint::Endpoint;
 pub use export::{Exported, UsersOptions, write_users_csv};
-pub use faults::{DuplicateAnswer, Faults, FinishHabits, FollowHabits, InvalidInBatch, ListEnd, NonFollower};
+pub use faults::{DuplicateAnswer, Faults, FinishHabits, FollowHabits, IdleEnd, InvalidInBatch, ListEnd, NonFollower};
 pub use inbox::InboxReport;
 pub use mailbag::CallbackReport;
 pub use options::{Callback, CallbackMode, Options};
@@ -76,6 +78,8 @@ impl Simulator {
         let world = Arc::new(World::new(options));
         destination.into_iter().for_each(|destination| world.set_destination(destination));
         tasks.spawn(http::listen(listener, world.clone(), stop.clone(), tasks.clone()));
+        let (living, stopped) = (world.clone(), stop.clone());
+        tasks.spawn(async move { stopped.run_until_cancelled(live(living)).await });
         for _ in 0..postmen {
             let (world, stop) = (world.clone(), stop.clone());
             tasks.spawn(async move { stop.run_until_cancelled(postman::carry(world)).await });
@@ -141,6 +145,7 @@ impl Simulator {
 
     /// How many follow now.
     pub fn followers(&self) -> u64 {
+        self.world.live_on(&self.world.faults());
         self.world.crowd().total()
     }
 
@@ -153,22 +158,25 @@ impl Simulator {
     /// The openids of everybody who can be matched: they follow, the account sees their unionid, and the export of
     /// [`write_users_csv`] with this world's options holds it.
     pub fn matchable(&self) -> Vec<String> {
+        self.world.live_on(&self.world.faults());
         let (people, crowd) = (&self.world.people, self.world.crowd());
-        let users = self.world.options.users_options();
-        let matches =
-            |index: &u64| crowd.follows(*index) && people.is_bound(*index) && users.holds_unionid(people, *index);
+        let (users, faults) = (self.world.options.users_options(), self.world.faults());
+        let is_told = |index: &u64| self.world.told_unionid(*index, &faults) == Some(people.unionid(*index));
+        let matches = |index: &u64| crowd.follows(*index) && users.holds_unionid(people, *index) && is_told(index);
         users.indices().filter(matches).map(|index| people.openid(index)).collect()
     }
 
     /// Moves the platform's clock.
     pub fn advance(&self, seconds: i64) {
         self.world.clock.advance(seconds);
+        self.world.live_on(&self.world.faults());
         self.world.mailbag.look_again();
     }
 
     /// Sets the platform's clock; it goes on from there.
     pub fn set_clock(&self, at: DateTime<Utc>) {
         self.world.clock.set(at);
+        self.world.live_on(&self.world.faults());
         self.world.mailbag.look_again();
     }
 
@@ -218,6 +226,11 @@ impl Simulator {
         self.openids(&self.world.follow_some(count))
     }
 
+    /// Gives a person another unionid; false when they have it already, or for nobody's openid.
+    pub fn rebind(&self, openid: &str) -> bool {
+        self.world.people.by_openid(openid).is_some_and(|index| self.world.rebind(index))
+    }
+
     /// Puts a person on the account's blacklist; false for nobody's openid.
     pub fn blacklist(&self, openid: &str) -> bool {
         self.world.people.by_openid(openid).map(|index| self.world.blacklist(index, true)).is_some()
@@ -257,6 +270,14 @@ impl Simulator {
 
     fn openids(&self, indices: &[u64]) -> Vec<String> {
         indices.iter().map(|index| self.world.people.openid(*index)).collect()
+    }
+}
+
+/// Lets the world go on while nobody calls: those who come and go are told of all the same.
+async fn live(world: Arc<World>) {
+    loop {
+        world.clock.wait(std::time::Duration::from_secs(1)).await;
+        world.live_on(&world.faults());
     }
 }
 

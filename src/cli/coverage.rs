@@ -72,12 +72,35 @@ fn describe(view: &CoverageView, settings: &Settings) -> String {
     let oldest = view.coverage.iter().filter_map(|row| row.as_of).min();
     let as_of = oldest.map_or_else(String::new, |at| format!(", data as of {}", local(at, settings.timezone)));
     let mut text = format!("Coverage on {}{as_of}\n{}", view.date, plain(&header, view.coverage.iter().map(row)));
+    for line in unknown(&view.coverage) {
+        text.push('\n');
+        text.push_str(&line);
+    }
     text.push_str("\n\nWhy people match, or not\n");
     text.push_str(&match_report(&view.match_report));
     for trend in &view.trend {
         text.push_str(&draw(trend));
     }
     text
+}
+
+/// A line for each account of whose followers some are not known yet: their reach is still to come.
+fn unknown(rows: &[CoverageRow]) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for row in rows.iter().filter(|row| row.account != "*") {
+        let mut counts = Vec::new();
+        if let Some(people) = row.not_asked.filter(|people| *people > 0) {
+            counts.push(format!("{} not asked yet", grouped(people)));
+        }
+        if let Some(people) = row.unreadable.filter(|people| *people > 0) {
+            counts.push(format!("{} could not be read", grouped(people)));
+        }
+        let line = format!("{}: of {} followers {}", row.account, grouped(row.followers), counts.join(", "));
+        if !counts.is_empty() && !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    lines
 }
 
 fn row(row: &CoverageRow) -> Vec<String> {

@@ -8,9 +8,9 @@ use super::context::Context;
 use super::exit::{Exit, Failure};
 use super::run::{find_pipeline, params};
 use super::table::{grouped, plain};
-use super::words::{local, plural, span};
+use super::words::{local, plural, rate, span};
 use crate::app::{self, App};
-use crate::scheduler::plan::{CallPlan, PlanRequest, PlanView, StagePlan, plan};
+use crate::scheduler::plan::{CallPlan, PlanRequest, PlanView, ReadPlan, StagePlan, plan};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -65,6 +65,9 @@ fn describe(view: &PlanView, zone: Tz) -> String {
         let header = ["account", "calls", "needed", "left today", "a day", ""];
         let _ = write!(text, "\n\n{}", plain(&header, rows));
     }
+    for read in &view.reads {
+        let _ = write!(text, "\n\n{}", reading(read, zone));
+    }
     if let Some(messages) = view.messages.filter(|messages| *messages > 0) {
         let _ = write!(text, "\n\n{}", sending(view, messages, zone));
     }
@@ -92,6 +95,29 @@ fn call_row(account: &str, endpoint: &str, call: CallPlan) -> Vec<String> {
         call.limit.map_or_else(|| "no limit known".to_owned(), grouped),
         if is_short { "more than is left today" } else { "" }.to_owned(),
     ]
+}
+
+/// A line, and one for each day where there are several.
+fn reading(read: &ReadPlan, zone: Tz) -> String {
+    let pace = if read.is_assumed { "assumed, nothing was run yet" } else { "as in the last run" };
+    let mut text = format!(
+        "{}: {} {} of {} at {} ({pace})",
+        read.account,
+        grouped(read.calls),
+        plural(read.calls, "call", "calls"),
+        read.endpoint,
+        rate(read.calls_per_second)
+    );
+    for day in read.days.iter().filter(|_| read.days.len() > 1) {
+        let _ = write!(text, "\n  {}  {}", day.date, grouped(day.calls));
+    }
+    match read.ends_at {
+        Some(at) => {
+            let _ = write!(text, "\nthe last one about {}", local(at, zone));
+        }
+        None => text.push_str("\nno day of the next year has room for all of them: raise the quota"),
+    }
+    text
 }
 
 fn sending(view: &PlanView, messages: u64, zone: Tz) -> String {

@@ -19,7 +19,7 @@ use crate::simulator::{Callback, CallbackMode, Faults, Options, Simulator, write
 
 mod manual;
 
-/// More people than any account has; a person costs a byte.
+/// More people than any account has.
 const MOST_PEOPLE: u64 = 200_000_000;
 
 #[derive(Debug, clap::Args)]
@@ -40,6 +40,12 @@ pub struct Args {
     /// Two worlds of one seed have the same people
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Openids on a page of the follower list
+    #[arg(long, default_value_t = 10_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    page_size: u64,
+    /// Of the followers, the part whose unionid the account sees, 0 to 1
+    #[arg(long, default_value_t = 0.95, value_name = "SHARE")]
+    bound_share: f64,
     /// How long each call takes at least, in milliseconds
     #[arg(long, default_value_t = 0, value_name = "MS")]
     latency_ms: u64,
@@ -150,8 +156,13 @@ fn options(args: &Args) -> Result<Options, Failure> {
     if matched_users > most {
         return Err(Failure::Usage(format!("--matched {matched_users} is more than the smaller side has ({most})")));
     }
+    if !(0.0..=1.0).contains(&args.bound_share) {
+        return Err(Failure::Usage(format!("--bound-share {} is no share; 0 to 1 is", args.bound_share)));
+    }
     let mut options = Options {
         seed: args.seed,
+        page_size: args.page_size,
+        bound_share: args.bound_share,
         port: Some(args.port),
         followers: args.followers,
         users: args.users,
@@ -239,7 +250,7 @@ fn write_description(out: &mut String, running: &Running) -> std::fmt::Result {
     writeln!(out, "  GET   inbox  calls  world  callbacks  received?openid=…  person?openid=…")?;
     writeln!(
         out,
-        "  POST  unfollow  follow  blacklist  refuse  kill_template  revoke_tokens  faults  order  clock  event"
+        "  POST  unfollow  follow  rebind  blacklist  refuse  kill_template  revoke_tokens  faults  order  clock  event"
     )?;
     writeln!(out, "  `lianbo simulate --help` says what each takes")?;
     writeln!(out, "  curl -s {control}inbox")?;
@@ -291,6 +302,8 @@ mod tests {
             users: 20,
             matched: None,
             seed: 1,
+            page_size: 500,
+            bound_share: 0.5,
             latency_ms: 0,
             quotas: vec!["user/get=3".to_owned()],
             callback: None,
@@ -303,6 +316,10 @@ mod tests {
         };
         let made = options(&args).unwrap();
         assert_eq!((made.matched_users, made.quota["user/get"], made.faults.busy_every), (8, 3, 7));
+        assert_eq!((made.page_size, made.bound_share.to_string()), (500, "0.5".to_owned()));
+        args.bound_share = 1.5;
+        assert!(matches!(options(&args), Err(Failure::Usage(told)) if told.contains("--bound-share")));
+        args.bound_share = 1.0;
         args.matched = Some(11);
         assert!(matches!(options(&args), Err(Failure::Usage(_))));
     }

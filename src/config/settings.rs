@@ -209,7 +209,7 @@ pub struct Checks {
     pub not_null: Vec<NamedColumn>,
     pub unique: Vec<NamedColumn>,
     pub min_rows: Option<u64>,
-    /// Share of the last snapshot's rows, 0 to 1.
+    /// Share of the last snapshot's rows of each account and mini program, 0 to 1; of coverage, share of its rates.
     pub max_drop: Option<f64>,
     /// A SELECT that must return no row, over the stage's own table and all others.
     pub sql: Option<SqlText>,

@@ -178,6 +178,8 @@ pub const TABLES: &[TableSpec] = &[
             MINIPROGRAM,
             column("followers", Integer, "current followers (openids; people in a * row)"),
             column("followers_with_unionid", Integer, "current followers whose unionid is known"),
+            column("not_asked", Integer, "current followers whose profile was not asked for yet"),
+            column("unreadable", Integer, "current followers whose profile could not be read (error, quarantined)"),
             column("users", Integer, "mini-program users (openids; people in a * row)"),
             column("users_with_unionid", Integer, "users whose unionid is known"),
             column("matched", Integer, "users whose unionid a current follower has"),

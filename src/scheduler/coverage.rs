@@ -14,6 +14,9 @@ use crate::stage::query::{QueryError, records};
 const TREND_DAYS: usize = 14;
 /// Values of a segment that are shown one by one.
 const SHOWN_VALUES: usize = 20;
+/// Columns that a table of earlier days may be without.
+const NOT_COUNTED_EARLIER: &str =
+    "select cast(null as bigint) as not_asked, cast(null as bigint) as unreadable where false";
 /// All of them together.
 const ALL: &str = "*";
 
@@ -34,6 +37,10 @@ pub struct CoverageRow {
     pub miniprogram: String,
     pub followers: u64,
     pub followers_with_unionid: u64,
+    /// Followers whose profile was not asked for yet; `None` where it was measured before this was counted.
+    pub not_asked: Option<u64>,
+    /// Followers whose profile could not be read; `None` as above.
+    pub unreadable: Option<u64>,
     pub users: u64,
     pub users_with_unionid: u64,
     pub matched: u64,
@@ -126,9 +133,9 @@ struct Measured {
 /// [`QueryError`] when the tables cannot be read.
 pub async fn coverage(hands: &Hands) -> Result<Option<CoverageView>, QueryError> {
     let sql = format!(
-        "select date, account, miniprogram, followers, followers_with_unionid, users, users_with_unionid, matched,
-                reachable, coverage_rate, match_rate, as_of, run_id
-         from coverage
+        "select date, account, miniprogram, followers, followers_with_unionid, not_asked, unreadable, users,
+                users_with_unionid, matched, reachable, coverage_rate, match_rate, as_of, run_id
+         from ({NOT_COUNTED_EARLIER} union all by name select * from coverage)
          where date in (select distinct date from coverage order by date desc limit {TREND_DAYS})
          order by date, account = '*', account, miniprogram = '*', miniprogram"
     );
@@ -252,6 +259,8 @@ mod tests {
             miniprogram: miniprogram.into(),
             followers: 10,
             followers_with_unionid: 9,
+            not_asked: Some(1),
+            unreadable: None,
             users: 20,
             users_with_unionid: 18,
             matched: 6,

@@ -1,11 +1,13 @@
-//! What a run would do: calls against what is left today, rows, messages, and the days a push takes. Nothing is asked of
+//! What a run would do: calls against what is left today, rows, messages, and the days that reading and a push take. Nothing is asked of
 //! WeChat, nothing is written, nothing is spent.
 //!
 //! Estimates come from the tables as they stand: a walk is as long as the last one, an audience is judged for real and
-//! counted ([`estimate`]). An unfinished run is planned from where it stands. How a push spreads over days is in [`days`].
+//! counted ([`estimate`]). An unfinished run is planned from where it stands. How a push spreads over days is in [`days`], how
+//! the calls of a sync do in [`reads`].
 
 pub(super) mod days;
 mod estimate;
+mod reads;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +15,7 @@ use chrono::NaiveDate;
 use serde::Serialize;
 
 use self::estimate::Estimator;
+pub use self::reads::{ReadDay, ReadPlan};
 use super::allowance::{Allowance, allowances};
 use super::conductor::stages::tables_first;
 use super::{conductor, order};
@@ -45,6 +48,10 @@ pub struct PlanView {
     /// Over all accounts together.
     pub calls: BTreeMap<String, CallPlan>,
     pub accounts: BTreeMap<AccountName, BTreeMap<String, CallPlan>>,
+    /// How the calls of walks and details spread over quota days.
+    pub reads: Vec<ReadPlan>,
+    /// When the last of them would be made; `None` when there is none, or no day has room for all.
+    pub reads_end_at: Option<Timestamp>,
     /// Messages of all pushes; `None` while an audience is not known.
     pub messages: Option<u64>,
     /// Of sending at the set rate, without waits.
@@ -71,6 +78,8 @@ pub struct StagePlan {
     pub notes: Vec<String>,
     #[serde(skip)]
     by_account: Vec<(AccountName, Endpoint, Option<u64>)>,
+    #[serde(skip)]
+    reads: Vec<ReadPlan>,
     #[serde(skip)]
     days: Vec<(NaiveDate, u64)>,
     #[serde(skip)]
@@ -197,6 +206,8 @@ fn summed(
     for (date, messages) in pushes().flat_map(|stage| &stage.days) {
         *days.entry(*date).or_default() += messages;
     }
+    let reads: Vec<ReadPlan> = stages.iter().flat_map(|stage| stage.reads.iter().cloned()).collect();
+    let all_read = reads.iter().all(|read| read.ends_at.is_some());
     let all_end = pushes().all(|stage| stage.ends_at.is_some() || stage.messages == Some(0));
     PlanView {
         pipeline: pipeline.name.to_string(),
@@ -206,6 +217,8 @@ fn summed(
         days: days.into_iter().map(|(date, messages)| DayPlan { date, messages }).collect(),
         would_expire: pushes().map(|stage| stage.would_expire).sum(),
         ends_at: pushes().filter_map(|stage| stage.ends_at).max().filter(|_| all_end),
+        reads_end_at: reads.iter().filter_map(|read| read.ends_at).max().filter(|_| all_read),
+        reads,
         calls,
         accounts,
         stages,

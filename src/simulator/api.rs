@@ -62,6 +62,8 @@ impl From<i64> for Refusal {
 
 /// Answers one call. Does not wait: what has to be waited for stands in the reply.
 pub fn answer(world: &World, request: &Request<'_>, reply: &mut Reply) {
+    let faults = world.faults();
+    world.live_on(&faults);
     if let Some(order) = request.path.strip_prefix("/_simulator/") {
         control::answer(world, order, request, reply);
         return;
@@ -71,7 +73,6 @@ pub fn answer(world: &World, request: &Request<'_>, reply: &mut Reply) {
         return;
     };
     world.quotas.arrived(endpoint);
-    let faults = world.faults();
     if faults.text_plain {
         reply.content_type = "text/plain";
     }
@@ -103,6 +104,12 @@ impl Call<'_> {
                 self.settle(endpoint, reply);
                 reply.delay = std::time::Duration::from_millis(*milliseconds);
             }
+            Fault::EmptyPage if endpoint == Endpoint::UserGet => {
+                if let Err(refusal) = self.admit(endpoint).and_then(|()| followers::empty_page(self, reply)) {
+                    refusal.write(self.world, reply);
+                }
+            }
+            Fault::EmptyPage => self.settle(endpoint, reply),
             Fault::BrokenJson => {
                 self.settle(endpoint, reply);
                 reply.body.pop();

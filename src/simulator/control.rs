@@ -1,7 +1,7 @@
 //! Orders from outside, under `/_simulator/`: what a test or the demo wants to know or to happen.
 //!
 //! GET `inbox`, `calls`, `callbacks`, `world`, `received?openid=`, `person?index=` (or `openid=`, `unionid=`), `login?index=`;
-//! POST `order`, `orders/clear`, `faults`, `clock`, `unfollow`, `follow`, `blacklist`, `refuse`, `kill_template`,
+//! POST `order`, `orders/clear`, `faults`, `clock`, `unfollow`, `follow`, `rebind`, `blacklist`, `refuse`, `kill_template`,
 //! `revoke_tokens`, `inbox/clear`, `event`, `callback`, `callback/check`. What is not understood answers 400 with `{"error"}`.
 
 use serde::Deserialize;
@@ -86,7 +86,7 @@ fn person(world: &World, index: u64) -> Value {
     json!({
         "index": index,
         "openid": people.openid(index),
-        "unionid": people.unionid(index),
+        "unionid": world.told_unionid(index, &world.faults()).unwrap_or_else(|| people.unionid(index)),
         "mp_openid": people.mp_openid(index),
         "bound": people.is_bound(index),
         "follows": follows,
@@ -157,10 +157,11 @@ fn change(world: &World, what: &str, body: &[u8]) -> Answer {
             let order: ClockOrder = read(body)?;
             order.set.into_iter().for_each(|at| world.clock.set(at));
             world.clock.advance(order.advance_seconds);
+            world.live_on(&world.faults());
             world.mailbag.look_again();
             Ok(json!({ "now_seconds": world.clock.now_seconds() }))
         }
-        "unfollow" | "follow" | "blacklist" | "refuse" => change_people(world, what, &read(body)?),
+        "unfollow" | "follow" | "rebind" | "blacklist" | "refuse" => change_people(world, what, &read(body)?),
         "spend" => {
             let order: SpendOrder = read(body)?;
             let endpoint = Endpoint::ALL.into_iter().find(|endpoint| endpoint.name() == order.endpoint);
@@ -254,6 +255,7 @@ fn change_people(world: &World, what: &str, order: &PeopleOrder) -> Answer {
         "unfollow" => world.unfollow(named),
         "follow" if order.count > 0 => world.follow_some(order.count),
         "follow" => world.follow(named),
+        "rebind" => named.into_iter().filter(|index| world.rebind(*index)).collect(),
         "blacklist" => {
             named.iter().for_each(|index| world.blacklist(*index, !order.withdraw));
             named

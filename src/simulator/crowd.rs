@@ -8,9 +8,12 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 #[derive(Debug)]
 pub struct Crowd {
     base: u64,
+    total: u64,
     next_new: u64,
     next_to_leave: u64,
     left: HashSet<u64>,
+    /// Those who left, in a steady order; some may have come back since.
+    leavers: Vec<u64>,
     came: HashMap<u64, i64>,
     blacklist: BTreeSet<u64>,
 }
@@ -30,9 +33,11 @@ impl Crowd {
     pub fn new(followers: u64) -> Self {
         Self {
             base: followers,
+            total: followers,
             next_new: followers,
             next_to_leave: 0,
             left: HashSet::new(),
+            leavers: Vec::new(),
             came: HashMap::new(),
             blacklist: BTreeSet::new(),
         }
@@ -40,8 +45,7 @@ impl Crowd {
 
     /// How many follow now.
     pub fn total(&self) -> u64 {
-        let came = self.came.keys().filter(|index| **index >= self.base).count();
-        self.base + wide(came) - wide(self.left.len())
+        self.total
     }
 
     pub fn standing(&self, index: u64) -> Standing {
@@ -66,12 +70,35 @@ impl Crowd {
         }
         self.left.remove(&index);
         self.came.insert(index, now_seconds);
+        self.total += 1;
         true
     }
 
     /// Lets a person unfollow; false when they did not follow.
     pub fn unfollow(&mut self, index: u64) -> bool {
-        self.follows(index) && self.left.insert(index)
+        let leaves = self.follows(index) && self.left.insert(index);
+        if leaves {
+            self.total -= 1;
+            self.leavers.push(index);
+        }
+        leaves
+    }
+
+    /// One of those below the next newcomer, by a draw: nearly all of them follow.
+    pub fn known_at(&self, draw: u64) -> u64 {
+        draw % self.next_new.max(1)
+    }
+
+    /// Somebody who left and did not come back, by a draw.
+    pub fn returner(&mut self, draw: u64) -> Option<u64> {
+        while !self.leavers.is_empty() {
+            let place = draw % wide(self.leavers.len());
+            let index = self.leavers.swap_remove(usize::try_from(place).expect("a place in a vector is an index"));
+            if self.standing(index) == Standing::Left {
+                return Some(index);
+            }
+        }
+        None
     }
 
     /// Somebody who never followed, if the world has room for one.

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use super::churn::ChurnHabits;
+
 /// The platform's habits. The default is a platform on its best behaviour.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -30,13 +32,27 @@ pub struct Faults {
     pub strangers: u64,
     /// So many leave and so many come after each page.
     pub churn_per_page: u64,
+    /// Who leaves, comes and comes back by the clock.
+    pub churn_per_second: ChurnHabits,
     /// A cursor that has unfollowed answers 40003.
     pub gone_cursor_refused: bool,
+    /// The `total` of a page is off by so many.
+    pub total_off: i64,
+    /// The `total` of a page is off by up to so many, each time anew.
+    pub total_wobble: u64,
+    /// The page of this number is always empty, in the shape of the list's end; pages count from 1.
+    pub empty_page: u64,
 
     pub invalid_in_batch: InvalidInBatch,
     /// People from whom on a batch gives everybody the next one's unionid, though nothing is wrong with it.
     pub shift_every: u64,
     pub non_follower: NonFollower,
+    /// People whom a batch leaves out, though nothing is wrong with them.
+    pub left_out_every: u64,
+    /// People whose unionid is told no longer, though they follow.
+    pub missing_unionid_every: u64,
+    /// People who have another unionid than before; 1: the account was bound to another Open Platform account.
+    pub changed_unionid_every: u64,
     /// People whose remark ends in a lone backslash, which breaks the whole answer.
     pub broken_json_every: u64,
     /// People whose remark holds control characters and a byte that is no UTF-8.
@@ -73,6 +89,10 @@ pub struct Faults {
     pub same_person_within_seconds: u32,
     /// `queryblocktmplmsg` answers one message as an object instead of a list.
     pub blocked_as_object: bool,
+
+    /// What becomes of a connection on which nothing was asked for so many milliseconds; 0: nothing.
+    pub idle_ends_after_milliseconds: u64,
+    pub idle_end: IdleEnd,
 
     /// Limits lower than quota/get shows, by endpoint name.
     pub hidden_limits: BTreeMap<String, u64>,
@@ -146,6 +166,18 @@ pub enum InvalidInBatch {
     Shift,
 }
 
+/// How a connection ends that was idle for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IdleEnd {
+    /// In good order.
+    Close,
+    /// By a reset.
+    Reset,
+    /// By a reset when the next call comes, which is not looked at.
+    NextCall,
+}
+
 /// What is told of somebody who has unfollowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -179,10 +211,17 @@ impl Default for Faults {
             repeated_openids: 0,
             strangers: 0,
             churn_per_page: 0,
+            churn_per_second: ChurnHabits::default(),
             gone_cursor_refused: false,
+            total_off: 0,
+            total_wobble: 0,
+            empty_page: 0,
             invalid_in_batch: InvalidInBatch::WholeBatch,
             shift_every: 0,
             non_follower: NonFollower::EmptyProfile,
+            left_out_every: 0,
+            missing_unionid_every: 0,
+            changed_unionid_every: 0,
             broken_json_every: 0,
             control_characters_every: 0,
             leading_space_every: 0,
@@ -201,6 +240,8 @@ impl Default for Faults {
             same_person_at_once_refused: false,
             same_person_within_seconds: 0,
             blocked_as_object: false,
+            idle_ends_after_milliseconds: 0,
+            idle_end: IdleEnd::Close,
             hidden_limits: BTreeMap::new(),
             quota_reset_lag_seconds: 0,
             quota_wobble_permille: 0,

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::api;
+use super::faults::IdleEnd;
 use super::world::World;
 
 const HEAD_LIMIT_BYTES: usize = 16 * 1024;
@@ -137,7 +138,7 @@ async fn converse(mut stream: TcpStream, world: &World) -> io::Result<()> {
     let (mut input, mut output) = (Vec::with_capacity(8 * 1024), Vec::with_capacity(8 * 1024));
     let mut reply = Reply::default();
     loop {
-        let Some(head) = read_request(&mut stream, &mut input).await? else {
+        let Some(head) = next_request(&mut stream, &mut input, world).await? else {
             return Ok(());
         };
         reply.reset();
@@ -166,6 +167,35 @@ async fn converse(mut stream: TcpStream, world: &World) -> io::Result<()> {
             return stream.shutdown().await;
         }
         input.drain(..end);
+    }
+}
+
+/// The next request, unless the connection was idle for longer than a habit allows.
+async fn next_request(stream: &mut TcpStream, input: &mut Vec<u8>, world: &World) -> io::Result<Option<Head>> {
+    let (after, end) = {
+        let faults = world.faults();
+        (Duration::from_millis(faults.idle_ends_after_milliseconds), faults.idle_end)
+    };
+    if after.is_zero() {
+        return read_request(stream, input).await;
+    }
+    let began_micros = world.clock.machine_micros();
+    if end == IdleEnd::NextCall {
+        let head = read_request(stream, input).await?;
+        let idle_micros = world.clock.machine_micros() - began_micros;
+        if u128::from(idle_micros.unsigned_abs()) < after.as_micros() {
+            return Ok(head);
+        }
+        return stream.set_zero_linger().map(|()| None);
+    }
+    tokio::select! {
+        head = read_request(stream, input) => head,
+        () = world.clock.wait(after) => {
+            if end == IdleEnd::Reset {
+                stream.set_zero_linger()?;
+            }
+            Ok(None)
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! What people received, one byte a person, and which sends were seen before.
+//! What people received, a byte for each of a chunk in which anybody received anything, and which sends were seen before.
 //!
 //! The count of deliveries a person is the proof the whole product is measured by, so it is counted here and nowhere
 //! else. The memory of earlier sends is sharded and forgets by generation: a key lives for one to two windows, and
@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,19 +27,25 @@ pub struct InboxReport {
     pub repeats_kept_off: u64,
 }
 
-/// Deliveries counted by person.
+/// People of one chunk.
+const CHUNK_PEOPLE: usize = 1 << 16;
+
+type Chunk = Box<[AtomicU8]>;
+
+/// Deliveries counted by person. A chunk is made at its first delivery: a crowd that is only looked at costs nothing.
 pub struct Inbox {
-    received: Vec<AtomicU8>,
+    received: Vec<OnceLock<Chunk>>,
     messages: AtomicU64,
     undelivered: AtomicU64,
     repeats_kept_off: AtomicU64,
 }
 
 impl Inbox {
-    /// Room for `people`; a byte each.
+    /// Room for `people`.
     pub fn new(people: u64) -> Self {
+        let people = usize::try_from(people).expect("a world's people can be counted by an index");
         Self {
-            received: (0..people).map(|_| AtomicU8::new(0)).collect(),
+            received: (0..people.div_ceil(CHUNK_PEOPLE)).map(|_| OnceLock::new()).collect(),
             messages: AtomicU64::new(0),
             undelivered: AtomicU64::new(0),
             repeats_kept_off: AtomicU64::new(0),
@@ -50,7 +56,9 @@ impl Inbox {
     pub fn deliver(&self, index: u64) {
         self.messages.fetch_add(1, Ordering::Relaxed);
         // An error says that the count is full; the sum above still grows.
-        let _full = self.slot(index).fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_add(1));
+        let (chunk, place) = place_of(index);
+        let made = self.received[chunk].get_or_init(|| (0..CHUNK_PEOPLE).map(|_| AtomicU8::new(0)).collect());
+        let _full = made[place].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_add(1));
     }
 
     pub fn miss(&self) {
@@ -62,18 +70,19 @@ impl Inbox {
     }
 
     pub fn received(&self, index: u64) -> u32 {
-        u32::from(self.slot(index).load(Ordering::Relaxed))
+        let (chunk, place) = place_of(index);
+        self.received[chunk].get().map_or(0, |chunk| u32::from(chunk[place].load(Ordering::Relaxed)))
     }
 
     /// Empties every inbox, for a second push to be counted by itself.
     pub fn clear(&self) {
-        self.received.iter().for_each(|count| count.store(0, Ordering::Relaxed));
+        self.counts().for_each(|count| count.store(0, Ordering::Relaxed));
         [&self.messages, &self.undelivered, &self.repeats_kept_off]
             .into_iter()
             .for_each(|sum| sum.store(0, Ordering::Relaxed));
     }
 
-    /// Walks over everybody: a few milliseconds for ten million.
+    /// Walks over everybody in a chunk: a few milliseconds for ten million.
     pub fn report(&self) -> InboxReport {
         let mut report = InboxReport {
             people: 0,
@@ -84,7 +93,7 @@ impl Inbox {
             undelivered: self.undelivered.load(Ordering::Relaxed),
             repeats_kept_off: self.repeats_kept_off.load(Ordering::Relaxed),
         };
-        for count in &self.received {
+        for count in self.counts() {
             match count.load(Ordering::Relaxed) {
                 0 => continue,
                 1 => report.once += 1,
@@ -96,10 +105,15 @@ impl Inbox {
         report
     }
 
-    fn slot(&self, index: u64) -> &AtomicU8 {
-        let index = usize::try_from(index).expect("an index is below the length of a vector");
-        &self.received[index]
+    fn counts(&self) -> impl Iterator<Item = &AtomicU8> {
+        self.received.iter().filter_map(OnceLock::get).flatten()
     }
+}
+
+/// The chunk of a person, and the place in it.
+fn place_of(index: u64) -> (usize, usize) {
+    let index = usize::try_from(index).expect("an index is below the world's people");
+    (index / CHUNK_PEOPLE, index % CHUNK_PEOPLE)
 }
 
 const SHARDS: usize = 64;
@@ -200,6 +214,15 @@ mod tests {
         assert_eq!(inbox.received(4), 2);
         inbox.clear();
         assert_eq!(inbox.report().people, 0);
+    }
+
+    #[test]
+    fn a_crowd_of_fifty_million_costs_only_the_chunks_that_received_something() {
+        let inbox = Inbox::new(50_000_000);
+        inbox.deliver(49_999_999);
+        inbox.deliver(3);
+        assert_eq!((inbox.received(49_999_999), inbox.received(25_000_000)), (1, 0));
+        assert_eq!((inbox.report().people, inbox.counts().count()), (2, 2 * CHUNK_PEOPLE));
     }
 
     #[test]

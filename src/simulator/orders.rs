@@ -47,6 +47,8 @@ pub enum Fault {
     Status(u16),
     /// Does everything, then breaks the JSON of the answer.
     BrokenJson,
+    /// Of `user/get`: the page is empty, in the shape of the list's end. Any other call answers as ever.
+    EmptyPage,
 }
 
 impl Order {

@@ -48,6 +48,9 @@ pub enum Trait {
     Refusal,
     Tag,
     Errcode,
+    LeftOut,
+    MissingUnionid,
+    ChangedUnionid,
 }
 
 /// Everybody there is, by index.
@@ -58,6 +61,8 @@ pub struct People {
     order: Permutation,
     account: IdSpace,
     union: IdSpace,
+    /// Of the Open Platform account that the account was bound to later.
+    later_union: IdSpace,
     miniprogram: IdSpace,
 }
 
@@ -81,6 +86,7 @@ impl People {
             order: Permutation::new(seed, options.room),
             account: IdSpace::new(seed, options.app_id),
             union: IdSpace::new(seed, "open platform account"),
+            later_union: IdSpace::new(seed, "open platform account of later"),
             miniprogram: IdSpace::new(seed, options.miniprogram_app_id),
         }
     }
@@ -100,6 +106,11 @@ impl People {
         self.union.encode(index)
     }
 
+    /// What a person's unionid has changed to.
+    pub fn later_unionid(&self, index: u64) -> String {
+        self.later_union.encode(index)
+    }
+
     /// Towards the mini program.
     pub fn mp_openid(&self, index: u64) -> String {
         self.miniprogram.encode(index)
@@ -111,7 +122,8 @@ impl People {
     }
 
     pub fn by_unionid(&self, unionid: &str) -> Option<u64> {
-        self.union.decode(unionid).filter(|index| *index < self.capacity())
+        let found = self.union.decode(unionid).or_else(|| self.later_union.decode(unionid));
+        found.filter(|index| *index < self.capacity())
     }
 
     /// Whose openid this was towards the account with another app id.

@@ -5,8 +5,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::churn::Lived;
 use super::clock::SimulatedClock;
 use super::crowd::Crowd;
 use super::faults::{Faults, Turns};
@@ -15,7 +16,7 @@ use super::login::Logins;
 use super::mailbag::{Letter, Mailbag};
 use super::options::Options;
 use super::orders::Orders;
-use super::people::{People, PeopleOptions, mix};
+use super::people::{People, PeopleOptions, Trait, mix};
 use super::postman::Destination;
 use super::quota::Quotas;
 use super::template::Template;
@@ -23,6 +24,9 @@ use super::tokens::TokenBook;
 
 /// Blocked messages that queryblocktmplmsg remembers.
 const BLOCKED_KEPT: usize = 10_000;
+
+/// Cursors of the follower list whose page is known; those of one walk of a thousand million.
+const CURSORS_KEPT: usize = 100_000;
 
 /// Everything there is.
 pub struct World {
@@ -47,6 +51,11 @@ pub struct World {
     has_callback: AtomicBool,
     destination: RwLock<Option<Arc<Destination>>>,
     crowd: RwLock<Crowd>,
+    pub(super) lived: Lived,
+    /// Cursor → the number of the page that it asks for, where a habit wants to know.
+    pages: Mutex<HashMap<u64, u64>>,
+    /// People whose unionid has changed, one by one.
+    rebound: RwLock<HashSet<u64>>,
     refusals: RwLock<HashSet<(u64, usize)>>,
     remarks: RwLock<HashMap<u64, String>>,
     /// People to whom a send is being answered, when a habit asks for it.
@@ -92,7 +101,7 @@ impl World {
             app_id: &options.app_id,
             miniprogram_app_id: &options.miniprogram_app_id,
         });
-        Self {
+        let world = Self {
             clock: SimulatedClock::default(),
             inbox: Inbox::new(people.capacity()),
             quotas: Quotas::new(options.followers, &options.quota),
@@ -108,6 +117,9 @@ impl World {
             has_callback: AtomicBool::new(false),
             destination: RwLock::default(),
             crowd: RwLock::new(Crowd::new(options.followers)),
+            lived: Lived::default(),
+            pages: Mutex::default(),
+            rebound: RwLock::default(),
             refusals: RwLock::default(),
             remarks: RwLock::default(),
             being_answered: Mutex::default(),
@@ -116,7 +128,9 @@ impl World {
             calls: AtomicU64::new(0),
             people,
             options,
-        }
+        };
+        world.begin_to_live();
+        world
     }
 
     /// The habits that hold now.
@@ -124,7 +138,10 @@ impl World {
         self.faults.read().expect("no holder of the habits panics").clone()
     }
 
+    /// Until now the old habits held, from now on these.
     pub fn set_faults(&self, faults: Faults) {
+        self.live_on(&self.faults());
+        self.begin_to_live();
         *self.faults.write().expect("no holder of the habits panics") = Arc::new(faults);
     }
 
@@ -157,12 +174,16 @@ impl World {
         self.crowd.read().expect("no holder of the crowd panics")
     }
 
+    pub(super) fn crowd_to_change(&self) -> RwLockWriteGuard<'_, Crowd> {
+        self.crowd.write().expect("no holder of the crowd panics")
+    }
+
     /// Lets these people unfollow and says so to the callback; those who do not follow are passed over.
     pub fn unfollow(&self, indices: impl IntoIterator<Item = u64>) -> Vec<u64> {
         let mut crowd = self.crowd.write().expect("no holder of the crowd panics");
         let gone: Vec<u64> = indices.into_iter().filter(|index| crowd.unfollow(*index)).collect();
         drop(crowd);
-        self.announce(&gone, false);
+        self.announce(&gone, false, self.clock.now_seconds());
         gone
     }
 
@@ -172,7 +193,7 @@ impl World {
         let mut crowd = self.crowd.write().expect("no holder of the crowd panics");
         let come: Vec<u64> = indices.into_iter().filter(|index| crowd.follow(*index, now)).collect();
         drop(crowd);
-        self.announce(&come, true);
+        self.announce(&come, true, now);
         come
     }
 
@@ -197,8 +218,9 @@ impl World {
         self.crowd.write().expect("no holder of the crowd panics").blacklist(index, keep_out);
     }
 
-    fn announce(&self, indices: &[u64], comes: bool) {
-        if !self.has_callback() {
+    /// Tells the callback of people who came or went at this second.
+    pub(super) fn announce(&self, indices: &[u64], comes: bool, at_seconds: i64) {
+        if indices.is_empty() || !self.has_callback() {
             return;
         }
         let faults = self.faults();
@@ -212,9 +234,45 @@ impl World {
             let spread = mix(draw ^ 1) % (u64::from(habits.spread_milliseconds) + 1);
             let wait = i64::from(habits.delay_milliseconds) + i64::try_from(spread).expect("a spread fits in 32 bits");
             let copies = if is_repeated { 3 } else { 1 };
-            let letter = Letter::Follow { index, comes, at_seconds: self.clock.now_seconds(), copies };
+            let letter = Letter::Follow { index, comes, at_seconds, copies };
             self.mailbag.put(now + wait * 1_000, letter);
         }
+    }
+
+    /// The number of the page that a cursor asks for, as far as it was given out.
+    pub fn page_number(&self, cursor: Option<u64>) -> u64 {
+        let pages = self.pages.lock().expect("no holder of the pages panics");
+        cursor.map_or(1, |cursor| pages.get(&cursor).copied().unwrap_or(0))
+    }
+
+    /// This cursor asks for that page.
+    pub fn note_cursor(&self, cursor: u64, page: u64) {
+        let mut pages = self.pages.lock().expect("no holder of the pages panics");
+        if pages.len() >= CURSORS_KEPT {
+            pages.clear();
+        }
+        pages.insert(cursor, page);
+    }
+
+    /// This person has another unionid from now on; false when that was so already.
+    pub fn rebind(&self, index: u64) -> bool {
+        self.rebound.write().expect("no holder of the unionids panics").insert(index)
+    }
+
+    /// Whether a person's unionid is another than the mini program knows.
+    pub fn is_rebound(&self, index: u64, faults: &Faults) -> bool {
+        let rebound = self.rebound.read().expect("no holder of the unionids panics");
+        (!rebound.is_empty() && rebound.contains(&index))
+            || self.people.one_in(index, Trait::ChangedUnionid, faults.changed_unionid_every)
+    }
+
+    /// The unionid that the account is told of a person today, if any.
+    pub fn told_unionid(&self, index: u64, faults: &Faults) -> Option<String> {
+        let people = &self.people;
+        if !people.is_bound(index) || people.one_in(index, Trait::MissingUnionid, faults.missing_unionid_every) {
+            return None;
+        }
+        Some(if self.is_rebound(index, faults) { people.later_unionid(index) } else { people.unionid(index) })
     }
 
     /// What the account calls this person, if anything.

@@ -1,5 +1,8 @@
 //! The checks a person writes on what a stage made: they run before anybody sees it.
 
+mod drop;
+
+use self::drop::Compared;
 use super::{StageContext, StageError, blocking, live, load_users};
 use crate::config::settings::{Checks, Severity, StageKind};
 use crate::domain::Values;
@@ -36,7 +39,8 @@ pub async fn run(cx: &StageContext<'_>, checks: &Checks, made: &[SnapshotRecord]
         source,
         previous: previous.map(|source| TableSource { name: PREVIOUS.to_owned(), ..source }),
         others,
-        only_active: matches!(cx.stage.kind, StageKind::ExtractFollowers(_)),
+        compared: Compared::of(&cx.stage.kind, cx.run.today),
+        pipeline: cx.run.pipeline.to_string(),
         params: cx.params.clone(),
     };
     blocking(&cx.hands.engine, cx.stop, move |session| job.run(session)).await
@@ -90,8 +94,8 @@ struct Job {
     source: TableSource,
     previous: Option<TableSource>,
     others: Vec<TableSource>,
-    /// A followers table keeps those who left: its size is that of the active ones.
-    only_active: bool,
+    compared: Compared,
+    pipeline: String,
     params: Params,
 }
 
@@ -120,12 +124,13 @@ impl Job {
                 broken.push(self.broken(format!("unique {column}"), format!("{twice} values stand more than once")));
             }
         }
-        let counted = if self.only_active { " where active" } else { "" };
-        let rows = self.count(session, &format!("{name}{counted}"))?;
-        if let Some(least) = self.checks.min_rows.filter(|least| rows < *least) {
-            broken.push(self.broken(format!("min_rows {least}"), format!("{rows} rows")));
+        if let Some(least) = self.checks.min_rows {
+            let rows = self.count(session, &format!("{name}{}", self.compared.counted()))?;
+            if rows < least {
+                broken.push(self.broken(format!("min_rows {least}"), format!("{rows} rows")));
+            }
         }
-        self.check_drop(session, rows, counted, &mut broken)?;
+        broken.extend(self.check_drop(session)?);
         if let Some(sql) = &self.checks.sql {
             let rows = session.query(&sql.text, &self.params)?;
             if !rows.is_empty() {
@@ -137,22 +142,23 @@ impl Job {
         Ok(broken)
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "a share needs no more than 53 bits")]
-    fn check_drop(
-        &self,
-        session: &Session,
-        rows: u64,
-        counted: &str,
-        broken: &mut Vec<Broken>,
-    ) -> Result<(), StageError> {
-        let (Some(max_drop), Some(_)) = (self.checks.max_drop, &self.previous) else { return Ok(()) };
-        let before = self.count(session, &format!("{}{counted}", quoted(PREVIOUS)))?;
-        let drop = if before == 0 { 0.0 } else { 1.0 - rows as f64 / before as f64 };
-        if drop > max_drop {
-            let found = format!("{rows} rows after {before}, {:.1} % fewer", drop * 100.0);
-            broken.push(self.broken(format!("max_drop {max_drop}"), found));
+    /// One text for all slices that lost too much: whoever accepts it accepts what it names.
+    fn check_drop(&self, session: &Session) -> Result<Option<Broken>, StageError> {
+        let (Some(max_drop), Some(_)) = (self.checks.max_drop, &self.previous) else { return Ok(None) };
+        let fallen = self.compared.fallen(session, &self.source.name, max_drop)?;
+        if fallen.is_empty() {
+            return Ok(None);
         }
-        Ok(())
+        let percent = (max_drop * 10_000.0).round() / 100.0;
+        let mut found = format!("`{}`, {}; at most {percent} % may go", self.source.name, fallen.join("; "));
+        if self.checks.severity == Severity::Fail {
+            let order = format!(
+                ". Nothing of this run is published; where it is meant to be so, lianbo run {} --accept-drop \"why\"",
+                self.pipeline
+            );
+            found.push_str(&order);
+        }
+        Ok(Some(self.broken(format!("max_drop {max_drop}"), found)))
     }
 
     fn count(&self, session: &Session, from: &str) -> Result<u64, StageError> {

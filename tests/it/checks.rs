@@ -63,7 +63,12 @@ async fn a_drop_fails_the_night_publishes_nothing_sends_nothing_and_is_accepted_
     for _ in 0..2 {
         let failed = house.run("nightly", &[]).await.ends(1);
         assert_eq!(failed.json()["status"], "failed");
-        assert!(failed.text().contains("max_drop"), "{}", failed.text());
+        let told = failed.stage("followers")["error"].as_str().unwrap().to_owned();
+        for part in
+            ["max_drop 0.05", "main: 400 active followers after 600", "33.3 %", "5 %", "run nightly --accept-drop"]
+        {
+            assert!(told.contains(part), "{part} is missing: {told}");
+        }
     }
     assert!(house.rows(SEEN).await == before);
     assert_eq!(house.numbers("select count(*) filter (active) from followers").await, [600]);
@@ -76,6 +81,131 @@ async fn a_drop_fails_the_night_publishes_nothing_sends_nothing_and_is_accepted_
     house.everybody_has_one();
     let audit = "select count(*) from audit where detail like '%an old campaign%'";
     assert_eq!(house.numbers(audit).await, [1]);
+}
+
+/// A second account beside the house's own, with a platform and followers of its own.
+async fn second_account(house: &House, options: Options) -> Simulator {
+    let app_id = "wx2222222222222222".to_owned();
+    let second = Simulator::start(Options { app_id: app_id.clone(), ..options }).await.unwrap();
+    let accounts = format!(
+        "{}\n[accounts.second]\napp_id = \"{app_id}\"\napp_secret = \"{SECRET}\"\napi_base = \"{}\"\n",
+        config(&house.simulator.base_url()),
+        second.base_url()
+    );
+    house.write("config/lianbo.toml", &accounts);
+    second
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_loss_of_a_small_account_does_not_hide_behind_a_big_one_that_grew() {
+    let house = House::build(small()).await;
+    let second = second_account(&house, Options { followers: 20, users: 20, matched_users: 10, ..small() }).await;
+    let gate = "kind = \"extract_followers\"\nchecks = { max_drop = 0.05 }";
+    house.write("pipelines/nightly.toml", &NIGHTLY.replace("kind = \"extract_followers\"", gate));
+    house.night().await;
+    let by_account = "select account, count(*) filter (active) from followers group by account order by account";
+    assert_eq!(house.rows(by_account).await, [["main", "600"], ["second", "20"]]);
+
+    assert_eq!(house.simulator.follow_some(30).len(), 30);
+    assert_eq!(second.unfollow_some(5).len(), 5);
+    let failed = house.run("nightly", &[]).await.ends(1);
+    let told = failed.stage("followers")["error"].as_str().unwrap().to_owned();
+    assert!(told.contains("second: 15 active followers after 20, 25.0 % fewer") && !told.contains("main:"), "{told}");
+    assert_eq!(house.rows(by_account).await, [["main", "600"], ["second", "20"]], "neither account's table changes");
+
+    house.run("nightly", &["--accept-drop", "the second shop was closed"]).await.ends(0);
+    assert_eq!(house.rows(by_account).await, [["main", "630"], ["second", "15"]]);
+    let audit = "select count(*) from audit where command = 'accept-drop' and detail like '%second: 15 active%closed%'";
+    assert_eq!(house.numbers(audit).await, [1]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_loss_of_a_small_mini_program_does_not_hide_behind_a_big_one() {
+    let house = House::build(small()).await;
+    house.night().await;
+    let matched = house.rows("select unionid from identities order by unionid limit 10").await;
+    house.edit("config/lianbo.toml", "[engine]", "[miniprograms.club]\napp_id = \"wx3333333333333333\"\n[engine]");
+    let gate = "kind = \"join_identities\"\nchecks = { max_drop = 0.1 }";
+    let club =
+        "[stages.club]\nkind = \"load_users\"\nminiprogram = \"club\"\nsource.files = \"data/exports/club/*.csv\"\n";
+    let with_club = NIGHTLY
+        .replace("kind = \"join_identities\"", gate)
+        .replace("[stages.identities]", &format!("{club}[stages.identities]"));
+    house.write("pipelines/nightly.toml", &with_club);
+    let club = |people: usize| {
+        let rows: String =
+            matched[..people].iter().enumerate().map(|(n, row)| format!("o{n:027},{}\n", row[0])).collect();
+        house.write("data/exports/club/users.csv", &format!("openid,unionid\n{rows}"));
+    };
+    club(10);
+    house.night().await;
+    club(8);
+    let failed = house.run("nightly", &[]).await.ends(1);
+    let told = failed.stage("identities")["error"].as_str().unwrap().to_owned();
+    assert!(told.contains("main × club: 8 rows after 10, 20.0 % fewer") && !told.contains("mall"), "{told}");
+    let by_miniprogram = "select miniprogram, count(*) from identities group by all order by all";
+    assert_eq!(house.rows(by_miniprogram).await, [["club", "10"], ["mall", &house.matchable().to_string()]]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_match_rate_that_falls_publishes_nothing_although_no_table_has_fewer_rows() {
+    let house = House::build(small()).await;
+    let gate = "kind = \"measure_coverage\"\nchecks = { max_drop = 0.1 }";
+    house.edit("pipelines/nightly.toml", "kind = \"measure_coverage\"", gate);
+    house.night().await;
+    // Half of the export's unionids are of another Open Platform account from today on.
+    let whole = house.read(EXPORT);
+    let halved: String = whole
+        .lines()
+        .enumerate()
+        .map(|(line, text)| match text.split_once(",o") {
+            Some((openid, rest)) if line > 0 && line % 2 == 0 => format!("{openid},x{rest}\n"),
+            _ => format!("{text}\n"),
+        })
+        .collect();
+    assert_ne!(whole, halved);
+    house.write(EXPORT, &halved);
+    // The same day has no earlier date to be compared with.
+    house.pass(86_400);
+    let seen = "select date, match_rate, coverage_rate from coverage order by all";
+    let before = house.rows(seen).await;
+    for _ in 0..2 {
+        let failed = house.run("nightly", &[]).await.ends(1);
+        let told = failed.stage("coverage")["error"].as_str().unwrap().to_owned();
+        for part in ["max_drop 0.1", "main × mall: match_rate 0.", "coverage_rate 0.", "lower", "10 %", "--accept-drop"]
+        {
+            assert!(told.contains(part), "{part} is missing: {told}");
+        }
+        assert!(!told.contains('*'), "{told}");
+        assert!(house.rows(seen).await == before);
+    }
+    house.run("nightly", &["--accept-drop", "the club moved"]).await.ends(0);
+    assert!(house.rows(seen).await.len() > before.len());
+    assert_eq!(house.numbers("select count(*) from audit where detail like '%match_rate%the club moved%'").await, [1]);
+    // From now on these are the rates to be compared with.
+    house.pass(86_400);
+    house.night().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn coverage_says_how_many_followers_were_not_asked_for_yet() {
+    let house = House::build(small()).await;
+    house.edit("pipelines/nightly.toml", "kind = \"enrich_unionids\"", "kind = \"enrich_unionids\"\nbudget = 2");
+    house.night().await;
+    let counted =
+        "select not_asked, unreadable, followers from coverage where account = 'main' and miniprogram = 'mall'";
+    let [not_asked, unreadable, followers] = house.numbers(counted).await[..] else { panic!("three numbers") };
+    assert_eq!((unreadable, followers), (0, 600));
+    assert!((400..600).contains(&not_asked), "{not_asked}");
+    let report = "select sum(people) from match_report where side = 'follower' and reason = 'not_asked'";
+    assert_eq!(house.numbers(report).await, [not_asked]);
+    let shown = house.lianbo(&["coverage"]).await.ends(0);
+    let line = format!("main: of 600 followers {not_asked} not asked yet");
+    assert!(shown.stdout.lines().any(|told| told == line), "{}", shown.stdout);
+    house.edit("pipelines/nightly.toml", "\nbudget = 2", "");
+    house.night().await;
+    assert_eq!(house.numbers(counted).await, [0, 0, 600]);
+    assert!(!house.lianbo(&["coverage"]).await.ends(0).stdout.contains("not asked"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -101,14 +231,7 @@ async fn an_export_without_its_columns_leaves_last_nights_tables() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_account_that_is_refused_keeps_its_rows_while_the_other_gets_new_ones() {
     let house = House::build(small()).await;
-    let app_id = "wx2222222222222222".to_owned();
-    let second = Simulator::start(Options { app_id: app_id.clone(), ..small() }).await.unwrap();
-    let accounts = format!(
-        "{}\n[accounts.second]\napp_id = \"{app_id}\"\napp_secret = \"{SECRET}\"\napi_base = \"{}\"\n",
-        config(&house.simulator.base_url()),
-        second.base_url()
-    );
-    house.write("config/lianbo.toml", &accounts);
+    let second = second_account(&house, small()).await;
     house.night().await;
     let by_account = "select account, count(*) filter (active) from followers group by account order by account";
     assert_eq!(house.rows(by_account).await, [["main", "600"], ["second", "600"]]);

@@ -102,3 +102,53 @@ async fn a_campaigns_plan_names_its_calls_messages_and_days_and_each_day_keeps_t
     );
     house.everybody_has_one();
 }
+
+/// Calls of an endpoint by quota day, and when the last is made.
+fn read(plan: &Value, endpoint: &str) -> (Vec<u64>, Timestamp) {
+    let reads = plan["reads"].as_array().unwrap();
+    let read = reads.iter().find(|read| read["endpoint"] == endpoint).unwrap_or_else(|| panic!("{endpoint}: {plan}"));
+    let days = read["days"].as_array().unwrap().iter().map(|day| day["calls"].as_u64().unwrap()).collect();
+    (days, read["ends_at"].as_str().unwrap().parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_walk_that_met_its_quota_is_planned_from_wechats_total_over_the_days_that_it_takes() {
+    let mut options = Options { followers: 90_000, users: 100, matched_users: 50, page_size: 10_000, ..small() };
+    options.quota.insert("user/get".to_owned(), 4);
+    let house = House::build(options).await;
+    house.edit("config/lianbo.toml", "timeout = \"3s\"", "timeout = \"3s\"\nquota = { \"user/get\" = 4 }");
+    let never = plan(&house, "nightly").await;
+    assert_eq!(never["calls"]["user/get"]["needed"], Value::Null);
+    let midday = QuotaDay::of(house.now()).next().starts_at() + TimeDelta::hours(12);
+    house.pass((midday - house.now()).num_seconds());
+
+    house.run("nightly", &[]).await.ends(75);
+    assert_eq!(house.calls("user/get"), 4);
+    let foretold = plan(&house, "nightly").await;
+    // Nine pages and the one that finds the end: four were asked for, none is left today, then four and two.
+    assert_eq!(needed(&foretold, "user/get"), 6);
+    let (days, ends_at) = read(&foretold, "user/get");
+    assert_eq!(days, [4, 2]);
+    let last_day = QuotaDay::of(midday).next().next();
+    assert_eq!(QuotaDay::of(ends_at), last_day);
+    assert!(ends_at - last_day.starts_at() < TimeDelta::minutes(1), "{ends_at}");
+    let asked = house.calls("user/info/batchget");
+    assert_eq!(needed(&foretold, "user/info/batchget"), 900 - asked);
+    assert_eq!(needed(&foretold, "user/info"), (900 - asked) / 60);
+    assert!(read(&foretold, "user/info/batchget").1 >= ends_at, "the last page's people are asked for after it");
+    let shown = house.lianbo(&["plan", "nightly"]).await.ends(0).stdout;
+    let day = format!("  {}  2", last_day.date());
+    assert!(shown.contains("main: 6 calls of user/get") && shown.contains(&day) && shown.contains("about"), "{shown}");
+
+    for code in [75, 0] {
+        house.pass((QuotaDay::of(house.now()).next().starts_at() - house.now()).num_seconds() + 60);
+        house.run("nightly", &[]).await.ends(code);
+    }
+    assert_eq!(QuotaDay::of(house.now()), last_day);
+    assert_eq!((house.calls("user/get"), house.calls("user/info/batchget")), (10, 900));
+
+    // The next night is as quick as this one was.
+    let next = plan(&house, "nightly").await;
+    let reads = next["reads"].as_array().unwrap();
+    assert!(reads.iter().all(|read| read["endpoint"] != "user/get" || read["is_assumed"] == false), "{next}");
+}

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use tokio_util::sync::CancellationToken;
 
 use super::days::{Bounds, course};
+use super::reads::WalkPlan;
 use super::{PlanRequest, StagePlan};
 use crate::clock::Timestamp;
-use crate::config::settings::{
-    EnrichUnionids, ExtractFollowers, MaterializeRecipients, OnExpiry, Priority, PushTemplate, Stage, StageKind,
-};
+use crate::config::settings::{MaterializeRecipients, OnExpiry, Priority, PushTemplate, Stage, StageKind};
 use crate::domain::{AccountName, QuotaDay, StageName, StageStatus};
 use crate::engine::Params;
 use crate::ledger::{Lease, Push, Run, StageRecord};
@@ -17,28 +16,27 @@ use crate::scheduler::allowance::Allowance;
 use crate::scheduler::conductor;
 use crate::stage::push_template::daily_key;
 use crate::stage::tables::Visible;
-use crate::stage::{Quiet, StageContext, StageError, enrich_unionids, extract_followers, live, materialize_recipients};
+use crate::stage::{Quiet, StageContext, StageError, live, materialize_recipients};
 use crate::wechat::{CallCounts, Endpoint};
 
-/// Openids on a page of user/get (WeChat's own limit).
-const PAGE: u64 = 10_000;
-
 pub struct Estimator<'a> {
-    request: &'a PlanRequest<'a>,
+    pub(super) request: &'a PlanRequest<'a>,
     run: Run,
     /// Whether the run has begun; otherwise it is imagined.
     has_begun: bool,
-    visible: Visible,
+    pub(super) visible: Visible,
     params: Params,
-    records: BTreeMap<StageName, StageRecord>,
+    pub(super) records: BTreeMap<StageName, StageRecord>,
     pushes: Vec<Push>,
-    allowances: &'a [Allowance],
+    pub(super) allowances: &'a [Allowance],
     /// Recipients of the sets planned so far.
     sets: BTreeMap<StageName, Option<u64>>,
     /// Sends of today by pushes of the run, as their `daily_limit` counts them.
     sent_today: BTreeMap<String, u64>,
     /// Sends that pushes planned so far take of an account's day.
     taken: BTreeMap<(AccountName, QuotaDay), u64>,
+    /// The walks planned so far, by account.
+    pub(super) walks: BTreeMap<AccountName, WalkPlan>,
     lease: Lease,
     stop: CancellationToken,
 }
@@ -78,6 +76,7 @@ impl<'a> Estimator<'a> {
             sent_today,
             sets: BTreeMap::new(),
             taken: BTreeMap::new(),
+            walks: BTreeMap::new(),
             // Nothing is written under it: a plan only reads.
             lease: Lease { name: "plan".to_owned(), fence: 0, holder_id: String::new() },
             stop: CancellationToken::new(),
@@ -126,8 +125,12 @@ impl<'a> Estimator<'a> {
         Ok(plan)
     }
 
+    pub(super) fn now(&self) -> Timestamp {
+        self.request.clock.now()
+    }
+
     /// A stage as it would see the house; nothing where there is no house yet.
-    fn context<'b>(&'b self, stage: &'b Stage) -> Option<StageContext<'b>> {
+    pub(super) fn context<'b>(&'b self, stage: &'b Stage) -> Option<StageContext<'b>> {
         self.request.house.map(|hands| StageContext {
             hands,
             run: &self.run,
@@ -142,64 +145,6 @@ impl<'a> Estimator<'a> {
             accepts_drop: false,
             ahead: None,
         })
-    }
-
-    async fn extract(&self, stage: &Stage, own: &ExtractFollowers, plan: &mut StagePlan) -> Result<(), StageError> {
-        let mut rows = Some(0);
-        for account in &own.accounts {
-            let known = match self.context(stage) {
-                Some(cx) => extract_followers::followers_now(&cx, account).await?,
-                None => None,
-            };
-            let calls = if self.is_young(stage, own, account) { Some(0) } else { self.pages(account, known).await? };
-            plan.add_calls(account, Endpoint::UserGet, calls);
-            rows = rows.zip(known).map(|(sum, known)| sum + known);
-            if known.is_none() {
-                plan.notes.push(format!("account `{account}` was never walked: a call for each 10 000 followers"));
-            }
-        }
-        plan.rows = rows;
-        Ok(())
-    }
-
-    /// Whether the last walk is taken as it is.
-    fn is_young(&self, stage: &Stage, own: &ExtractFollowers, account: &AccountName) -> bool {
-        let table = stage.table.as_ref().map_or("followers", |table| table.as_str());
-        let age = self.visible.slice(table, account.as_str()).map(|snapshot| self.request.clock.now() - snapshot.as_of);
-        !own.reuse_within.is_zero() && age.is_some_and(|age| age.to_std().unwrap_or_default() < own.reuse_within)
-    }
-
-    /// A call for each page and one that finds the end, without the pages that a walk begun before has.
-    async fn pages(&self, account: &AccountName, followers: Option<u64>) -> Result<Option<u64>, StageError> {
-        let Some(followers) = followers else { return Ok(None) };
-        let walked = match self.request.house {
-            Some(hands) => hands.ledger.open_walk(account).await?.filter(|walk| walk.finished_at.is_none()),
-            None => None,
-        };
-        let walked = walked.map_or(0, |walk| u64::from(walk.pages));
-        Ok(Some((followers.div_ceil(PAGE) + 1).saturating_sub(walked).max(1)))
-    }
-
-    async fn enrich(&self, stage: &Stage, own: &EnrichUnionids, plan: &mut StagePlan) -> Result<(), StageError> {
-        let batch = u64::try_from(enrich_unionids::BATCH).unwrap_or(u64::MAX);
-        let mut rows = Some(0);
-        for account in &own.accounts {
-            let needed = match self.context(stage) {
-                Some(cx) => enrich_unionids::needed(&cx, own, account).await?,
-                None => None,
-            };
-            let calls = needed.map(|needed| needed.div_ceil(batch).min(own.budget.unwrap_or(u64::MAX)));
-            plan.add_calls(account, Endpoint::UserInfoBatchget, calls);
-            rows = rows.zip(needed).map(|(sum, needed)| sum + needed);
-            if let (Some(budget), Some(needed)) = (own.budget, needed)
-                && needed.div_ceil(batch) > budget
-            {
-                plan.notes
-                    .push(format!("account `{account}`: the budget leaves {} for later", needed - budget * batch));
-            }
-        }
-        plan.rows = rows;
-        Ok(())
     }
 
     async fn materialize(

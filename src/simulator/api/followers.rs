@@ -6,16 +6,18 @@ use super::{Call, Refusal};
 use crate::simulator::crowd::Crowd;
 use crate::simulator::faults::ListEnd;
 use crate::simulator::http::Reply;
+use crate::simulator::people::mix;
 use crate::simulator::world::World;
 
 /// A page of the follower list in its order, which is no order of time.
 pub fn page(call: &Call<'_>, reply: &mut Reply) -> Result<(), Refusal> {
     let (world, faults) = (call.world, call.faults);
     let cursor = call.request.parameter("next_openid").filter(|openid| !openid.is_empty());
+    let asked = cursor.as_ref().and_then(|openid| world.people.by_openid(openid));
     let first_position = match &cursor {
         None => 0,
-        Some(openid) => {
-            let index = world.people.by_openid(openid).ok_or(40003)?;
+        Some(_) => {
+            let index = asked.ok_or(40003)?;
             if faults.gone_cursor_refused && !world.crowd().follows(index) {
                 return Err(40003.into());
             }
@@ -23,7 +25,12 @@ pub fn page(call: &Call<'_>, reply: &mut Reply) -> Result<(), Refusal> {
         }
     };
     let found = Page::from(call, first_position);
-    if found.indices.is_empty() {
+    let is_hidden = faults.empty_page > 0 && {
+        let number = world.page_number(asked);
+        found.indices.last().into_iter().for_each(|last| world.note_cursor(*last, number + 1));
+        number == faults.empty_page
+    };
+    if found.indices.is_empty() || is_hidden {
         write_end(call, found.total, cursor.as_deref(), reply);
     } else {
         write_page(call, &found, reply);
@@ -60,8 +67,26 @@ impl Page {
             indices.push(index);
         }
         let repeated = before(world, &crowd, first_position, call.faults.repeated_openids);
-        Self { total: crowd.total(), repeated, indices, is_last }
+        Self { total: told_total(call, crowd.total()), repeated, indices, is_last }
     }
+}
+
+/// The followers as this answer counts them.
+fn told_total(call: &Call<'_>, total: u64) -> u64 {
+    let (world, faults) = (call.world, call.faults);
+    let total = total.saturating_add_signed(faults.total_off);
+    if faults.total_wobble == 0 {
+        return total;
+    }
+    let spread = faults.total_wobble.saturating_mul(2).saturating_add(1);
+    total.saturating_sub(faults.total_wobble).saturating_add(mix(world.next_call()) % spread)
+}
+
+/// The answer of an empty page where there is one: ordered once.
+pub fn empty_page(call: &Call<'_>, reply: &mut Reply) -> Result<(), Refusal> {
+    let cursor = call.request.parameter("next_openid");
+    write_end(call, told_total(call, call.world.crowd().total()), cursor.as_deref(), reply);
+    Ok(())
 }
 
 fn before(world: &World, crowd: &Crowd, position: u64, most: u64) -> Vec<u64> {

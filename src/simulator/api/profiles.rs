@@ -68,6 +68,11 @@ pub fn batch(call: &Call<'_>, reply: &mut Reply) -> Result<(), Refusal> {
     if let Some(first) = entries.iter().position(shifts) {
         shift(&mut entries[first..]);
     }
+    if call.faults.left_out_every > 0 {
+        let people = &call.world.people;
+        let left_out = |index| people.one_in(index, Trait::LeftOut, call.faults.left_out_every);
+        entries.retain(|entry| !entry.index.is_some_and(left_out));
+    }
     entries.sort_by_key(|entry| mix(entry.index.unwrap_or(u64::MAX)));
     reply.body.extend_from_slice(br#"{"user_info_list":["#);
     for (place, entry) in entries.iter().enumerate() {
@@ -158,12 +163,11 @@ impl Entry<'_> {
     }
 
     fn write_unionid(&self, call: &Call<'_>, out: &mut Vec<u8>) {
-        let people = &call.world.people;
-        let Some(index) = self.unionid_of.filter(|index| people.is_bound(*index)) else {
-            return;
-        };
-        let space = if people.one_in(index, Trait::OddProfile, call.faults.leading_space_every) { " " } else { "" };
-        write!(out, r#","unionid":"{space}{}""#, people.unionid(index)).expect("writing to memory cannot fail");
+        let told = self.unionid_of.and_then(|index| Some((index, call.world.told_unionid(index, call.faults)?)));
+        let Some((index, unionid)) = told else { return };
+        let has_space = call.world.people.one_in(index, Trait::OddProfile, call.faults.leading_space_every);
+        let space = if has_space { " " } else { "" };
+        write!(out, r#","unionid":"{space}{unionid}""#).expect("writing to memory cannot fail");
     }
 }
 

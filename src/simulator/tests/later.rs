@@ -164,3 +164,123 @@ async fn comings_and_goings_are_told_thrice_or_never_and_other_events_by_order()
     assert!(told.contains("<CreateTime>1764000000</CreateTime>"), "{told}");
     assert!(told.contains("<Event><![CDATA[SCAN]]></Event><EventKey>9</EventKey></xml>"), "{told}");
 }
+
+#[tokio::test]
+async fn a_clock_that_is_moved_moves_those_who_come_and_go() {
+    let (simulator, mut caller) = started(Options { followers: 2_000, page_size: 10_000, ..small() }).await;
+    let churn = ChurnHabits { leave: 0.5, come: 0.0, come_back: 0.0 };
+    simulator.set_faults(Faults { churn_per_second: churn, ..Faults::default() });
+    let before = caller.page("").await["total"].as_u64().unwrap();
+    simulator.advance(600);
+    let after = caller.page("").await["total"].as_u64().unwrap();
+    assert!(before - after >= 299, "{before} {after}");
+    simulator.set_faults(Faults::default());
+    let still = simulator.followers();
+    simulator.advance(600);
+    assert_eq!(simulator.followers(), still);
+}
+
+#[tokio::test]
+async fn who_comes_and_goes_by_the_clock_is_told_to_the_callback() {
+    let (simulator, _) = started(small()).await;
+    let (url, mut posts) = callback_address(Vec::new()).await;
+    simulator.set_callback(&Callback::new(url, "t")).unwrap();
+    let churn = ChurnHabits { leave: 1.0, come: 1.0, come_back: 0.0 };
+    simulator.set_faults(Faults { churn_per_second: churn, ..Faults::default() });
+    simulator.advance(5);
+    let (mut came, mut left) = (0, 0);
+    while came < 5 || left < 5 {
+        let post = posts.recv().await.unwrap();
+        came += u32::from(post.contains("[subscribe]"));
+        left += u32::from(post.contains("[unsubscribe]"));
+    }
+}
+
+#[tokio::test]
+async fn the_total_may_lie_and_a_page_may_be_empty_once_or_always() {
+    let (simulator, mut caller) = started(Options { page_size: 20, ..small() }).await;
+    let followers = simulator.followers();
+    simulator.set_faults(Faults { total_off: -7, ..Faults::default() });
+    assert_eq!(caller.page("").await["total"], followers - 7);
+    simulator.set_faults(Faults { total_wobble: 5, ..Faults::default() });
+    let mut totals = HashSet::new();
+    for _ in 0..40 {
+        let total = caller.page("").await["total"].as_u64().unwrap();
+        assert!(total.abs_diff(followers) <= 5);
+        totals.insert(total);
+    }
+    assert!(totals.len() > 3);
+
+    simulator.set_faults(Faults { empty_page: 2, ..Faults::default() });
+    let first = caller.page("").await;
+    let cursor = first["next_openid"].as_str().unwrap().to_owned();
+    for _ in 0..2 {
+        assert_eq!(caller.page(&cursor).await["count"], 0);
+    }
+    simulator.set_faults(Faults::default());
+    simulator.order(Order::next(Fault::EmptyPage).at(Endpoint::UserGet));
+    let empty = caller.page(&cursor).await;
+    assert_eq!((&empty["count"], &empty["data"], &empty["total"]), (&json!(0), &Value::Null, &json!(followers)));
+    assert_eq!(caller.page(&cursor).await["count"], 20);
+}
+
+#[tokio::test]
+async fn unionids_change_one_by_one_or_all_and_may_be_missing_later() {
+    let (simulator, mut caller) = started(Options { bound_share: 1.0, ..small() }).await;
+    let openids: Vec<String> = (0..40).map(|index| simulator.ids(index).0).collect();
+    let unionids = |answer: &Value| -> HashMap<String, Option<String>> {
+        let people = answer["user_info_list"].as_array().unwrap().iter();
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        people.map(|person| (text(&person["openid"]).unwrap(), text(&person["unionid"]))).collect()
+    };
+    let before = unionids(&caller.batch(&openids).await);
+    assert!(simulator.rebind(&openids[7]) && !simulator.rebind(&openids[7]));
+    let after = unionids(&caller.batch(&openids).await);
+    let changed: Vec<&String> = openids.iter().filter(|openid| before[*openid] != after[*openid]).collect();
+    assert_eq!(changed, [&openids[7]]);
+
+    simulator.set_faults(Faults { changed_unionid_every: 1, ..Faults::default() });
+    let all = unionids(&caller.batch(&openids).await);
+    assert!(openids.iter().all(|openid| before[openid] != all[openid] && all[openid].is_some()));
+    assert!(simulator.matchable().is_empty());
+
+    simulator.set_faults(Faults { missing_unionid_every: 4, left_out_every: 5, ..Faults::default() });
+    let fewer = unionids(&caller.batch(&openids).await);
+    let missing = fewer.values().filter(|unionid| unionid.is_none()).count();
+    assert!((1..30).contains(&missing) && (10..40).contains(&fewer.len()), "{missing} of {}", fewer.len());
+    let left_out = openids.iter().find(|openid| !fewer.contains_key(*openid)).unwrap();
+    let single = caller.get(&format!("{}&openid={left_out}", caller.with_token("/cgi-bin/user/info"))).await;
+    assert_eq!(single["openid"], json!(left_out));
+}
+
+#[tokio::test]
+async fn an_idle_connection_ends_by_itself_or_at_the_next_call() {
+    for end in [IdleEnd::Close, IdleEnd::Reset] {
+        let (simulator, _) = started(small()).await;
+        simulator.set_faults(Faults { idle_ends_after_milliseconds: 30, idle_end: end, ..Faults::default() });
+        let mut caller = Caller::of(&simulator).await;
+        let mut rest = Vec::new();
+        let ended = caller.stream.read_to_end(&mut rest).await;
+        assert!(rest.is_empty() && ended.is_ok() == (end == IdleEnd::Close), "{end:?}: {ended:?}");
+    }
+    let (simulator, _) = started(small()).await;
+    simulator.set_faults(Faults { idle_ends_after_milliseconds: 1, idle_end: IdleEnd::NextCall, ..Faults::default() });
+    let mut caller = TcpStream::connect(simulator.base_url().strip_prefix("http://").unwrap()).await.unwrap();
+    let before = simulator.calls();
+    // Whatever the machine is busy with, the first byte comes later than a millisecond after the connection was taken.
+    let (half, other) = b"GET /cgi-bin/user/get HTTP/1.1\r\n\r\n".split_at(8);
+    caller.write_all(half).await.unwrap();
+    eventually_idle(&simulator).await;
+    caller.write_all(other).await.unwrap();
+    let mut rest = Vec::new();
+    assert!(caller.read_to_end(&mut rest).await.is_err() && rest.is_empty());
+    assert_eq!(simulator.calls(), before, "the call was not looked at");
+}
+
+/// Lets real time pass by calls on another connection until some milliseconds are over.
+async fn eventually_idle(simulator: &Simulator) {
+    let began = simulator.world.clock.machine_micros();
+    while simulator.world.clock.machine_micros() - began < 5_000 {
+        tokio::task::yield_now().await;
+    }
+}

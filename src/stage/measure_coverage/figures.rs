@@ -221,9 +221,15 @@ from u left join fu_all on fu_all.unionid = u.unionid;
 const COVERAGE: &str = "
 with
 followers_by as (
-    select account, count(*) as followers, count(unionid) as followers_with_unionid from f group by account
+    select account, count(*) as followers, count(unionid) as followers_with_unionid,
+           count(case when missing = 'not_asked' then 1 end) as not_asked,
+           count(case when missing in ('error', 'quarantined') then 1 end) as unreadable
+    from f group by account
     union all
-    select '*', count(distinct person), count(distinct unionid) from f
+    select '*', count(distinct person), count(distinct unionid),
+           count(distinct case when missing = 'not_asked' then person end),
+           count(distinct case when missing in ('error', 'quarantined') then person end)
+    from f
 ),
 users_by as (
     select account, miniprogram, count(*) as users, count(unionid) as users_with_unionid,
@@ -246,6 +252,7 @@ pairs as (
 select $today as date, pairs.account, pairs.miniprogram,
        coalesce(followers_by.followers, 0) as followers,
        coalesce(followers_by.followers_with_unionid, 0) as followers_with_unionid,
+       coalesce(followers_by.not_asked, 0) as not_asked, coalesce(followers_by.unreadable, 0) as unreadable,
        coalesce(users_by.users, 0) as users, coalesce(users_by.users_with_unionid, 0) as users_with_unionid,
        coalesce(users_by.matched, 0) as matched, coalesce(users_by.reachable, 0) as reachable,
        users_by.reachable / nullif(cast(users_by.users as double), 0) as coverage_rate,
