@@ -10,6 +10,7 @@ mod ahead;
 mod ask;
 mod forecast;
 mod merge;
+mod need;
 mod part;
 mod spot;
 
@@ -20,6 +21,7 @@ use self::ahead::AskedAhead;
 pub use self::ahead::{Ahead, ask_ahead};
 use self::ask::{Asking, Tally, ask_singly};
 pub use self::forecast::needed;
+use self::need::{NEEDED, Stale};
 use super::extract_followers::describe;
 use super::turns::Turn;
 use super::{FailedSlice, StageContext, StageError, StageOutcome, StageReport};
@@ -27,7 +29,7 @@ use crate::clock::Timestamp;
 use crate::config::settings::EnrichUnionids;
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
-use crate::engine::{Engine, Param, Params, TableSource};
+use crate::engine::{Engine, TableSource};
 use crate::ledger::SnapshotRecord;
 use crate::wechat::{Endpoint, WeChatError};
 
@@ -162,7 +164,7 @@ pub(super) struct Inputs {
     pub profiles: TableSource,
     pub fetched: TableSource,
     pub as_of: Timestamp,
-    pub stale_before: Timestamp,
+    pub stale: Stale,
 }
 
 impl Inputs {
@@ -181,7 +183,6 @@ impl Inputs {
                 plan.from
             ))
         })?;
-        let refresh_after = chrono::TimeDelta::from_std(plan.refresh_after).unwrap_or(chrono::TimeDelta::MAX);
         Ok(Self {
             as_of: followers.as_of,
             followers: cx.visible.slice_source(
@@ -197,7 +198,7 @@ impl Inputs {
                 profiles_spec.sql_columns(),
             ),
             fetched: fetched_source(cx, account).await?,
-            stale_before: cx.run.run_at.checked_sub_signed(refresh_after).unwrap_or(Timestamp::MIN_UTC),
+            stale: Stale::at(cx.run.run_at, plan.refresh_after),
         })
     }
 }
@@ -212,21 +213,6 @@ pub(super) async fn fetched_source(cx: &StageContext<'_>, account: &AccountName)
         sql: None,
     })
 }
-
-const NEEDED: &str = "
-select followers.openid
-from followers
-where followers.active
-  and not exists (
-      select 1 from fetched
-      where fetched.openid = followers.openid and fetched.fetched_at >= $stale_before)
-  and not exists (
-      select 1 from profiles_before
-      where profiles_before.openid = followers.openid
-        and profiles_before.fetched_at >= $stale_before
-        -- Whoever follows, and had left when they were asked, has come back.
-        and profiles_before.subscribe is distinct from false
-        and coalesce(profiles_before.unionid_missing, '') not in ('not_asked', 'error', 'quarantined'))";
 
 async fn ask(
     cx: &StageContext<'_>,
@@ -251,7 +237,7 @@ async fn stream_needed(
     let (tell_total, total) = tokio::sync::oneshot::channel();
     let engine: Engine = cx.hands.engine.clone();
     let tables = [inputs.followers.clone(), inputs.profiles.clone(), inputs.fetched.clone()];
-    let params = Params::from([("stale_before".to_owned(), Param::Timestamp(inputs.stale_before))]);
+    let params = inputs.stale.params();
     let reader = tokio::task::spawn_blocking(move || {
         let session = engine.session()?;
         for table in &tables {

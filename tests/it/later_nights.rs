@@ -98,3 +98,33 @@ async fn a_reset_that_lags_behind_midnight_costs_minutes_and_not_another_day() {
     }
     house.everybody_has_one();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_page_amid_the_list_marks_nobody_as_gone_and_a_list_that_stays_short_is_for_the_operator() {
+    let house = House::build(small()).await;
+    house.night().await;
+    let active = "select count(*) filter (active), count(*) filter (not active) from followers";
+    house.simulator.set_faults(Faults { empty_page: 2, ..Faults::default() });
+    let failed = house.run("nightly", &[]).await.ends(1);
+    assert!(failed.stderr.contains("200 followers where WeChat counts 600"), "{}", failed.stderr);
+    assert!(failed.stderr.contains("--accept-drop"), "{}", failed.stderr);
+    assert_eq!(house.numbers(active).await, [600, 0]);
+    house.simulator.set_faults(Faults::default());
+    let pages = house.calls("user/get");
+    house.run("nightly", &[]).await.ends(0);
+    assert_eq!(
+        (house.numbers(active).await, house.calls("user/get") - pages),
+        (vec![600, 0], 3),
+        "the first page is kept"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_total_that_is_wrong_or_moves_ends_no_walk_and_fails_none() {
+    for faults in [Faults { total_off: -90, ..Faults::default() }, Faults { total_wobble: 60, ..Faults::default() }] {
+        let house = House::build(Options { faults: faults.clone(), ..small() }).await;
+        house.night().await;
+        assert_eq!(house.numbers("select count(*) filter (active) from followers").await, [600], "{faults:?}");
+        assert!(house.calls("user/get") <= 4, "{faults:?}");
+    }
+}

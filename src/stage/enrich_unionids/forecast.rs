@@ -1,9 +1,9 @@
 //! How many followers an enrichment would ask for if it ran now.
 
-use super::{Inputs, NEEDED};
+use super::Inputs;
+use super::need::NEEDED;
 use crate::config::settings::EnrichUnionids;
 use crate::domain::AccountName;
-use crate::engine::{Param, Params};
 use crate::stage::{StageContext, StageError, blocking};
 
 /// Followers of an account whose profile is missing or stale; nothing when the account was never walked.
@@ -21,7 +21,7 @@ pub async fn needed(
         return Ok(None);
     }
     let inputs = Inputs::gather(cx, plan, table, account).await?;
-    let params = Params::from([("stale_before".to_owned(), Param::Timestamp(inputs.stale_before))]);
+    let params = inputs.stale.params();
     let tables = [inputs.followers, inputs.profiles, inputs.fetched];
     let count = blocking(&cx.hands.engine, cx.stop, move |session| {
         for table in &tables {
