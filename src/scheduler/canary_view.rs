@@ -10,7 +10,7 @@ use crate::ledger::{Ledger, LedgerError, Push};
 /// A canary as it stands.
 #[derive(Debug, Clone, Serialize)]
 pub struct CanaryView {
-    /// `pending`, `sending`, `waiting` (for finish events) or `judged`.
+    /// `pending`, `sending`, `waiting` (for finish events), `judged`, or `not_judged`: the push ended before.
     pub phase: &'static str,
     /// Messages that go out first.
     pub first: u64,
@@ -57,6 +57,7 @@ impl CanaryView {
         };
         let phase = match (&push.canary_verdict, push.canary_until, push.first_send_at) {
             (Some(_), _, _) => "judged",
+            (None, _, _) if push.ended_at.is_some() => "not_judged",
             (None, Some(_), _) => "waiting",
             (None, None, Some(_)) => "sending",
             (None, None, None) => "pending",

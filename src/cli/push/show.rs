@@ -119,7 +119,9 @@ fn canary(view: &CanaryView, zone: Tz) -> String {
             format!("canary: the first {first} are sent, and their finish events are waited for until {until}")
         }
         (_, _, Some(verdict)) => format!("canary: the first {first} were sent and judged: {verdict}"),
-        (phase, _, _) => format!("canary: the first {first} are {phase}"),
+        ("not_judged", _, _) => format!("canary: the push ended before its first {first} were judged"),
+        ("sending", _, _) => format!("canary: the first {first} are being sent"),
+        _ => format!("canary: the first {first} are not begun with"),
     };
     if let Some(Messages { sent_to, delivered, not_delivered, awaited }) = view.messages {
         let _ = write!(
