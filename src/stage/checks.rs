@@ -29,7 +29,8 @@ pub async fn run(cx: &StageContext<'_>, checks: &Checks, made: &[SnapshotRecord]
     after.add(made.iter().cloned());
     let lake = &cx.hands.lake;
     let Some(source) = after.source(lake, table.as_str()) else { return Ok(Vec::new()) };
-    let previous = before.source(lake, table.as_str()).filter(|source| !source.parts.is_empty());
+    // Whoever left since by an event is part of the drop.
+    let previous = before.bare_source(lake, table.as_str()).filter(|source| !source.parts.is_empty());
     let mut others = Vec::new();
     if let Some(sql) = &checks.sql {
         others = sql_sources(cx, &after, &sql.text).await?;

@@ -22,6 +22,7 @@ pub use self::ahead::{Ahead, ask_ahead};
 use self::ask::{Asking, Tally, ask_singly};
 pub use self::forecast::needed;
 use self::need::{NEEDED, Stale};
+pub use self::spot::EVERY as SPOT_CHECK_EVERY;
 use super::extract_followers::describe;
 use super::turns::Turn;
 use super::{FailedSlice, StageContext, StageError, StageOutcome, StageReport};

@@ -65,6 +65,11 @@ impl Visible {
             .or_else(|| table_spec(table).map(|spec| empty_source(table, spec.sql_columns())))
     }
 
+    /// A table's snapshot as it was made, without what events told since; nothing where there is none.
+    pub fn bare_source(&self, lake: &Lake, table: &str) -> Option<TableSource> {
+        self.tables.get(table).map(|slices| source_of(lake, table, slices.values()))
+    }
+
     /// One slice as the engine reads it under `name`; empty with `columns` when there is none.
     pub fn slice_source(
         &self,

@@ -139,3 +139,21 @@ async fn an_event_of_during_a_walk_wins_over_it_and_the_walk_over_an_earlier_one
     assert_eq!(house.numbers("select count(*) from follower_changes").await, [6]);
     serving.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loss_that_events_told_of_is_a_drop_against_the_last_walk_all_the_same() {
+    let house = house(small()).await;
+    let gate = "kind = \"extract_followers\"\nchecks = { max_drop = 0.05 }";
+    house.edit("pipelines/nightly.toml", "kind = \"extract_followers\"", gate);
+    house.night().await;
+    house.pass(60);
+    let serving = Serving::begin(&house, &[]).await;
+    enter(&house, &serving, CallbackMode::Safe);
+    assert_eq!(house.simulator.unfollow_some(40).len(), 40);
+    all_posted(&house, 40).await;
+    comes_to(&house, APPLIED, &[40]).await;
+    assert_eq!(house.numbers(STANDING).await, [560, 600]);
+    let failed = house.run("nightly", &[]).await.ends(1);
+    let told = failed.stage("followers")["error"].as_str().unwrap().to_owned();
+    assert!(told.contains("main: 560 active followers after 600"), "{told}");
+}

@@ -19,8 +19,6 @@ use crate::wechat::Endpoint;
 
 /// Openids on a page of user/get (WeChat's own limit).
 const PAGE: u64 = 10_000;
-/// Batches of details for one that is confirmed by a single call.
-const SPOT_CHECK_EVERY: u64 = 60;
 /// What a call is taken to last before any run has told.
 const ASSUMED_SECONDS: f64 = 0.5;
 /// Runs that are looked through for a stage's pace.
@@ -148,7 +146,7 @@ impl Estimator<'_> {
                 read.ends_at = read.ends_at.zip(Some(walk_ends.unwrap_or(from))).map(|(own, walk)| own.max(walk));
             }
             plan.reads.extend(read);
-            let checks = calls / SPOT_CHECK_EVERY;
+            let checks = calls / enrich_unionids::SPOT_CHECK_EVERY;
             if checks > 0 {
                 plan.add_calls(account, Endpoint::UserInfo, Some(checks));
                 plan.reads.extend(self.read(stage, (account, Endpoint::UserInfo), checks, from).await?);
