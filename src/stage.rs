@@ -72,7 +72,7 @@ impl Hands {
         self.accounts.get(name).expect("every configured account has a client")
     }
 
-    /// The engine for the house's own passes. Where memory is short they take a third of it: beside DuckDB's own count there
+    /// The engine for the house's own passes. Where memory is short they take a quarter of it: beside DuckDB's own count there
     /// is what its readers and writers hold, and millions are to take no more than fifty thousand.
     pub fn sparing_engine(&self) -> Engine {
         const AMPLE_BYTES: u64 = 1_000_000_000;
@@ -82,7 +82,7 @@ impl Hands {
             return self.engine.clone();
         }
         let threads = usize::try_from(limit / BYTES_A_THREAD).unwrap_or(1).max(1);
-        self.engine.within(limit / 3, threads)
+        self.engine.within(limit / 4, threads)
     }
 }
 

@@ -14,6 +14,7 @@ mod callback;
 mod client;
 mod code;
 mod crypto;
+mod direct;
 mod endpoint;
 mod error;
 mod line;

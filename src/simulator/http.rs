@@ -214,8 +214,17 @@ struct Head {
 impl Head {
     fn request<'a>(&self, bytes: &'a [u8]) -> Request<'a> {
         let target = std::str::from_utf8(&bytes[self.target.clone()]).unwrap_or_default();
+        let target = in_origin_form(target);
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         Request { is_post: self.is_post, path, query, body: &bytes[self.length_bytes..] }
+    }
+}
+
+/// Whoever takes a server for a proxy names the host in the target too: every server understands that.
+fn in_origin_form(target: &str) -> &str {
+    match target.strip_prefix("http://") {
+        Some(rest) => rest.find('/').map_or("/", |at| &rest[at..]),
+        None => target,
     }
 }
 

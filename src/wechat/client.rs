@@ -95,7 +95,7 @@ impl WeChat {
             TokenKind::Stable | TokenKind::Legacy => None,
         };
         let hosts: Vec<&Url> = std::iter::once(&base).chain(&centre).collect();
-        let transport = Transport::new(&hosts, settings.timeout).map_err(|error| setup(chain(&error)))?;
+        let transport = Transport::new(&hosts, settings.timeout, clock).map_err(|error| setup(chain(&*error)))?;
         let line = Arc::new(Line::new(transport, meter, settings.concurrency));
         let tokens = Tokens::new(settings.clone(), base, Arc::clone(&line), tokens, clock);
         let waiting = Waiting::new(settings.account.clone(), clock);
@@ -296,7 +296,7 @@ impl WeChat {
 
     async fn exchange_message(&self, held: &Held, body: Vec<u8>) -> SendOutcome {
         let endpoint = Endpoint::TemplateSend;
-        let reply = match self.shared.line.transport.exchange(held.send_url.clone(), Some(body), self.limit).await {
+        let reply = match self.shared.line.transport.exchange(&held.send_url, Some(body), self.limit).await {
             Ok(reply) => reply,
             Err(source) => {
                 let (reason, may_have_left) = (chain(&source), source.may_have_left);

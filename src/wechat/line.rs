@@ -56,7 +56,7 @@ impl Line {
             counts.add(endpoint);
         }
         let host = host_of(&request.url);
-        let answer = match self.transport.exchange(request.url, request.body, request.limit).await {
+        let answer = match self.transport.exchange(&request.url, request.body, request.limit).await {
             Ok(reply) => decode(endpoint, &reply),
             Err(source) => Err(WeChatError::Transport { endpoint, host, source }),
         };

@@ -7,7 +7,7 @@ use lianbo::clock::Clock;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 
-use crate::house::{House, small};
+use crate::house::{House, outcome, small};
 
 const ACCOUNT: &str = "timeout = \"3s\"";
 
@@ -77,4 +77,23 @@ async fn commands_that_look_answer_within_seconds_when_wechat_is_silent_and_show
     let of_walk = &quota["accounts"][0]["endpoints"][0];
     assert_eq!((of_walk["endpoint"].as_str(), of_walk["used"].as_u64()), (Some("user/get"), Some(4)), "{quota}");
     assert!(of_walk["not_told"].as_str().is_some_and(|why| why.contains(host)), "{quota}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_environment_names_a_proxy_a_night_and_a_push_go_through_it() {
+    let house = House::build(small()).await;
+    let proxy = house.simulator.base_url();
+    // A name that nothing resolves: whoever goes there by itself finds nobody.
+    house.edit("config/lianbo.toml", &proxy, "http://api.wechat.invalid");
+    let through = async |pipeline: &str| {
+        let arguments = ["run", pipeline, "-y", "--json"];
+        outcome(house.command(&arguments).env("http_proxy", &proxy).output().await.unwrap())
+    };
+    through("nightly").await.ends(0);
+    through("campaign").await.ends(0);
+    house.everybody_has_one();
+    let refused = house.lianbo(&["check", "--online"]).await.ends(1);
+    assert!(refused.text().contains("api.wechat.invalid"), "{refused:?}");
+    let passing = house.command(&["check", "--online"]).env("http_proxy", &proxy).output().await.unwrap();
+    assert_eq!(outcome(passing).code, 0);
 }
