@@ -16,7 +16,7 @@ mod texts;
 
 pub use canary::{CanaryCounts, CanaryVerdict};
 pub use columns::{ColumnType, Rows, Values};
-pub use delivery::{Counts, DeliveryEvent, DeliveryState, Unlawful, may_repeat, window_is_over_at};
+pub use delivery::{Counts, DeliveryEvent, DeliveryState, Unlawful, may_repeat, once_more_at};
 pub use finish::{Candidate, Delivered, FINISH_WINDOW, Finish, Finished, finish};
 pub use ids::{AccountName, MiniProgramName, OpenId, PipelineName, RunId, StageName, TableName, TemplateId, UnionId};
 pub use known::{Neighbours, QuickSet, fingerprint, surely_differ};

@@ -5,8 +5,8 @@
 //!      ▲  │                     │ │ │ └───TakenForReview─▶ Held ──DeliveredEvent──▶ Sent
 //!      │  └─LeftOut─▶ Skipped   │ │ │                      └─────BlockedEvent────▶ Failed
 //!      └──────PutBack───────────┘ │ └──NoAnswer──▶ Unconfirmed ──DeliveredEvent──▶ Sent
-//!                          Refused▼   RefusedInDoubt▲└──RepeatAllowed──▶ Pending
-//!                               Failed      └──Sending
+//!                          Refused▼   RefusedInDoubt▲└──RepeatAllowed──▶ Pending ──IntentWritten──▶ Sending
+//!                               Failed      └──Sending        (both at once: nobody in doubt is ever merely pending)
 //! ```
 
 use chrono::TimeDelta;
@@ -20,6 +20,10 @@ const WINDOW: TimeDelta = TimeDelta::minutes(10);
 /// A first try that seems to be further in the future than this was made by a clock that was set since: its age is unknown.
 const SKEW: TimeDelta = TimeDelta::minutes(1);
 
+/// How often whoever may have the message is sent it once more at most, where that was chosen: one whose answers never come
+/// may get each of these.
+const MOST_REPEATS: u32 = 3;
+
 /// Whether a message whose first try may have been accepted can go out again under the same id.
 pub fn may_repeat(first_try_at: Timestamp, now: Timestamp) -> bool {
     let age = now - first_try_at;
@@ -27,8 +31,14 @@ pub fn may_repeat(first_try_at: Timestamp, now: Timestamp) -> bool {
 }
 
 /// From when on a message that goes out again is one that WeChat does not know: its window, from the first try on, is over.
-pub fn window_is_over_at(first_try_at: Timestamp) -> Timestamp {
+fn window_is_over_at(first_try_at: Timestamp) -> Timestamp {
     first_try_at + WINDOW
+}
+
+/// From when on whoever got no answer, and was sent the message once more `repeats` times already, may be sent it again,
+/// where that was chosen; `None`: never.
+pub fn once_more_at(first_try_at: Timestamp, repeats: u32) -> Option<Timestamp> {
+    (repeats < MOST_REPEATS).then(|| window_is_over_at(first_try_at))
 }
 
 /// Where one delivery stands. `Sending` is shown outside as `pending`: an intent is written, the outcome not yet known.

@@ -8,11 +8,10 @@ use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::deliveries::index_openids;
 use super::error::Doing;
-use super::pushes::Growth;
 use super::sql::{Columns, batches, int, repeated};
-use super::{Begin, LedgerError};
+use super::{Begin, LedgerError, repeats};
 use crate::clock::{Timestamp, to_micros};
-use crate::domain::{DeliveryState, OpenId, UnionId};
+use crate::domain::{OpenId, UnionId};
 
 /// At most so many messages to a person since a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,13 +42,13 @@ pub(super) async fn of_batch(
     batch: &Begin<'_>,
 ) -> Result<Capped, LedgerError> {
     let Some(rule) = batch.cap else { return Ok(Capped::default()) };
-    let again = put_back(tx, push_key, batch.again).await?;
+    let again = not_in_flight(tx, push_key, batch.again).await?;
     let fresh = batch.fresh.iter().map(|intent| (intent.openid, intent.unionid));
     let people: Vec<_> = fresh.chain(again.iter().map(|(_, openid, unionid)| (openid, unionid.as_ref()))).collect();
     judge(tx, push_key, rule, &people).await
 }
 
-/// Skips whoever of those again was put back and has had enough meanwhile.
+/// Leaves out whoever of those again has had enough meanwhile.
 pub(super) async fn skip_again(
     tx: &mut SqliteConnection,
     push_key: i64,
@@ -59,29 +58,14 @@ pub(super) async fn skip_again(
     if over.is_empty() || batch.again.is_empty() {
         return Ok(());
     }
-    let mut growth = Growth::default();
-    for (seq, openid, _) in put_back(tx, push_key, batch.again).await? {
-        if !over.contains(&openid) {
-            continue;
-        }
-        sqlx::query(
-            "update deliveries set state = 'skipped', reason = $1, retry_at = null, updated_at = $2
-             where push_key = $3 and seq = $4 and state = 'pending'",
-        )
-        .bind(REASON)
-        .bind(to_micros(batch.now))
-        .bind(push_key)
-        .bind(int(seq))
-        .execute(&mut *tx)
-        .await
-        .doing(DOING)?;
-        growth.count(DeliveryState::Skipped, 1);
-    }
-    growth.apply(tx, push_key).await
+    let again = not_in_flight(tx, push_key, batch.again).await?;
+    let left_out: Vec<(u64, &str)> =
+        again.iter().filter(|(_, openid, _)| over.contains(openid)).map(|(seq, ..)| (*seq, REASON)).collect();
+    repeats::leave_out(tx, push_key, (&left_out, batch.now)).await
 }
 
-/// Those of `again` who are pending.
-async fn put_back(
+/// Those of `again` who were put back, or may be sent to once more.
+async fn not_in_flight(
     tx: &mut SqliteConnection,
     push_key: i64,
     again: &[u64],
@@ -89,7 +73,8 @@ async fn put_back(
     let mut people = Vec::new();
     for seqs in batches(again) {
         let sql = format!(
-            "select seq, openid, unionid from deliveries where push_key = ? and state = 'pending' and seq in ({})",
+            "select seq, openid, unionid from deliveries
+             where push_key = ? and state in ('pending', 'unconfirmed') and seq in ({})",
             repeated("?", seqs.len())
         );
         let mut query = sqlx::query(AssertSqlSafe(sql)).bind(push_key);
@@ -199,7 +184,7 @@ mod tests {
     use super::super::testing::*;
     use super::super::{Begun, Push};
     use super::*;
-    use crate::domain::Counts;
+    use crate::domain::{Counts, DeliveryState};
 
     const RULE: CapRule = CapRule { messages: 1, since: Timestamp::UNIX_EPOCH };
 

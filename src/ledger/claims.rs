@@ -7,7 +7,7 @@ use super::caps::Capped;
 use super::error::Doing;
 use super::pushes::Growth;
 use super::sql::{Columns, batches, int, repeated};
-use super::{CapRule, Lease, Ledger, LedgerError, caps, overlap, quota, tally};
+use super::{CapRule, Lease, Ledger, LedgerError, caps, overlap, push_calls, quota, repeats, tally};
 use crate::clock::{Timestamp, to_micros};
 use crate::crash::{self, CrashPoint};
 use crate::domain::{AccountName, DeliveryState, OpenId, QuotaDay, UnionId};
@@ -39,12 +39,18 @@ pub struct Begin<'a> {
     pub fresh: &'a [Intent<'a>],
     /// Seqs with a row that is pending or in flight. Others among them are left alone and are not in the answer.
     pub again: &'a [u64],
+    /// Whether whoever of those is unconfirmed is sent to once more, when the time for it has come.
+    pub once_more: bool,
+    /// Seqs with a row that are not sent to after all, and why: pending ones are skipped, unconfirmed ones stay so.
+    pub left_out: &'a [(u64, &'a str)],
     /// Recipients without a row that are left out at the last look, and why.
     pub skipped: &'a [(Intent<'a>, &'a str)],
     /// The highest seq that has a row after this.
     pub claimed_to: u64,
     /// `None` makes no reservation.
     pub quota: Option<QuotaCharge<'a>>,
+    /// Calls that the push itself may make on the day of that quota.
+    pub daily_limit: Option<u64>,
     /// Whoever had so many messages is skipped, `frequency_cap`; whoever is being sent what would be the last comes later.
     pub cap: Option<CapRule>,
     pub now: Timestamp,
@@ -59,6 +65,8 @@ pub enum Begun {
     Yes { attempts: Vec<(u64, u32)> },
     /// The quota has fewer calls left than the batch needs. Nothing was written.
     QuotaShort { left: u64 },
+    /// So has the push's own limit of the day. Nothing was written.
+    DailyShort { left: u64 },
     /// Somebody else has the lease. Nothing was written.
     LeaseLost,
 }
@@ -76,13 +84,8 @@ impl Ledger {
     /// transaction can meet. Nothing is written then.
     pub async fn begin_sends(&self, lease: &Lease, push_key: i64, batch: Begin<'_>) -> Result<Begun, LedgerError> {
         let Some(mut tx) = self.begin_under(lease, DOING).await? else { return Ok(Begun::LeaseLost) };
-        let wanted = rows(batch.fresh.len() + batch.again.len());
-        if let Some(charge) = &batch.quota {
-            let keep = charge.keep.max(quota::needed_before(&mut tx, push_key).await?);
-            match quota::left(&mut tx, &QuotaCharge { keep, ..*charge }, batch.now).await? {
-                Some(left) if left < wanted => return Ok(Begun::QuotaShort { left }),
-                _ => quota::add_calls(&mut tx, charge, wanted).await?,
-            }
+        if let Some(short) = too_little_left(&mut tx, push_key, &batch).await? {
+            return Ok(short);
         }
         move_claim(&mut tx, push_key, &batch).await?;
         let mut busy = overlap::busy_elsewhere(&mut tx, push_key, batch.now).await?;
@@ -97,22 +100,42 @@ impl Ledger {
         insert_sending(&mut tx, push_key, (&fresh, batch.now)).await?;
         overlap::insert_deferred(&mut tx, push_key, (&deferred, batch.now)).await?;
         insert_skipped(&mut tx, push_key, &Begin { skipped: &skipped, ..batch }).await?;
+        repeats::leave_out(&mut tx, push_key, (batch.left_out, batch.now)).await?;
         caps::skip_again(&mut tx, push_key, &over, &batch).await?;
         let again = overlap::without_busy(&mut tx, push_key, (batch.again, batch.now), &busy).await?;
+        if batch.once_more {
+            repeats::allow(&mut tx, push_key, (&again, batch.now)).await?;
+        }
         let mut attempts: Vec<(u64, u32)> = fresh.iter().map(|intent| (intent.seq, 1)).collect();
         attempts.extend(send_again(&mut tx, push_key, (&again, batch.now)).await?);
         if let Some(charge) = &batch.quota {
-            let unused = wanted - rows(attempts.len());
-            if unused > 0 {
-                quota::subtract_calls(&mut tx, charge, unused).await?;
-            }
-            tally::reserved(&mut tx, push_key, (charge.day, int(rows(attempts.len())))).await?;
+            let calls = rows(attempts.len());
+            quota::add_calls(&mut tx, charge, calls).await?;
+            tally::reserved(&mut tx, push_key, (charge.day, int(calls))).await?;
         }
         crash::pass(CrashPoint::BeforeIntentCommit);
         tx.commit().await.doing(DOING)?;
         crash::pass(CrashPoint::AfterIntentCommit);
         Ok(Begun::Yes { attempts })
     }
+}
+
+/// Whether the account's day, or the push's own, has fewer calls left than the batch needs.
+async fn too_little_left(
+    tx: &mut SqliteConnection,
+    push_key: i64,
+    batch: &Begin<'_>,
+) -> Result<Option<Begun>, LedgerError> {
+    let Some(charge) = &batch.quota else { return Ok(None) };
+    let wanted = rows(batch.fresh.len() + batch.again.len());
+    let keep = charge.keep.max(quota::needed_before(tx, push_key).await?);
+    let left = quota::left(tx, &QuotaCharge { keep, ..*charge }, batch.now).await?;
+    if let Some(left) = left.filter(|left| *left < wanted) {
+        return Ok(Some(Begun::QuotaShort { left }));
+    }
+    let Some(limit) = batch.daily_limit else { return Ok(None) };
+    let left = limit.saturating_sub(push_calls::of(tx, push_key, charge.day).await?);
+    Ok((left < wanted).then_some(Begun::DailyShort { left }))
 }
 
 /// Moves the push's claim over the fresh and the skipped ones; the first intent ever starts its clock.

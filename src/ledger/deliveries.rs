@@ -22,6 +22,8 @@ pub struct DeliveryRow {
     pub state: DeliveryState,
     /// 0 for one that was skipped without a try.
     pub attempt: u32,
+    /// How often it was sent once more while nobody knew whether an earlier message had arrived.
+    pub repeats: u32,
     pub reason: Option<String>,
     pub errcode: Option<i64>,
     pub msgid: Option<i64>,
@@ -45,8 +47,8 @@ pub struct ErrcodeCount {
     pub n: u64,
 }
 
-const SELECT: &str = "select seq, state, attempt, reason, errcode, msgid, openid, unionid, first_try_at, sent_at,
-    retry_at, delivered, delivered_at, updated_at from deliveries";
+const SELECT: &str = "select seq, state, attempt, repeats, reason, errcode, msgid, openid, unionid, first_try_at,
+    sent_at, retry_at, delivered, delivered_at, updated_at from deliveries";
 
 // The sign before `push_key` keeps SQLite from walking all rows of the push: it takes the small index of the state.
 const IN_FLIGHT: &str = "where state = 'sending' and +push_key = $1 order by seq";
@@ -219,8 +221,12 @@ impl Ledger {
         }
     }
 
-    /// `tail` is one of the constants above; what comes from outside is bound.
-    async fn select_deliveries(&self, tail: &'static str, values: &[i64]) -> Result<Vec<DeliveryRow>, LedgerError> {
+    /// `tail` is a constant of ours; what comes from outside is bound.
+    pub(super) async fn select_deliveries(
+        &self,
+        tail: &'static str,
+        values: &[i64],
+    ) -> Result<Vec<DeliveryRow>, LedgerError> {
         let mut query = sqlx::query(AssertSqlSafe(format!("{SELECT} {tail}")));
         for value in values {
             query = query.bind(*value);
@@ -251,6 +257,7 @@ fn read_delivery(row: &SqliteRow) -> Result<DeliveryRow, LedgerError> {
         seq: row.count("seq")?,
         state: row.word("state", DeliveryState::parse)?,
         attempt: row.read("attempt")?,
+        repeats: row.read("repeats")?,
         reason: row.optional_text("reason")?,
         errcode: row.read("errcode")?,
         msgid: row.read("msgid")?,

@@ -12,12 +12,14 @@ use super::*;
 use crate::clock::Timestamp;
 use crate::domain::{
     AccountName, Candidate, Counts, Delivered, DeliveryEvent, DeliveryState, Finish, Finished, QuotaDay, finish,
-    may_repeat, window_is_over_at,
+    may_repeat, once_more_at,
 };
 
 const RECIPIENTS: u64 = 12;
 /// WeChat tells a repeat apart for so long after the first try.
 const DEDUPE_WINDOW: TimeDelta = TimeDelta::minutes(10);
+/// Whoever got no answer is sent to once more so often at most.
+const MOST_REPEATS: u32 = 3;
 const WORDS: [(&str, Delivered); 3] = [
     ("success", Delivered::Success),
     ("failed:user block", Delivered::Blocked),
@@ -51,7 +53,7 @@ enum Step {
         copies: usize,
     },
     ApplyEvents,
-    /// Whoever got no answer is owed it again, where that was chosen.
+    /// Whoever got no answer is sent to once more, where that was chosen.
     OnceMore,
     Pass(i64),
     /// The process dies with whatever is in flight; another goes on.
@@ -108,6 +110,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Person {
     state: DeliveryState,
     attempt: u32,
+    repeats: u32,
     msgid: Option<i64>,
     first_try_at: Option<Timestamp>,
     retry_at: Option<Timestamp>,
@@ -173,7 +176,7 @@ impl World {
             Step::AgainAnybody(who) => {
                 let is_open = |person: &Person| matches!(person.state, DeliveryState::Pending | DeliveryState::Sending);
                 if self.people[index(who)].as_ref().is_some_and(|person| !is_open(person)) {
-                    self.claim_again(&[who + 1]).await;
+                    self.claim_again(&[who + 1], false).await;
                 }
             }
             Step::Answer { who, said, late_by, twice } => {
@@ -211,8 +214,7 @@ impl World {
         let skip: Vec<_> = skip.iter().map(|intent| (*intent, "unfollowed")).collect();
         let (account, day) = self.charge();
         let quota = Some(QuotaCharge { account: &account, endpoint: "send", day, limit: None, keep: 0 });
-        let batch =
-            Begin { fresh: send, again: &[], skipped: &skip, claimed_to: last, quota, cap: None, now: self.now };
+        let batch = Begin { skipped: &skip, claimed_to: last, quota, now: self.now, ..testing::fresh(send) };
         let begun = self.house.begin(&self.push, batch).await;
         assert_eq!(begun, Begun::Yes { attempts: send.iter().map(|intent| (intent.seq, 1)).collect() });
         self.calls += u64::try_from(send.len()).unwrap();
@@ -223,6 +225,7 @@ impl World {
             self.people[index(seq - 1)] = Some(Person {
                 state: DeliveryState::Pending.after(event).unwrap(),
                 attempt,
+                repeats: 0,
                 msgid: None,
                 first_try_at: is_sent_to.then_some(self.now),
                 retry_at: None,
@@ -241,20 +244,28 @@ impl World {
         rows.retain(|row| row.first_try_at.is_some_and(|tried| may_repeat(tried, self.now)));
         rows.extend(ledger.owed(self.push.key, self.now, 100).await.unwrap());
         let seqs: Vec<u64> = rows.iter().map(|row| row.seq).take(most).collect();
-        self.claim_again(&seqs).await;
+        self.claim_again(&seqs, false).await;
     }
 
-    async fn claim_again(&mut self, seqs: &[u64]) {
+    async fn claim_again(&mut self, seqs: &[u64], once_more: bool) {
         let claimed_to = self.house.reload(&self.push).await.claimed_to;
         let (account, day) = self.charge();
         let quota = Some(QuotaCharge { account: &account, endpoint: "send", day, limit: None, keep: 0 });
-        let batch = Begin { again: seqs, claimed_to, quota, now: self.now, ..fresh(&[]) };
+        let batch = Begin { again: seqs, once_more, claimed_to, quota, now: self.now, ..fresh(&[]) };
         let Begun::Yes { mut attempts } = self.house.begin(&self.push, batch).await else { panic!("it is not begun") };
         attempts.sort_unstable();
         let mut lawful = Vec::new();
         for seq in seqs {
             let now = self.now;
             let person = self.people[index(seq - 1)].as_mut().expect("a row was claimed before");
+            if once_more {
+                person.state = person.state.after(DeliveryEvent::RepeatAllowed).expect("those alone are asked for");
+                person.repeats += 1;
+                assert!(person.repeats <= MOST_REPEATS, "{seq} is sent to once more for ever");
+                let send = &mut self.sends[index(seq - 1)];
+                let since = send.in_doubt_since.take().expect("whoever is unconfirmed was sent to");
+                assert!(now - since >= DEDUPE_WINDOW, "{seq} is sent to once more after {}", now - since);
+            }
             let was_pending = person.state == DeliveryState::Pending;
             let Ok(next) = person.state.after(DeliveryEvent::IntentWritten) else { continue };
             (person.state, person.attempt, person.retry_at) = (next, person.attempt + 1, None);
@@ -270,15 +281,11 @@ impl World {
 
     /// The message may be with WeChat from now on.
     fn bytes_leave(&mut self, who: u64) {
-        let (resends, now) = (self.resends, self.now);
+        let now = self.now;
         let send = &mut self.sends[index(who)];
-        assert!(!send.was_taken || resends, "{who} has it and is sent to again");
+        assert!(!send.was_taken, "{who} has it and is sent to again");
         if let Some(since) = send.in_doubt_since {
-            assert!(
-                resends || now - since < DEDUPE_WINDOW,
-                "{who} may have it and is sent to again after {}",
-                now - since
-            );
+            assert!(now - since < DEDUPE_WINDOW, "{who} may have it and is sent to again after {}", now - since);
         }
         send.in_doubt_since.get_or_insert(now);
     }
@@ -288,17 +295,21 @@ impl World {
         let send = &mut self.sends[index(who)];
         let is_current = late_by == 0 && person.state == DeliveryState::Sending;
         // Whoever may have it from an earlier try is not put back, and not left out as if nothing had happened.
-        let is_doubted = send.is_repeat && matches!(said, Said::PutBack { .. } | Said::LeftOut);
+        let may_have_it = send.is_repeat || person.repeats > 0;
+        let is_doubted = may_have_it && matches!(said, Said::PutBack { .. } | Said::LeftOut);
         if is_current && is_doubted {
             return;
         }
         let msgid = i64::try_from(1_000 + who).unwrap();
         let (event, msgid, retry_at) = match said {
             Said::Accepted { with_id } => (DeliveryEvent::Accepted, with_id.then_some(msgid), None),
-            Said::Refused if send.is_repeat => (DeliveryEvent::RefusedInDoubt, None, None),
+            Said::Refused if may_have_it => (DeliveryEvent::RefusedInDoubt, None, None),
             Said::Refused => (DeliveryEvent::Refused, None, None),
             Said::UnderReview => (DeliveryEvent::TakenForReview, None, None),
-            Said::NoAnswerInTime => (DeliveryEvent::NoAnswer, None, person.first_try_at.map(window_is_over_at)),
+            Said::NoAnswerInTime => {
+                let until = person.first_try_at.and_then(|at| once_more_at(at, person.repeats));
+                (DeliveryEvent::NoAnswer, None, until)
+            }
             Said::PutBack { wait } => (DeliveryEvent::PutBack, None, Some(self.now + TimeDelta::seconds(wait))),
             Said::LeftOut => (DeliveryEvent::LeftOut, None, None),
         };
@@ -313,7 +324,7 @@ impl World {
             (person.msgid, person.retry_at) = (msgid.or(person.msgid), retry_at);
             match said {
                 Said::Accepted { .. } | Said::UnderReview => send.was_taken = true,
-                Said::Refused if send.is_repeat => {}
+                Said::Refused if may_have_it => {}
                 Said::PutBack { .. } | Said::LeftOut | Said::Refused => send.in_doubt_since = None,
                 Said::NoAnswerInTime => {}
             }
@@ -321,20 +332,20 @@ impl World {
     }
 
     async fn once_more(&mut self) {
-        let mut lawful = 0;
-        for (person, send) in self.people.iter_mut().zip(&self.sends) {
-            let Some(person) = person.as_mut().filter(|person| person.state == DeliveryState::Unconfirmed) else {
-                continue;
-            };
-            if person.retry_at.is_none_or(|at| at > self.now) {
-                continue;
-            }
-            assert!(!send.was_taken, "an event told that it arrived");
-            (person.state, person.retry_at) = (person.state.after(DeliveryEvent::RepeatAllowed).unwrap(), None);
-            lawful += 1;
+        if self.rest_is_skipped {
+            return;
         }
-        let owed = self.house.ledger.allow_repeats(&self.house.lease, self.push.key, self.now).await.unwrap();
-        assert_eq!(owed, lawful);
+        let is_due = |person: &Person| {
+            person.state == DeliveryState::Unconfirmed && person.retry_at.is_some_and(|at| at <= self.now)
+        };
+        let lawful: Vec<u64> = (1..)
+            .zip(&self.people)
+            .filter(|(_, person)| person.as_ref().is_some_and(is_due))
+            .map(|(seq, _)| seq)
+            .collect();
+        let due = self.house.ledger.repeats_due(self.push.key, self.now).await.unwrap();
+        assert_eq!(due.iter().map(|row| row.seq).collect::<Vec<_>>(), lawful);
+        self.claim_again(&lawful, true).await;
     }
 
     /// An event is kept; the ledger looks at it later.
@@ -422,16 +433,20 @@ impl World {
         let recorded = self.house.ledger.record_outcomes(&old, self.push.key, only(&late)).await.unwrap();
         assert_eq!(recorded, Recorded::LeaseLost);
         // What the next session does first: whoever is in doubt for too long is not repeated.
-        let event = if self.resends { DeliveryEvent::PutBack } else { DeliveryEvent::NoAnswer };
-        let state = DeliveryState::Sending.after(event).unwrap();
+        let state = DeliveryState::Sending.after(DeliveryEvent::NoAnswer).unwrap();
         let left = self.house.ledger.left_in_flight(self.push.key).await.unwrap();
         let old = left.iter().filter(|row| row.first_try_at.is_none_or(|tried| !may_repeat(tried, self.now)));
-        let outcomes: Vec<Outcome> = old.map(|row| outcome(row.seq, row.attempt, state)).collect();
+        let outcomes: Vec<Outcome> = old
+            .map(|row| {
+                let retry_at = row.first_try_at.and_then(|at| once_more_at(at, row.repeats));
+                Outcome { retry_at, ..outcome(row.seq, row.attempt, state) }
+            })
+            .collect();
         let recorded = self.house.record(&self.push, &outcomes).await;
         assert_eq!(recorded, Recorded::Yes { changed: u64::try_from(outcomes.len()).unwrap() });
-        for Outcome { seq, .. } in outcomes {
+        for Outcome { seq, retry_at, .. } in outcomes {
             let person = self.people[index(seq - 1)].as_mut().unwrap();
-            person.state = person.state.after(event).unwrap();
+            (person.state, person.retry_at) = (person.state.after(DeliveryEvent::NoAnswer).unwrap(), retry_at);
         }
     }
 
@@ -480,9 +495,9 @@ impl World {
 }
 
 fn person_of(row: DeliveryRow) -> Person {
-    let DeliveryRow { state, attempt, msgid, first_try_at, retry_at, .. } = row;
+    let DeliveryRow { state, attempt, repeats, msgid, first_try_at, retry_at, .. } = row;
     let delivered = row.delivered.and_then(|word| Delivered::parse(&word)).zip(row.delivered_at);
-    Person { state, attempt, msgid, first_try_at, retry_at, delivered }
+    Person { state, attempt, repeats, msgid, first_try_at, retry_at, delivered }
 }
 
 fn index(who: u64) -> usize {

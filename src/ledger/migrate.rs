@@ -19,6 +19,7 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (9, include_str!("migrations/0009_msgids.sql")),
     (10, include_str!("migrations/0010_tallies_and_alerts.sql")),
     (15, include_str!("migrations/0015_follower_events.sql")),
+    (18, include_str!("migrations/0018_repeats_and_calls.sql")),
 ];
 
 /// The version that this program makes.

@@ -117,45 +117,6 @@ impl Ledger {
         crash::pass(CrashPoint::AfterOutcomeCommit);
         Ok(Recorded::Yes { changed })
     }
-
-    /// From when on the first of those may be sent to once more who got no answer.
-    pub async fn next_repeat_at(&self, push_key: i64) -> Result<Option<Timestamp>, LedgerError> {
-        let row = sqlx::query(
-            "select min(retry_at) as retry_at from deliveries where push_key = $1 and state = 'unconfirmed'",
-        )
-        .bind(push_key)
-        .fetch_one(&self.readers)
-        .await
-        .doing("look up who is sent to once more")?;
-        row.optional_time("retry_at")
-    }
-
-    /// Whoever got no answer, and whose time for it has come, is owed the message again; gives how many.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError::LeaseLost`], and what a transaction can meet.
-    pub async fn allow_repeats(&self, lease: &Lease, push_key: i64, now: Timestamp) -> Result<u64, LedgerError> {
-        const DOING: &str = "allow messages to be repeated";
-        let mut tx = self.begin_held(lease, DOING).await?;
-        let owed = sqlx::query(
-            "update deliveries set state = 'pending', retry_at = null, updated_at = $1
-             where push_key = $2 and state = 'unconfirmed' and retry_at <= $1",
-        )
-        .bind(to_micros(now))
-        .bind(push_key)
-        .execute(&mut *tx)
-        .await
-        .doing(DOING)?
-        .rows_affected();
-        if owed > 0 {
-            let mut growth = Growth::default();
-            growth.count(DeliveryState::Unconfirmed, -int(owed));
-            growth.apply(&mut tx, push_key).await?;
-        }
-        tx.commit().await.doing(DOING)?;
-        Ok(owed)
-    }
 }
 
 /// Whether some outcome of a send leads to this state, by the law of the domain.

@@ -83,7 +83,7 @@ pub(super) async fn insert_deferred(
     Ok(())
 }
 
-/// Those of `again` whom nobody else is sending to; the others, where they are pending, wait a little longer.
+/// Those of `again` whom nobody else is sending to; the others, where they are not in flight, wait a little longer.
 pub(super) async fn without_busy(
     tx: &mut SqliteConnection,
     push_key: i64,
@@ -108,13 +108,16 @@ pub(super) async fn without_busy(
         }
     }
     for seq in &left_for_later {
-        sqlx::query("update deliveries set retry_at = $1 where push_key = $2 and seq = $3 and state = 'pending'")
-            .bind(later_than(now))
-            .bind(push_key)
-            .bind(int(*seq))
-            .execute(&mut *tx)
-            .await
-            .doing(DOING)?;
+        sqlx::query(
+            "update deliveries set retry_at = $1
+             where push_key = $2 and seq = $3 and (state = 'pending' or (state = 'unconfirmed' and retry_at < $1))",
+        )
+        .bind(later_than(now))
+        .bind(push_key)
+        .bind(int(*seq))
+        .execute(&mut *tx)
+        .await
+        .doing(DOING)?;
     }
     Ok(again.iter().copied().filter(|seq| !left_for_later.contains(seq)).collect())
 }

@@ -230,7 +230,7 @@ impl LiveTable {
             }
             Self::ApiCalls => {
                 "day as date, account, endpoint, calls, errors, wechat_limit as quota, id as cursor_1, 0 as cursor_2
-                 from api_usage where id > $1 and endpoint not like '%#%' order by id limit $3"
+                 from api_usage where id > $1 order by id limit $3"
             }
             Self::Audit => "*, id as cursor_1, 0 as cursor_2 from audit where id > $1 order by id limit $3",
             Self::Runs => {

@@ -12,7 +12,7 @@ use sqlx::SqliteConnection;
 
 use super::error::Doing;
 use super::sql::{Columns, int};
-use super::{Holder, Lease, Ledger, LedgerError, QuotaCharge, quota};
+use super::{Holder, Lease, Ledger, LedgerError, QuotaCharge, push_calls, quota};
 use crate::domain::{AccountName, QuotaDay};
 
 /// Names one start of the machine: what a process wrote is there for all that come after it, until the machine dies.
@@ -132,13 +132,15 @@ impl Ledger {
     }
 }
 
-/// Notes that a push reserved so many more calls of a day, or fewer, in the transaction that does. A tally that goes on into
+/// Notes that a push reserved so many more calls of a day, or fewer, in the transaction that does: they are its own as well
+/// as its account's. A tally that goes on into
 /// another day is given up: nobody could tell of which day the calls were that were not made.
 pub(super) async fn reserved(
     connection: &mut SqliteConnection,
     push_key: i64,
     (day, n): (QuotaDay, i64),
 ) -> Result<(), LedgerError> {
+    push_calls::change(connection, push_key, (day, n)).await?;
     sqlx::query(
         "update pushes set calls_reserved = calls_reserved + $1, calls_day = $2,
              calls_tally = case when coalesce(calls_day, $2) = $2 then calls_tally end
@@ -156,6 +158,7 @@ pub(super) async fn reserved(
 /// A tally that was begun and not ended.
 struct Open {
     id: String,
+    push_key: i64,
     account: AccountName,
     reserved: u64,
     /// Nothing was reserved before this is known.
@@ -167,6 +170,7 @@ impl Open {
     async fn settle(&self, tx: &mut SqliteConnection, endpoint: &str, made: u64) -> Result<(), LedgerError> {
         let Some(day) = self.day else { return Ok(()) };
         let charge = QuotaCharge { account: &self.account, endpoint, day, limit: None, keep: 0 };
+        push_calls::change(tx, self.push_key, (day, int(made) - int(self.reserved))).await?;
         if made > self.reserved {
             return quota::add_calls(tx, &charge, made - self.reserved).await;
         }
@@ -196,6 +200,7 @@ async fn open_tally(tx: &mut SqliteConnection, push_key: i64) -> Result<Option<O
     let Some(row) = row else { return Ok(None) };
     Ok(Some(Open {
         id: row.text("calls_tally")?,
+        push_key,
         account: AccountName::new(row.text("account")?),
         reserved: row.count("calls_reserved")?,
         day: row.optional_text("calls_day")?.map(|_| row.date("calls_day")).transpose()?.map(QuotaDay::from_date),

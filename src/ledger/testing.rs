@@ -101,7 +101,18 @@ pub(super) fn intents(people: &[(u64, OpenId)]) -> Vec<Intent<'_>> {
 /// A batch of fresh recipients only.
 pub(super) fn fresh<'a>(intents: &'a [Intent<'a>]) -> Begin<'a> {
     let claimed_to = intents.last().map_or(0, |intent| intent.seq);
-    Begin { fresh: intents, again: &[], skipped: &[], claimed_to, quota: None, cap: None, now: at(0) }
+    Begin {
+        fresh: intents,
+        again: &[],
+        once_more: false,
+        left_out: &[],
+        skipped: &[],
+        claimed_to,
+        quota: None,
+        daily_limit: None,
+        cap: None,
+        now: at(0),
+    }
 }
 
 /// A batch of outcomes only.

@@ -334,6 +334,7 @@ impl Conductor {
         for push in ledger.pushes_of(&run.run_id).await? {
             if push.ended_at.is_none() {
                 unsent += ledger.skip_rest(lease, push.key, "cancelled", now).await?;
+                ledger.leave_in_doubt(lease, push.key, now).await?;
                 ledger.end_push(lease, push.key, "cancelled", now).await?;
                 ledger.give_up_room(push.key);
                 ledger.settle_tally(lease, push.key, Endpoint::TemplateSend.as_str()).await?;

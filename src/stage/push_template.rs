@@ -34,7 +34,6 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 pub use self::approval::approval_hash;
-pub use self::claim::daily_key;
 use self::guard::Guard;
 use self::patience::{Next, Patience};
 pub use self::preview::preview;
@@ -43,8 +42,8 @@ use self::stops::{End, SaidBy, Stops};
 use super::{StageContext, StageError, StageOutcome, StageReport};
 use crate::calendar;
 use crate::clock::Timestamp;
-use crate::config::settings::{PushTemplate, Unconfirmed};
-use crate::domain::{Counts, DeliveryState, OpenId, UnionId, may_repeat};
+use crate::config::settings::PushTemplate;
+use crate::domain::{Counts, DeliveryState, OpenId, UnionId, may_repeat, once_more_at};
 use crate::ledger::{CallTally, LedgerError, NewPush, Outcome, OutcomeBatch, Push, PushChange, Recorded, Room, Run};
 use crate::wechat::{Endpoint, SendMark};
 
@@ -65,9 +64,28 @@ pub(super) struct Item {
     pub first_try_at: Timestamp,
     /// Sends tried by this process.
     pub tries: u32,
-    /// Whether an earlier try may have been delivered without our knowing.
+    /// Whether an earlier try under this id may have been delivered without our knowing.
     pub in_doubt: bool,
+    /// How often it was sent once more, after WeChat's window, without our knowing of the message before.
+    pub repeats: u32,
     pub last_errcode: Option<i64>,
+}
+
+impl Item {
+    /// Whether an earlier message may have arrived, of this intent or of one before.
+    pub fn may_have_it(&self) -> bool {
+        self.in_doubt || self.repeats > 0
+    }
+
+    /// What one becomes whose last intent was surely not taken: owed, or in doubt as before it.
+    pub fn put_back_to(&self) -> DeliveryState {
+        if self.repeats > 0 { DeliveryState::Unconfirmed } else { DeliveryState::Pending }
+    }
+
+    /// See [`once_more_at`].
+    pub fn once_more_at(&self) -> Option<Timestamp> {
+        once_more_at(self.first_try_at, self.repeats)
+    }
 }
 
 /// What all parts of one push share.
@@ -104,13 +122,12 @@ pub async fn run(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<StageOutc
     if let Some(outcome) = may_not_start(cx, plan, &push).await? {
         return Ok(outcome);
     }
-    let in_doubt = too_old_to_repeat(plan);
     let expires_at = expiry(cx.run, plan);
     let mut attempts = Patience::default();
     // Whoever cannot write down what becomes of a send must not send.
     let room = cx.hands.ledger.set_room_aside(push.key, room_needed(plan)).await?;
     loop {
-        settle_left_in_doubt(cx, &push, in_doubt, |at| !may_repeat(at, cx.hands.clock.now())).await?;
+        settle_left_in_doubt(cx, &push, |at| !may_repeat(at, cx.hands.clock.now())).await?;
         let pushing = Pushing {
             cx,
             plan,
@@ -213,14 +230,6 @@ impl SendMark for Tally {
     }
 }
 
-/// What whoever may have the message becomes when a repeat is no longer safe: that depends on the pipeline.
-fn too_old_to_repeat(plan: &PushTemplate) -> DeliveryState {
-    match plan.unconfirmed {
-        Unconfirmed::Keep => DeliveryState::Unconfirmed,
-        Unconfirmed::Resend => DeliveryState::Pending,
-    }
-}
-
 /// Bytes that recording a whole second's sends takes, with what the end of a push writes besides.
 fn room_needed(plan: &PushTemplate) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive")]
@@ -308,11 +317,11 @@ async fn may_not_start(
     Ok(None)
 }
 
-/// Whoever is in flight with a first try that is `too_old` gets `state`; the others are claimed again with the same id.
+/// Whoever is in flight with a first try that is `too_old` may have the message or not; the others are claimed again with
+/// the same id.
 async fn settle_left_in_doubt(
     cx: &StageContext<'_>,
     push: &Push,
-    state: DeliveryState,
     too_old: impl Fn(Timestamp) -> bool,
 ) -> Result<(), StageError> {
     let now = cx.hands.clock.now();
@@ -326,12 +335,12 @@ async fn settle_left_in_doubt(
         .map(|row| Outcome {
             seq: row.seq,
             attempt: row.attempt,
-            state,
+            state: DeliveryState::Unconfirmed,
             reason: Some("no answer".to_owned()),
             errcode: row.errcode,
             msgid: None,
             at: now,
-            retry_at: None,
+            retry_at: row.first_try_at.and_then(|at| once_more_at(at, row.repeats)),
         })
         .collect();
     if outcomes.is_empty() {

@@ -201,3 +201,63 @@ async fn whoever_got_no_answer_is_sent_to_once_more_after_wechats_window_where_t
     assert_eq!(push.counts(), [1, 1, 0, 0, 0, 0, 0]);
     assert_eq!((house.simulator.inbox().once, house.calls("message/template/send")), (1, 7));
 }
+
+/// A push to one person of whom nobody knows whether the first message arrived, once WeChat's window is over.
+async fn in_doubt_for_long(fault: Fault) -> House {
+    let (house, _) = after_the_night(small()).await;
+    house.few(1, "unconfirmed = \"resend\"");
+    house.simulator.order(Order::next(fault).at(Endpoint::TemplateSend).times(6));
+    let child = house.begin("campaign");
+    let waits = async || {
+        let push = house.lianbo(&["push", "show", "campaign", "--json"]).await;
+        push.code == 0 && push.json()["pushes"][0]["unconfirmed"] == 1 && push.json()["pushes"][0]["state"] == "waiting"
+    };
+    comes_true(Duration::from_secs(60), waits).await;
+    signal(&child, "-TERM");
+    assert_eq!(ended(child).await.ends(75).counts(), [1, 0, 0, 0, 0, 1, 0]);
+    house.pass(601);
+    house
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_refused_when_sent_to_once_more_stays_unconfirmed_and_is_not_among_the_failed() {
+    let house = in_doubt_for_long(Fault::LostRequest).await;
+    house.simulator.order(Order::next(Fault::Errcode(43004)).at(Endpoint::TemplateSend));
+    let push = house.run("campaign", &[]).await.ends(0);
+    assert_eq!(push.counts(), [1, 0, 0, 0, 0, 1, 0], "the first message may have arrived");
+    assert_eq!(house.calls("message/template/send"), 7);
+    let told = house.lianbo(&["push", "failures", "campaign"]).await.ends(0).stdout;
+    assert!(told.contains("43004") && told.contains("an earlier try may have arrived"), "{told}");
+    house.lianbo(&["push", "resend", "campaign", "--failed"]).await.ends(2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_left_before_the_message_was_sent_once_more_is_not_skipped_as_if_nothing_had_been_sent() {
+    let house = in_doubt_for_long(Fault::LostRequest).await;
+    let openid = house.row("select openid from deliveries").await.remove(0);
+    house.lianbo(&["suppress", "add", "--openid", &openid, "--reason", "asked"]).await.ends(0);
+    let push = house.run("campaign", &[]).await.ends(0);
+    assert_eq!((push.counts(), house.calls("message/template/send")), ([1, 0, 0, 0, 0, 1, 0], 6));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_sent_to_once_more_for_ever() {
+    let house = in_doubt_for_long(Fault::LostRequest).await;
+    for session in 1..=3 {
+        // The process is killed amid each of them, and goes on too late to repeat it under its id.
+        house.simulator.order(Order::next(Fault::LostRequest).at(Endpoint::TemplateSend).times(6));
+        let child = house.begin("campaign");
+        let calls = 6 + session;
+        crate::house::eventually(Duration::from_secs(30), || house.calls("message/template/send") >= calls).await;
+        signal(&child, "-KILL");
+        ended(child).await;
+        house.simulator.clear_orders();
+        house.pass(1_201);
+    }
+    let push = house.run("campaign", &[]).await.ends(0);
+    assert_eq!(push.counts(), [1, 0, 0, 0, 0, 1, 0]);
+    let repeats = house.calls("message/template/send");
+    house.pass(1_201);
+    house.run("campaign", &["--continue"]).await;
+    assert_eq!(house.calls("message/template/send"), repeats);
+}

@@ -19,7 +19,7 @@ use crate::ledger::{LedgerError, Push, Run};
 use crate::scheduler::alert::{Alert, AlertKind};
 use crate::scheduler::allowance::allowances;
 use crate::scheduler::plan::days::{Bounds, course};
-use crate::stage::push_template::{daily_key, expiry};
+use crate::stage::push_template::expiry;
 use crate::wechat::Endpoint;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -151,9 +151,7 @@ impl Conductor {
         let (today, uses_reserve) = (QuotaDay::of(now), plan.priority == Priority::Service);
         let every = allowances(settings, Some(ledger), today, &[Endpoint::TemplateSend]).await?;
         let allowance = every.into_iter().find(|own| own.account == plan.account);
-        let key = daily_key(push);
-        let usage = ledger.usage(Some(&plan.account), Some(today)).await?;
-        let sent_today = usage.iter().find(|usage| usage.endpoint == key).map_or(0, |usage| usage.calls);
+        let sent_today = ledger.push_calls(today).await?.get(&push.key).copied().unwrap_or(0);
         let left = |day: QuotaDay| {
             let of_account = allowance.as_ref().and_then(|own| match day == today {
                 true => own.left(uses_reserve),

@@ -14,7 +14,6 @@ use crate::engine::Params;
 use crate::ledger::{Lease, Push, Run, StageRecord};
 use crate::scheduler::allowance::Allowance;
 use crate::scheduler::conductor;
-use crate::stage::push_template::daily_key;
 use crate::stage::tables::Visible;
 use crate::stage::{Quiet, StageContext, StageError, live, materialize_recipients};
 use crate::wechat::{CallCounts, Endpoint};
@@ -31,8 +30,8 @@ pub struct Estimator<'a> {
     pub(super) allowances: &'a [Allowance],
     /// Recipients of the sets planned so far.
     sets: BTreeMap<StageName, Option<u64>>,
-    /// Sends of today by pushes of the run, as their `daily_limit` counts them.
-    sent_today: BTreeMap<String, u64>,
+    /// Sends of today by each push, as its `daily_limit` counts them.
+    sent_today: BTreeMap<i64, u64>,
     /// Sends that pushes planned so far take of an account's day.
     taken: BTreeMap<(AccountName, QuotaDay), u64>,
     /// The walks planned so far, by account.
@@ -57,8 +56,7 @@ impl<'a> Estimator<'a> {
                 let stages = hands.ledger.stages(&run.run_id).await?;
                 records = stages.into_iter().map(|record| (record.stage.clone(), record)).collect();
                 pushes = hands.ledger.pushes_of(&run.run_id).await?;
-                let usage = hands.ledger.usage(None, Some(QuotaDay::of(request.clock.now()))).await?;
-                sent_today = usage.into_iter().map(|usage| (usage.endpoint, usage.calls)).collect();
+                sent_today = hands.ledger.push_calls(QuotaDay::of(request.clock.now())).await?;
             }
             let events = live::export_events(hands, &visible).await?;
             visible.lay_over(events);
@@ -217,7 +215,7 @@ impl<'a> Estimator<'a> {
         let uses_reserve = own.priority == Priority::Service;
         let name = Endpoint::TemplateSend.as_str();
         let allowance = self.allowances.iter().find(|it| it.account == own.account && it.endpoint == name);
-        let sent_today = begun.and_then(|push| self.sent_today.get(&daily_key(push))).copied().unwrap_or(0);
+        let sent_today = begun.and_then(|push| self.sent_today.get(&push.key)).copied().unwrap_or(0);
         let daily =
             |day| own.daily_limit.map(|limit| if day == today { limit.saturating_sub(sent_today) } else { limit });
         let left = |day: QuotaDay| {

@@ -13,13 +13,10 @@ use super::frozen::{Message, MessageReader};
 use super::quota::Allowance;
 use super::{End, Item, Pushing, SaidBy};
 use crate::clock::Timestamp;
-use crate::config::settings::StageKind;
-use crate::domain::{DeliveryState, QuotaDay, may_repeat};
-use crate::ledger::{
-    Begin, Begun, CapRule, DeliveryRow, GiveBack, Intent, Outcome, OutcomeBatch, Push, QuotaCharge, Recorded,
-};
+use crate::config::settings::{StageKind, Unconfirmed};
+use crate::domain::{DeliveryState, OpenId, QuotaDay, may_repeat};
+use crate::ledger::{Begin, Begun, CapRule, DeliveryRow, Intent, QuotaCharge};
 use crate::stage::StageError;
-use crate::wechat::Endpoint;
 
 /// Rows of one claim at most: a transaction of a few milliseconds.
 const MOST_A_CLAIM: usize = 2_000;
@@ -57,6 +54,15 @@ enum Step {
     Last(Vec<Item>, End),
     /// Nothing more may be claimed today; what is claimed is sent.
     RunOut(End),
+}
+
+/// What has fewer sends left than a batch needs.
+#[derive(Clone, Copy)]
+enum Short {
+    Canary,
+    Account,
+    /// The push's own `daily_limit`.
+    Own,
 }
 
 impl<'a> Claimer<'a> {
@@ -127,14 +133,22 @@ impl<'a> Claimer<'a> {
         }
     }
 
-    /// Put back, or left in flight by a process that died while a repeat is still safe.
+    /// Put back, left in flight by a process that died while a repeat is still safe, or to be sent to once more.
     async fn owed(&self) -> Result<Vec<DeliveryRow>, StageError> {
         let (ledger, push, now) =
             (&self.pushing.cx.hands.ledger, &self.pushing.push, self.pushing.cx.hands.clock.now());
         let mut rows = ledger.left_in_flight(push.key).await?;
         rows.retain(|row| row.first_try_at.is_some_and(|at| may_repeat(at, now)));
         rows.extend(ledger.owed(push.key, now, u32::MAX >> 1).await?);
+        if self.may_send_once_more() && push.counts.unconfirmed > 0 {
+            rows.extend(ledger.repeats_due(push.key, now).await?);
+        }
         Ok(rows)
+    }
+
+    /// Whether whoever got no answer is sent to once more after WeChat's window.
+    fn may_send_once_more(&self) -> bool {
+        self.pushing.plan.unconfirmed == Unconfirmed::Resend && self.pushing.push.rest_reason.is_none()
     }
 
     /// Before a claim: the clock (window, expiry), and at most once a second a pause and the quota day.
@@ -177,35 +191,30 @@ impl<'a> Claimer<'a> {
         if let Some(left) = self.canary_left.map(|left| usize::try_from(left).unwrap_or(usize::MAX))
             && left < fresh.len()
         {
-            return self.claim_some(messages, &blocked, left).await;
-        }
-        let allowed = self.daily_allowance(fresh.len(), now).await?;
-        if allowed < fresh.len() {
-            // Only whole batches are claimed; the rest waits for the next day.
-            return self.claim_some(messages, &blocked, allowed).await;
+            return self.claim_some(messages, &blocked, (left, Short::Canary)).await;
         }
         let begin = Begin {
             fresh: &fresh,
             again: &[],
+            once_more: false,
+            left_out: &[],
             skipped: &skipped,
             claimed_to: last,
             quota: Some(self.charge()),
+            daily_limit: plan.daily_limit,
             cap: self.cap(now),
             now,
         };
+        let some = |left| usize::try_from(left).unwrap_or(usize::MAX);
         match cx.hands.ledger.begin_sends(cx.lease, self.pushing.push.key, begin).await? {
             Begun::LeaseLost => Err(StageError::LeaseLost),
-            Begun::QuotaShort { left } => {
-                self.give_back_daily(fresh.len()).await?;
-                let left = usize::try_from(left).unwrap_or(usize::MAX);
-                self.claim_some(messages, &blocked, left).await
-            }
+            // Only what the day has room for is claimed; the rest waits for the next one.
+            Begun::QuotaShort { left } => self.claim_some(messages, &blocked, (some(left), Short::Account)).await,
+            Begun::DailyShort { left } => self.claim_some(messages, &blocked, (some(left), Short::Own)).await,
             Begun::Yes { attempts } => {
                 self.claimed_to = last;
                 let tried = u64::try_from(fresh.len()).unwrap_or(u64::MAX);
                 self.canary_left = self.canary_left.map(|left| left.saturating_sub(tried));
-                // Whoever another push is sending to at this moment comes later.
-                self.give_back_daily(fresh.len().saturating_sub(attempts.len())).await?;
                 Ok(taken(messages, &attempts, now))
             }
         }
@@ -215,8 +224,8 @@ impl<'a> Claimer<'a> {
     async fn claim_some(
         &mut self,
         mut messages: Vec<Message>,
-        blocked: &HashMap<crate::domain::OpenId, String>,
-        allowed: usize,
+        blocked: &HashMap<OpenId, String>,
+        (allowed, short): (usize, Short),
     ) -> Result<Step, StageError> {
         let mut sends = 0;
         let reach = messages
@@ -229,23 +238,23 @@ impl<'a> Claimer<'a> {
             .unwrap_or(messages.len());
         messages.truncate(reach);
         if messages.is_empty() {
-            return Ok(Step::RunOut(self.spent()));
+            return Ok(Step::RunOut(self.spent(short)));
         }
-        match Box::pin(self.claim_fresh(messages)).await? {
+        Ok(match Box::pin(self.claim_fresh(messages)).await? {
             // The rest of the batch is read again when the push goes on.
-            Step::Claimed(items) | Step::Last(items, _) => Ok(Step::Last(items, self.spent())),
-            Step::NothingToSend | Step::RunOut(_) => Ok(Step::RunOut(self.spent())),
-        }
+            Step::Claimed(items) => Step::Last(items, self.spent(short)),
+            Step::NothingToSend => Step::RunOut(self.spent(short)),
+            // Something else was shorter.
+            ended @ (Step::Last(..) | Step::RunOut(_)) => ended,
+        })
     }
 
     /// Why nothing more is claimed.
-    fn spent(&self) -> End {
-        if self.canary_left == Some(0) {
-            return End::CanarySent;
-        }
-        match self.pushing.plan.daily_limit {
-            Some(_) if self.allowance.left() > 0 => End::DailyLimit { until: self.allowance.day.next().starts_at() },
-            _ => End::QuotaSpent {
+    fn spent(&self, short: Short) -> End {
+        match short {
+            Short::Canary => End::CanarySent,
+            Short::Own => End::DailyLimit { until: self.allowance.day.next().starts_at() },
+            Short::Account => End::QuotaSpent {
                 why: format!("the day's sends of account `{}` are used up", self.pushing.plan.account),
                 said_by: SaidBy::Ledger,
             },
@@ -253,78 +262,74 @@ impl<'a> Claimer<'a> {
     }
 
     async fn claim_again(&mut self, mut rows: Vec<DeliveryRow>) -> Result<Step, StageError> {
-        let Pushing { cx, plan, .. } = *self.pushing;
+        let cx = self.pushing.cx;
         let now = cx.hands.clock.now();
-        let people: Vec<_> = rows.iter().map(|row| (&row.openid, row.unionid.as_ref())).collect();
-        let blocked = cx.hands.ledger.blocked_now(&plan.account, &plan.template_id, &people, now).await?;
         let seqs: Vec<u64> = rows.iter().map(|row| row.seq).collect();
+        let messages = MessageReader::of_seqs(self.pushing, &seqs).await?;
+        let Again { send, left_out } = self.look_again(&rows, messages, now).await?;
+        let again: Vec<u64> = send.iter().map(|(row, _)| row.seq).collect();
+        let left_out: Vec<(u64, &str)> = left_out.iter().map(|(seq, reason)| (*seq, reason.as_str())).collect();
         let begin = Begin {
             fresh: &[],
-            again: &seqs,
+            again: &again,
+            once_more: self.may_send_once_more(),
+            left_out: &left_out,
             skipped: &[],
             claimed_to: self.claimed_to,
             quota: Some(self.charge()),
+            daily_limit: self.pushing.plan.daily_limit,
             cap: self.cap(now),
             now,
         };
-        let attempts = match cx.hands.ledger.begin_sends(cx.lease, self.pushing.push.key, begin).await? {
+        let (left, short) = match cx.hands.ledger.begin_sends(cx.lease, self.pushing.push.key, begin).await? {
             Begun::LeaseLost => return Err(StageError::LeaseLost),
-            Begun::QuotaShort { left: 0 } => return Ok(Step::RunOut(self.spent())),
-            Begun::QuotaShort { left } => {
-                // The others are still owed, and are read again when the push goes on.
-                rows.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-                return Box::pin(self.claim_again(rows)).await;
+            Begun::Yes { attempts } => {
+                let attempt_of: HashMap<u64, u32> = attempts.into_iter().collect();
+                let items = send
+                    .into_iter()
+                    .filter_map(|(row, message)| Some(item_again(row, message, (*attempt_of.get(&row.seq)?, now))));
+                let items: Vec<Item> = items.collect();
+                return Ok(if items.is_empty() { Step::NothingToSend } else { Step::Claimed(items) });
             }
-            Begun::Yes { attempts } => attempts,
+            Begun::QuotaShort { left } => (left, Short::Account),
+            Begun::DailyShort { left } => (left, Short::Own),
         };
-        let messages = MessageReader::of_seqs(self.pushing, &seqs).await?;
-        let by_seq: HashMap<u64, &DeliveryRow> = rows.iter().map(|row| (row.seq, row)).collect();
-        let attempt_of: HashMap<u64, u32> = attempts.iter().copied().collect();
-        let (mut items, mut outcomes) = (Vec::new(), Vec::new());
-        for message in messages {
-            let (Some(row), Some(attempt)) = (by_seq.get(&message.seq), attempt_of.get(&message.seq)) else { continue };
-            let was_in_flight = row.state == DeliveryState::Sending;
-            let reason = message.invalid.as_deref().map(|_| "invalid").or(blocked.get(&row.openid).map(String::as_str));
-            match reason {
-                // In flight means that it may have been delivered: that is not skipped away.
-                Some(reason) if !was_in_flight => outcomes.push(Outcome {
-                    seq: row.seq,
-                    attempt: *attempt,
-                    state: DeliveryState::Skipped,
-                    reason: Some(reason.to_owned()),
-                    errcode: row.errcode,
-                    msgid: None,
-                    at: now,
-                    retry_at: None,
-                }),
-                _ => items.push(Item {
-                    seq: row.seq,
-                    attempt: *attempt,
-                    openid: message.openid,
-                    unionid: message.unionid,
-                    body: message.body,
-                    first_try_at: if was_in_flight { row.first_try_at.unwrap_or(now) } else { now },
-                    tries: 0,
-                    in_doubt: was_in_flight,
-                    last_errcode: row.errcode,
-                }),
+        if left == 0 {
+            return Ok(Step::RunOut(self.spent(short)));
+        }
+        // The others are still owed, and are read again when the push goes on.
+        drop(send);
+        rows.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        Box::pin(self.claim_again(rows)).await
+    }
+
+    /// The last look at whoever has a row. Who is in flight may have the message: that is not left out.
+    async fn look_again<'r>(
+        &self,
+        rows: &'r [DeliveryRow],
+        messages: Vec<Message>,
+        now: Timestamp,
+    ) -> Result<Again<'r>, StageError> {
+        let Pushing { cx, plan, .. } = *self.pushing;
+        let people: Vec<_> = rows.iter().map(|row| (&row.openid, row.unionid.as_ref())).collect();
+        let blocked = cx.hands.ledger.blocked_now(&plan.account, &plan.template_id, &people, now).await?;
+        let mut message_of: HashMap<u64, Message> =
+            messages.into_iter().map(|message| (message.seq, message)).collect();
+        let mut looked = Again { send: Vec::new(), left_out: Vec::new() };
+        for row in rows {
+            let is_in_flight = row.state == DeliveryState::Sending;
+            match (message_of.remove(&row.seq), blocked.get(&row.openid)) {
+                (Some(message), _) if is_in_flight => looked.send.push((row, message)),
+                // Whoever was forgotten has no message any more.
+                (None, _) => looked.left_out.push((row.seq, "forgotten".to_owned())),
+                (Some(message), _) if message.invalid.is_some() => {
+                    looked.left_out.push((row.seq, "invalid".to_owned()))
+                }
+                (Some(_), Some(reason)) => looked.left_out.push((row.seq, reason.clone())),
+                (Some(message), None) => looked.send.push((row, message)),
             }
         }
-        if !outcomes.is_empty() {
-            // Nothing is sent to them, though each had a call reserved.
-            let charge = self.charge();
-            let give_back = Some(GiveBack {
-                account: charge.account,
-                endpoint: charge.endpoint,
-                day: charge.day,
-                n: u64::try_from(outcomes.len()).unwrap_or(u64::MAX),
-            });
-            let batch = OutcomeBatch { outcomes: &outcomes, suppressions: &[], gone: &[], give_back, errors: 0, now };
-            if cx.hands.ledger.record_outcomes(cx.lease, self.pushing.push.key, batch).await? == Recorded::LeaseLost {
-                return Err(StageError::LeaseLost);
-            }
-        }
-        Ok(if items.is_empty() { Step::NothingToSend } else { Step::Claimed(items) })
+        Ok(looked)
     }
 
     /// The set's frequency cap, looked at once more: other pushes may have sent since the set was made.
@@ -341,45 +346,29 @@ impl<'a> Claimer<'a> {
     fn charge(&self) -> QuotaCharge<'_> {
         self.allowance.charge(self.pushing)
     }
-
-    /// How many of `wanted` sends this push's own `daily_limit` still allows; they are reserved.
-    async fn daily_allowance(&self, wanted: usize, now: Timestamp) -> Result<usize, StageError> {
-        let Some(limit) = self.pushing.plan.daily_limit else { return Ok(wanted) };
-        let endpoint = self.daily_key();
-        let charge = QuotaCharge {
-            account: &self.pushing.plan.account,
-            endpoint: &endpoint,
-            day: QuotaDay::of(now),
-            limit: Some(limit),
-            keep: 0,
-        };
-        let wanted = u64::try_from(wanted).unwrap_or(u64::MAX);
-        let granted = self.pushing.cx.hands.ledger.reserve_calls(&charge, wanted).await?;
-        if granted < wanted {
-            self.give_back_daily(usize::try_from(granted).unwrap_or(0)).await?;
-        }
-        Ok(usize::try_from(granted).unwrap_or(usize::MAX))
-    }
-
-    async fn give_back_daily(&self, n: usize) -> Result<(), StageError> {
-        if self.pushing.plan.daily_limit.is_none() || n == 0 {
-            return Ok(());
-        }
-        let endpoint = self.daily_key();
-        let n = u64::try_from(n).unwrap_or(0);
-        let ledger = &self.pushing.cx.hands.ledger;
-        Ok(ledger.give_back_calls(&self.pushing.plan.account, &endpoint, self.allowance.day, n).await?)
-    }
-
-    /// A push's own count of a day stands beside the endpoint's, and is no endpoint of WeChat.
-    fn daily_key(&self) -> String {
-        daily_key(&self.pushing.push)
-    }
 }
 
-/// The name under which the ledger counts a push's own sends of a day.
-pub fn daily_key(push: &Push) -> String {
-    format!("{}#{}", Endpoint::TemplateSend.as_str(), push.key)
+/// Whoever has a row and was looked at once more.
+struct Again<'r> {
+    send: Vec<(&'r DeliveryRow, Message)>,
+    left_out: Vec<(u64, String)>,
+}
+
+/// What is in flight goes out under its id once more; the others begin anew.
+fn item_again(row: &DeliveryRow, message: Message, (attempt, now): (u32, Timestamp)) -> Item {
+    let is_in_flight = row.state == DeliveryState::Sending;
+    Item {
+        seq: row.seq,
+        attempt,
+        openid: message.openid,
+        unionid: message.unionid,
+        body: message.body,
+        first_try_at: if is_in_flight { row.first_try_at.unwrap_or(now) } else { now },
+        tries: 0,
+        in_doubt: is_in_flight,
+        repeats: row.repeats + u32::from(row.state == DeliveryState::Unconfirmed),
+        last_errcode: row.errcode,
+    }
 }
 
 fn taken(messages: Vec<Message>, attempts: &[(u64, u32)], now: Timestamp) -> Step {
@@ -397,6 +386,7 @@ fn taken(messages: Vec<Message>, attempts: &[(u64, u32)], now: Timestamp) -> Ste
                 first_try_at: now,
                 tries: 0,
                 in_doubt: false,
+                repeats: 0,
                 last_errcode: None,
             })
         })

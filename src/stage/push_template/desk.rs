@@ -10,7 +10,7 @@ use super::guard::Guard;
 use super::judge::{Verdict, judge};
 use super::record::{Settled, put_back};
 use super::silence::Silence;
-use super::{End, Item, Stops, too_old_to_repeat};
+use super::{End, Item, Stops};
 use crate::clock::Timestamp;
 use crate::config::settings::{HaltWhen, PushTemplate};
 use crate::domain::{DeliveryState, may_repeat};
@@ -34,7 +34,6 @@ pub struct Desk {
     halt_when: HaltWhen,
     concurrency: usize,
     constant_fields: Vec<String>,
-    too_old: DeliveryState,
     given_up: Vec<Settled>,
     ready: VecDeque<Item>,
     later: BinaryHeap<Reverse<Later>>,
@@ -110,7 +109,6 @@ impl Desk {
             halt_when: plan.halt_when,
             concurrency: plan.concurrency.max(1),
             constant_fields,
-            too_old: too_old_to_repeat(plan),
             given_up: Vec::new(),
             ready: VecDeque::new(),
             later: BinaryHeap::new(),
@@ -259,12 +257,12 @@ impl Desk {
             let outcome = Outcome {
                 seq: item.seq,
                 attempt: item.attempt,
-                state: self.too_old,
+                state: DeliveryState::Unconfirmed,
                 reason: Some("no answer while a repeat was safe".to_owned()),
                 errcode: item.last_errcode,
                 msgid: None,
                 at: now,
-                retry_at: None,
+                retry_at: item.once_more_at(),
             };
             self.given_up.push(Settled::new(item, outcome));
             self.wants_attention = true;

@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 
 use super::{End, Item, SaidBy};
 use crate::clock::Timestamp;
-use crate::domain::{DeliveryState, may_repeat, window_is_over_at};
+use crate::domain::{DeliveryState, may_repeat};
 use crate::ledger::Outcome;
 use crate::pace::Answer;
 use crate::wechat::{CodeClass, SendOutcome, class_of, lookup_code};
@@ -19,8 +19,6 @@ const MOST_SLOW_TRIES: u32 = 3;
 const MOST_TOKEN_TRIES: u32 = 3;
 /// How often a recipient is put back for that: a dead token stops the push long before.
 const MOST_TOKEN_ATTEMPTS: u32 = 4;
-/// Attempts after which nobody is sent to once more for want of an answer.
-const MOST_ATTEMPTS_IN_DOUBT: u32 = 4;
 /// How long whoever was put back waits.
 const TOKEN_WAIT: TimeDelta = TimeDelta::seconds(20);
 
@@ -72,7 +70,7 @@ fn refused(item: &Item, class: CodeClass, refusal: &Refusal<'_>, now: Timestamp)
     let settled = |state, reason: &str| {
         Verdict::Settled(Outcome { reason: Some(reason.to_owned()), errcode: Some(errcode), ..ended(item, state, now) })
     };
-    let failed = |reason: &str| match item.in_doubt {
+    let failed = |reason: &str| match item.may_have_it() {
         // Whoever is counted as failed may be sent to again: not somebody who may have the message.
         true => settled(DeliveryState::Unconfirmed, &format!("refused, but an earlier try may have arrived: {reason}")),
         false => settled(DeliveryState::Failed, reason),
@@ -128,17 +126,15 @@ fn refused_token(item: &Item, errcode: i64, now: Timestamp) -> Verdict {
     if item.tries < MOST_TOKEN_TRIES {
         return again(item, Duration::from_secs(1), item.in_doubt);
     }
-    let state = match item.in_doubt {
-        true => DeliveryState::Unconfirmed,
-        false if item.attempt < MOST_TOKEN_ATTEMPTS => DeliveryState::Pending,
-        false => DeliveryState::Failed,
-    };
     let reason = Some("the access token was refused for this message alone".to_owned());
-    let outcome = Outcome { reason, errcode: Some(errcode), ..ended(item, state, now) };
-    match state {
-        DeliveryState::Pending => Verdict::PutBack(Outcome { retry_at: Some(now + TOKEN_WAIT), ..outcome }),
-        DeliveryState::Unconfirmed => Verdict::Settled(Outcome { retry_at: once_more_at(item), ..outcome }),
-        _ => Verdict::Settled(outcome),
+    let outcome = |state| Outcome { reason, errcode: Some(errcode), ..ended(item, state, now) };
+    match item.in_doubt {
+        true => Verdict::Settled(Outcome { retry_at: item.once_more_at(), ..outcome(DeliveryState::Unconfirmed) }),
+        false if item.attempt < MOST_TOKEN_ATTEMPTS => {
+            Verdict::PutBack(Outcome { retry_at: Some(now + TOKEN_WAIT), ..outcome(item.put_back_to()) })
+        }
+        false if item.repeats > 0 => Verdict::Settled(outcome(DeliveryState::Unconfirmed)),
+        false => Verdict::Settled(outcome(DeliveryState::Failed)),
     }
 }
 
@@ -149,7 +145,7 @@ fn busy(item: &Item, errcode: i64, now: Timestamp) -> Verdict {
     Verdict::Settled(Outcome {
         reason: Some("WeChat stayed busy".to_owned()),
         errcode: Some(errcode),
-        retry_at: once_more_at(item),
+        retry_at: item.once_more_at(),
         ..ended(item, DeliveryState::Unconfirmed, now)
     })
 }
@@ -165,15 +161,9 @@ fn no_answer(item: &Item, may_have_left: bool, reason: &str, now: Timestamp) -> 
     Verdict::Settled(Outcome {
         reason: Some(format!("no answer: {reason}")),
         errcode: item.last_errcode,
-        retry_at: once_more_at(item),
+        retry_at: item.once_more_at(),
         ..ended(item, DeliveryState::Unconfirmed, now)
     })
-}
-
-/// From when on somebody to whom nobody answered may be sent to once more, where the pipeline chose that. Not for ever: one
-/// whose answers never come may get each of these.
-fn once_more_at(item: &Item) -> Option<Timestamp> {
-    (item.attempt < MOST_ATTEMPTS_IN_DOUBT).then(|| window_is_over_at(item.first_try_at))
 }
 
 /// Doubling from `first`, at most a minute.

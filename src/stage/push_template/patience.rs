@@ -8,7 +8,7 @@ use super::stand::{halt, wait, wait_here};
 use super::stops::SaidBy;
 use super::{End, Push, Pushing, approval, canary, finish, orders, reread, settle_left_in_doubt};
 use crate::config::settings::Unconfirmed;
-use crate::domain::{DeliveryState, QuotaDay};
+use crate::domain::QuotaDay;
 use crate::stage::{StageContext, StageError, StageOutcome};
 
 /// How long a push waits that was answered by nobody.
@@ -49,7 +49,7 @@ impl Patience {
                 let skipped = cx.hands.ledger.skip_rest(cx.lease, push.key, "expired", cx.hands.clock.now()).await?;
                 tracing::warn!(skipped, "the push expired: {skipped} recipients are skipped");
                 // Nor is anybody in doubt asked for again: that might be the send that comes late.
-                settle_left_in_doubt(cx, &push, DeliveryState::Unconfirmed, |_| true).await?;
+                settle_left_in_doubt(cx, &push, |_| true).await?;
                 self.exhausted(pushing, &reread(cx, &push).await?).await
             }
             End::QuotaSpent { why, said_by } => self.quota_spent(pushing, &push, (why, said_by)).await,
@@ -61,7 +61,8 @@ impl Patience {
                 stop(wait(cx, &push, Some(until), "outside the push's window".to_owned()).await?)
             }
             End::DailyLimit { until } => {
-                stop(wait(cx, &push, Some(until), "the push's daily_limit is reached".to_owned()).await?)
+                let reason = format!("the push's daily_limit of {} is reached", pushing.plan.daily_limit.unwrap_or(0));
+                stop(wait(cx, &push, Some(until), reason).await?)
             }
             End::CanarySent => self.canary_sent(pushing, &push).await,
             End::Frozen => stop(wait(cx, &push, None, orders::frozen(&push)).await?),
@@ -112,7 +113,6 @@ impl Patience {
             );
             wait_here(pushing, until, &reason).await?;
         }
-        cx.hands.ledger.allow_repeats(cx.lease, push.key, clock.now()).await?;
         Ok(true)
     }
 

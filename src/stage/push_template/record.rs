@@ -41,17 +41,18 @@ impl Settled {
     }
 }
 
-/// A recipient who is owed a message again.
+/// A recipient who is owed a message again; or, if an earlier one may have arrived, the repeat of it.
 pub fn put_back(item: Item, now: Timestamp) -> Settled {
+    let state = item.put_back_to();
     let outcome = Outcome {
         seq: item.seq,
         attempt: item.attempt,
-        state: DeliveryState::Pending,
+        state,
         reason: None,
         errcode: item.last_errcode,
         msgid: None,
         at: now,
-        retry_at: None,
+        retry_at: (state == DeliveryState::Unconfirmed).then_some(now),
     };
     let never_sent = item.tries == 0;
     Settled { never_sent, ..Settled::new(item, outcome) }
