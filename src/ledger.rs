@@ -65,7 +65,7 @@ use sqlx::{ConnectOptions, Sqlite, SqlitePool, Transaction};
 
 use crate::clock::Clock;
 
-pub use alerts::{AlertState, OwedAlert};
+pub use alerts::{AlertChange, AlertChanged, AlertState, OwedAlert};
 pub use audit::AuditEntry;
 pub use callbacks::{Applied, CallbackCount, NewCallback, Replay};
 pub use caps::CapRule;

@@ -1,17 +1,19 @@
 //! Tells people: one POST to the webhook for each change that wants somebody, and a heartbeat while all is well.
 //!
-//! Every alert says what happened, why, and the command that goes on from there. An alert that cannot be delivered is
-//! logged and kept for later ([`owed`]): the run it speaks of matters more. Which changes are worth an alert, and telling each of them
+//! Every alert says what happened, why, and the command that goes on from there. An alert is owed, in the ledger, until it
+//! is delivered ([`owed`]): one that cannot be delivered is logged and told later. The run it speaks of matters more. Which changes are worth an alert, and telling each of them
 //! once, is decided by the conductor. The address holds the key of a chat group and never appears in a log.
 
 mod owed;
+
+pub use self::owed::Due;
 
 use std::time::Duration;
 
 use chrono::{SecondsFormat, TimeDelta};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tracing::{debug, error};
+use tracing::error;
 
 use crate::clock::{Clock, Timestamp};
 use crate::config::settings::{AlertSettings, AlertStyle};
@@ -117,39 +119,34 @@ impl Alerts {
         Self { settings: settings.clone(), clock, wait: WAIT, client: wanted.then(client).flatten(), ledger: None }
     }
 
-    /// Posts an alert, up to three times, after those that are owed. Returns whether it was taken, which also holds when
-    /// there is nowhere to send to; one that was not is kept for later.
+    /// Tells of something that is no change of a subject, as [`Alerts::deliver`] does; owed meanwhile, where that can be.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before its end, the alert may have been delivered.
+    /// Dropped before its end, the alert may have been delivered; it is delivered later in any case.
     pub async fn send(&self, alert: &Alert) -> bool {
-        let (Some(url), Some(client)) = (&self.settings.webhook, &self.client) else {
-            return self.settings.webhook.is_none();
-        };
         let at = self.clock.now();
-        let sent = match self.post_owed().await {
-            Ok(false) => Err("one that is owed goes before it".to_owned()),
-            // A ledger that cannot be read keeps nobody from being told.
-            Ok(true) | Err(_) => self.post(alert, (url, client, at)).await,
-        };
-        let subject = alert.subject();
-        let Err(reason) = sent else {
-            debug!(subject, status = alert.kind.as_str(), "alert delivered");
-            return true;
-        };
-        let later = match self.keep(alert, at).await {
-            Ok(()) => "`lianbo serve`, or the next alert, tries again".to_owned(),
-            Err(why) => format!("it is given up: {why}"),
-        };
-        error!(subject, status = alert.kind.as_str(), reason, "alert could not be delivered; {later}");
-        false
+        let id = if self.settings.webhook.is_some() { self.owe(alert, at).await } else { None };
+        self.deliver(Due { alert: alert.clone(), at, id }).await
     }
 
-    async fn post(&self, alert: &Alert, (url, client, at): (&str, &reqwest::Client, Timestamp)) -> Result<(), String> {
-        let body = payload(self.settings.style, alert, (at, at)).to_string();
-        let request = || client.post(url).header("content-type", "application/json; charset=utf-8").body(body.clone());
-        self.persist(request).await
+    /// Tells of a ledger that cannot be written: nothing is asked of it, and nothing kept in it.
+    pub async fn send_past_the_ledger(&self, alert: &Alert) -> bool {
+        self.deliver_alone(&Due { alert: alert.clone(), at: self.clock.now(), id: None }).await
+    }
+
+    async fn post(&self, alert: &Alert, to: (&str, &reqwest::Client, Timestamp)) -> Result<(), String> {
+        self.persist(|| self.request(alert, to)).await
+    }
+
+    /// The post of what happened `at` a time.
+    fn request(
+        &self,
+        alert: &Alert,
+        (url, client, at): (&str, &reqwest::Client, Timestamp),
+    ) -> reqwest::RequestBuilder {
+        let body = payload(self.settings.style, alert, (at, self.clock.now())).to_string();
+        client.post(url).header("content-type", "application/json; charset=utf-8").body(body)
     }
 
     /// Gets the heartbeat address, up to three times, so that silence is noticed elsewhere.

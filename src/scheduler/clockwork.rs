@@ -261,27 +261,29 @@ impl Clockwork {
         command: Option<String>,
     ) -> Result<(), LedgerError> {
         let (hands, pipeline) = (&conductor.hands, &fire.pipeline);
+        let local = fire.scheduled_for.with_timezone(&hands.settings.timezone).format("%F %T");
+        // Before the time is settled: whoever dies in between finds the time again, and the alert is owed.
+        let due = match command {
+            Some(command) => {
+                let alert = Alert {
+                    kind: AlertKind::FireSkipped,
+                    pipeline: Some(pipeline.clone()),
+                    run_id: None,
+                    why: format!("scheduled for {local}: {reason}"),
+                    command,
+                };
+                conductor.alerts.change((&alert_key(pipeline), &format!("skipped: {reason}")), Some(alert)).await?
+            }
+            None => None,
+        };
         let outcome = FireOutcome::Skipped(reason.to_owned());
         hands.ledger.settle_fire(pipeline, fire.scheduled_for, &outcome).await?;
         self.metrics.add(FIRES_TOTAL, &[("pipeline", pipeline.as_str()), ("outcome", "skipped")], 1);
-        let local = fire.scheduled_for.with_timezone(&hands.settings.timezone).format("%F %T");
         tracing::warn!(pipeline = %pipeline, "`{pipeline}`, scheduled for {local}, is skipped: {reason}");
-        let Some(command) = command else { return Ok(()) };
-        let is_news = hands
-            .ledger
-            .set_alert_state(&alert_key(pipeline), &format!("skipped: {reason}"), hands.clock.now())
-            .await?;
-        if is_news {
-            let alert = Alert {
-                kind: AlertKind::FireSkipped,
-                pipeline: Some(pipeline.clone()),
-                run_id: None,
-                why: format!("scheduled for {local}: {reason}"),
-                command,
-            };
+        if let Some(due) = due {
             // In a task: a chat that does not answer must not keep the next time from being taken.
             let alerts = conductor.alerts.clone();
-            tokio::spawn(async move { alerts.send(&alert).await });
+            tokio::spawn(async move { alerts.deliver(due).await });
         }
         Ok(())
     }

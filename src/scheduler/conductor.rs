@@ -455,23 +455,19 @@ impl Conductor {
         }
         let state = kind.map_or("well".to_owned(), |kind| format!("{kind:?}"));
         let before = self.hands.ledger.alert_state(&key).await?.map(|state| state.state);
-        if !self.hands.ledger.set_alert_state(&key, &state, now).await? {
-            return Ok(());
-        }
         let had_failed = before.is_some_and(|before| FAILURES.iter().any(|kind| before == format!("{kind:?}")));
-        let kind = match (kind, change.status) {
-            (Some(kind), _) => kind,
-            (None, RunStatus::Succeeded) if had_failed => AlertKind::Recovered,
-            _ => return Ok(()),
-        };
-        let alert = Alert {
+        let is_recovery = had_failed && change.status == RunStatus::Succeeded;
+        let alert = kind.or(is_recovery.then_some(AlertKind::Recovered)).map(|kind| Alert {
             kind,
             pipeline: Some(run.pipeline.clone()),
             run_id: Some(run.run_id.clone()),
             why: change.reason.clone().unwrap_or_default(),
             command,
-        };
-        self.alerts.send(&alert).await;
+        });
+        match self.alerts.change((&key, &state), alert).await? {
+            Some(due) => drop(self.alerts.deliver(due).await),
+            None => self.alerts.all_owed().await,
+        }
         Ok(())
     }
 
@@ -492,7 +488,7 @@ impl Conductor {
             why: stages::chain(&error),
             command: go_on(&run.pipeline),
         };
-        self.alerts.send(&alert).await;
+        self.alerts.send_past_the_ledger(&alert).await;
         error
     }
 

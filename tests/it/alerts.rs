@@ -6,7 +6,7 @@ use lianbo::simulator::SALE_TEMPLATE_ID;
 use serde_json::Value;
 
 use crate::chat::Chat;
-use crate::house::{House, comes_true, ended, eventually, small, wide};
+use crate::house::{House, comes_true, ended, eventually, signal, small, wide};
 use crate::serve::{Serving, schedule_soon};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -72,6 +72,24 @@ async fn what_a_chat_that_is_down_could_not_be_told_is_told_later_in_its_order_a
     judge(&house, true, "");
     house.run("judge", &[]).await.ends(0);
     assert_eq!(chat.statuses(), ["recovered", "failed", "recovered"], "each once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_dies_while_telling_leaves_it_to_the_next_run_though_that_has_nothing_to_tell() {
+    let (house, chat) = telling("plain").await;
+    judge(&house, false, "");
+    chat.set_mute(true);
+    let child = house.begin("judge");
+    eventually(SOON, || chat.unanswered() > 0).await;
+    signal(&child, "-KILL");
+    ended(child).await.ends(-9);
+    chat.set_mute(false);
+    // It was tried a moment ago: whoever tried may still be at it.
+    house.pass(31);
+    house.run("judge", &[]).await.ends(1);
+    assert_eq!(chat.statuses(), ["failed"]);
+    house.run("judge", &[]).await.ends(1);
+    assert_eq!(chat.statuses(), ["failed"], "once");
 }
 
 /// What a person reads in the chat.

@@ -18,6 +18,9 @@ struct Heard {
     alerts: Vec<Value>,
     heartbeats: usize,
     is_down: bool,
+    /// What comes is not answered.
+    is_mute: bool,
+    unanswered: usize,
 }
 
 impl Chat {
@@ -58,6 +61,16 @@ impl Chat {
         self.heard.lock().unwrap().is_down = is_down;
     }
 
+    /// While it is mute it takes what comes, and says nothing.
+    pub fn set_mute(&self, is_mute: bool) {
+        self.heard.lock().unwrap().is_mute = is_mute;
+    }
+
+    /// Posts that it took and did not answer.
+    pub fn unanswered(&self) -> usize {
+        self.heard.lock().unwrap().unanswered
+    }
+
     pub fn heartbeats(&self) -> usize {
         self.heard.lock().unwrap().heartbeats
     }
@@ -85,7 +98,14 @@ async fn hear(mut stream: TcpStream, heard: Arc<Mutex<Heard>>) -> Option<()> {
         while bytes.len() < end + length {
             stream.read_buf(&mut bytes).await.ok()?;
         }
-        let is_down = heard.lock().unwrap().is_down;
+        let (is_down, is_mute) = {
+            let mut heard = heard.lock().unwrap();
+            heard.unanswered += usize::from(heard.is_mute);
+            (heard.is_down, heard.is_mute)
+        };
+        if is_mute {
+            return std::future::pending().await;
+        }
         match head.split(' ').take(2).collect::<Vec<_>>()[..] {
             _ if is_down => {}
             ["post", "/robot/send?key=sesame"] => {

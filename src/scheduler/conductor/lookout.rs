@@ -99,18 +99,17 @@ impl Conductor {
                 continue;
             }
             let key = format!("will_expire:{}", run.run_id);
-            if self.hands.ledger.set_alert_state(&key, "told", self.hands.clock.now()).await? {
-                let why = why(&push, (unsent, rate), (expires_at, self.hands.settings.timezone));
+            let why = why(&push, (unsent, rate), (expires_at, self.hands.settings.timezone));
+            let alert = Alert {
+                kind: AlertKind::WillExpire,
+                pipeline: Some(run.pipeline.clone()),
+                run_id: Some(run.run_id.clone()),
+                why: why.clone(),
+                command: format!("lianbo push show {}/{}", run.run_id, push.stage),
+            };
+            if let Some(due) = self.alerts.change((&key, "told"), Some(alert)).await? {
                 tracing::warn!("the push will expire: {why}");
-                self.alerts
-                    .send(&Alert {
-                        kind: AlertKind::WillExpire,
-                        pipeline: Some(run.pipeline.clone()),
-                        run_id: Some(run.run_id.clone()),
-                        why,
-                        command: format!("lianbo push show {}/{}", run.run_id, push.stage),
-                    })
-                    .await;
+                self.alerts.deliver(due).await;
             }
             return Ok(true);
         }
