@@ -72,20 +72,10 @@ impl Ledger {
 
 /// Keeps a mark's event, unless the person's mark is as late or later: a repeat, or out of order.
 pub(super) async fn insert(connection: &mut SqliteConnection, mark: &NewMark<'_>) -> Result<(), LedgerError> {
-    sqlx::query(
-        "insert into follower_events (account, openid, active, at, source)
+    const KEEP: &str = "insert into follower_events (account, openid, active, at, source)
          select $1, $2, $3, $4, $5 where not exists (
-             select 1 from follower_marks where account = $1 and openid = $2 and at >= $4)",
-    )
-    .bind(mark.account.as_str())
-    .bind(mark.openid.as_str())
-    .bind(mark.is_active)
-    .bind(to_micros(mark.at))
-    .bind(mark.source)
-    .execute(connection)
-    .await
-    .doing("keep who came and went")?;
-    Ok(())
+             select 1 from follower_marks where account = $1 and openid = $2 and at >= $4)";
+    mark.write(connection, (KEEP, "keep who came and went")).await
 }
 
 #[cfg(test)]

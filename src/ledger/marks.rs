@@ -34,6 +34,26 @@ pub(super) struct NewMark<'a> {
     pub(super) source: &'a str,
 }
 
+impl NewMark<'_> {
+    /// Runs a statement of ours whose $1 to $5 are account, openid, whether they follow, when, and who said so.
+    pub(super) async fn write(
+        &self,
+        connection: &mut SqliteConnection,
+        (statement, doing): (&'static str, &'static str),
+    ) -> Result<(), LedgerError> {
+        sqlx::query(statement)
+            .bind(self.account.as_str())
+            .bind(self.openid.as_str())
+            .bind(self.is_active)
+            .bind(to_micros(self.at))
+            .bind(self.source)
+            .execute(connection)
+            .await
+            .doing(doing)?;
+        Ok(())
+    }
+}
+
 impl Ledger {
     /// Those of `ids` whom an event named.
     pub async fn marked(&self, ids: &[String]) -> Result<Vec<String>, LedgerError> {
@@ -122,22 +142,16 @@ impl Ledger {
     pub async fn decide_mark(&self, decided: &FollowerMark, account: &AccountName) -> Result<(), LedgerError> {
         const DOING: &str = "decide whether somebody follows";
         let mut tx = self.begin(DOING).await?;
+        let FollowerMark { openid, active, at, source } = decided;
+        let mark = NewMark { account, openid, is_active: *active, at: *at, source };
         for statement in [
             "insert into follower_events (account, openid, active, at, source)
-             select account, openid, $1, at, $2 from follower_marks
-             where account = $3 and openid = $4 and at = $5 and undecided",
-            "update follower_marks set active = $1, source = $2, undecided = false
-             where account = $3 and openid = $4 and at = $5 and undecided",
+             select account, openid, $3, at, $5 from follower_marks
+             where account = $1 and openid = $2 and at = $4 and undecided",
+            "update follower_marks set active = $3, source = $5, undecided = false
+             where account = $1 and openid = $2 and at = $4 and undecided",
         ] {
-            sqlx::query(statement)
-                .bind(decided.active)
-                .bind(&decided.source)
-                .bind(account.as_str())
-                .bind(decided.openid.as_str())
-                .bind(to_micros(decided.at))
-                .execute(&mut *tx)
-                .await
-                .doing(DOING)?;
+            mark.write(&mut tx, (statement, DOING)).await?;
         }
         tx.commit().await.doing(DOING)
     }
@@ -157,25 +171,15 @@ impl Ledger {
 /// Keeps a mark unless a later one is there: events may come out of order. One of the same moment that says the opposite
 /// makes it undecided, in whichever order they come and however often; what the platform was asked for stays.
 pub(super) async fn upsert(connection: &mut SqliteConnection, mark: &NewMark<'_>) -> Result<(), LedgerError> {
-    follower_events::insert(connection, mark).await?;
-    sqlx::query(
-        "insert into follower_marks (account, openid, active, at, source) values ($1, $2, $3, $4, $5)
+    const MARK: &str = "insert into follower_marks (account, openid, active, at, source) values ($1, $2, $3, $4, $5)
          on conflict (account, openid) do update set active = excluded.active, at = excluded.at,
              source = excluded.source,
              undecided = excluded.at = follower_marks.at
                  and (follower_marks.undecided or excluded.active <> follower_marks.active)
          where excluded.at > follower_marks.at
-             or (excluded.at = follower_marks.at and follower_marks.source <> 'asked')",
-    )
-    .bind(mark.account.as_str())
-    .bind(mark.openid.as_str())
-    .bind(mark.is_active)
-    .bind(to_micros(mark.at))
-    .bind(mark.source)
-    .execute(connection)
-    .await
-    .doing("mark a follower")?;
-    Ok(())
+             or (excluded.at = follower_marks.at and follower_marks.source <> 'asked')";
+    follower_events::insert(connection, mark).await?;
+    mark.write(connection, (MARK, "mark a follower")).await
 }
 
 /// Adds those of `people` that are marked as gone.

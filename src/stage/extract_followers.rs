@@ -21,6 +21,9 @@ use crate::domain::AccountName;
 use crate::ledger::SnapshotRecord;
 use crate::wechat::WeChatError;
 
+/// Openids on a full page of user/get: WeChat's own limit.
+pub const OPENIDS_A_PAGE: u64 = 10_000;
+
 /// Walks every account of the stage; one that fails keeps its old rows.
 ///
 /// # Errors

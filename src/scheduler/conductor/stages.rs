@@ -3,21 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
 use tracing::Instrument;
 
 use super::beside::{Asking, Begun};
+use super::conclude::{Ended, INTERRUPTED};
 use super::counting::Counted;
 use super::{Conductor, Watch};
 use crate::clock::Timestamp;
-use crate::config::settings::{OnFailure, Pipeline, Severity, Stage, StageKind};
+use crate::config::settings::{OnFailure, Pipeline, Stage, StageKind};
 use crate::domain::{RunStatus, StageName, StageStatus};
 use crate::engine::Params;
-use crate::ledger::{AuditEntry, Lease, LedgerError, Run, RunChange, StageRecord};
+use crate::ledger::{Lease, Run, RunChange, StageRecord};
 use crate::scheduler::next_step::go_on;
-use crate::scheduler::{order, standing};
+use crate::scheduler::order;
 use crate::stage::tables::{Visible, events::Events};
-use crate::stage::{self, StageContext, StageError, StageOutcome, StageReport};
+use crate::stage::{self, StageContext, StageError, StageOutcome};
 use crate::wechat::CallCounts;
 
 /// How far a run came.
@@ -51,8 +51,8 @@ pub struct Stages<'a> {
     order: Vec<usize>,
     /// Stage → the stages it reads or needs.
     pub(super) before: BTreeMap<StageName, Vec<StageName>>,
-    visible: Visible,
-    records: BTreeMap<StageName, StageRecord>,
+    pub(super) visible: Visible,
+    pub(super) records: BTreeMap<StageName, StageRecord>,
     /// Calls that were made for each stage before this process took the run up.
     pub(super) calls_before: BTreeMap<StageName, BTreeMap<String, u64>>,
     /// Stages that asked beside the one before them.
@@ -63,7 +63,8 @@ pub struct Stages<'a> {
     pub who: String,
 }
 
-enum After {
+/// What a stage's end means for those after it.
+pub(super) enum After {
     GoOn,
     Stop(Carried),
 }
@@ -306,108 +307,6 @@ impl<'a> Stages<'a> {
         Ok(())
     }
 
-    async fn conclude(
-        &mut self,
-        stage: &Stage,
-        outcome: Result<StageOutcome, StageError>,
-        mut ended: Ended,
-    ) -> Result<After, StageError> {
-        match outcome {
-            Ok(StageOutcome::Done(report)) => {
-                let all_failed = report.snapshots.is_empty() && !report.failed_slices.is_empty();
-                ended.status = match (all_failed, report.failed_slices.is_empty()) {
-                    (true, _) => StageStatus::Failed,
-                    (false, true) => StageStatus::Succeeded,
-                    (false, false) => StageStatus::Partial,
-                };
-                for snapshot in &report.snapshots {
-                    self.conductor.hands.ledger.record_snapshot(self.lease, snapshot).await?;
-                }
-                self.visible.add(report.snapshots.iter().cloned());
-                let failures: Vec<String> =
-                    report.failed_slices.iter().map(|failed| format!("{}: {}", failed.slice, failed.why)).collect();
-                ended.error = (!failures.is_empty()).then(|| failures.join("; "));
-                let is_transient = report.failed_slices.iter().any(|failed| failed.is_transient);
-                ended.report = report;
-                if all_failed {
-                    ended.mark(is_transient);
-                }
-                self.record(stage, ended).await?;
-                Ok(After::GoOn)
-            }
-            Ok(StageOutcome::Waiting { until, reason, report }) => {
-                ended.status = StageStatus::Waiting;
-                ended.report = report;
-                ended.error = Some(reason.clone());
-                self.record(stage, ended).await?;
-                Ok(After::Stop(Carried::Waiting { until, reason }))
-            }
-            Ok(StageOutcome::Halted { reason, report }) => {
-                ended.status = StageStatus::Halted;
-                ended.report = report;
-                ended.error = Some(reason.clone());
-                self.record(stage, ended).await?;
-                Ok(After::Stop(Carried::Halted { reason }))
-            }
-            Err(StageError::Interrupted) => {
-                ended.status = StageStatus::Waiting;
-                ended.error = Some(INTERRUPTED.to_owned());
-                self.record(stage, ended).await?;
-                Ok(After::Stop(Carried::Waiting { until: None, reason: INTERRUPTED.to_owned() }))
-            }
-            Err(StageError::LeaseLost) => Err(StageError::LeaseLost),
-            Err(error) => {
-                tracing::error!(stage = %stage.name, "stage `{}` failed: {}", stage.name, chain(&error));
-                ended.status = StageStatus::Failed;
-                ended.error = Some(chain(&error));
-                ended.mark(error.is_transient());
-                // Each write to a ledger that somebody keeps busy waits its full time: one was enough to know.
-                if matches!(error.unwritable_ledger(), Some(LedgerError::Busy { .. })) {
-                    return Err(error);
-                }
-                match (self.record(stage, ended).await, error.unwritable_ledger()) {
-                    // What went wrong first is told, not that it cannot be recorded.
-                    (Err(_), Some(_)) => Err(error),
-                    (recorded, _) => recorded.map(|()| After::GoOn),
-                }
-            }
-        }
-    }
-
-    /// The stage's checks; the text of a broken one, unless it only warns or its drop was accepted.
-    async fn check(&self, cx: &StageContext<'_>, report: &StageReport) -> Result<Option<String>, StageError> {
-        let mut broken: Vec<_> = stage::checks::emptied(cx, &report.snapshots).into_iter().collect();
-        if let Some(checks) = &cx.stage.checks {
-            broken.extend(stage::checks::run(cx, checks, &report.snapshots).await?);
-        }
-        let mut fatal = Vec::new();
-        for one in broken {
-            let text = format!("check {} is broken: {}", one.check, one.found);
-            let is_drop = one.check.starts_with("max_drop") || one.check == stage::checks::EMPTIED;
-            let accepted = self.accept_drop.as_ref().filter(|_| is_drop);
-            match (one.severity, accepted) {
-                (Severity::Warn, _) => tracing::warn!("{text}"),
-                (Severity::Fail, Some(reason)) => {
-                    tracing::warn!("{text}; accepted: {reason}");
-                    self.audit("accept-drop", format!("{text}; {reason}")).await?;
-                }
-                (Severity::Fail, None) => fatal.push(text),
-            }
-        }
-        Ok((!fatal.is_empty()).then(|| fatal.join("; ")))
-    }
-
-    async fn audit(&self, command: &str, detail: String) -> Result<(), StageError> {
-        let entry = AuditEntry {
-            at: self.conductor.hands.clock.now(),
-            who: self.who.clone(),
-            command: command.to_owned(),
-            run_id: Some(self.run.run_id.clone()),
-            detail,
-        };
-        Ok(self.conductor.hands.ledger.record_audit(&entry).await?)
-    }
-
     async fn skip(&mut self, stage: &Stage, why: &str) -> Result<(), StageError> {
         let hands = &self.conductor.hands;
         let begun = self.ahead.remove(&stage.name).unwrap_or_else(|| Begun::now(hands, self.counts_of(&stage.name)));
@@ -415,66 +314,6 @@ impl<'a> Stages<'a> {
         ended.status = StageStatus::Skipped;
         ended.error = Some(format!("not run: {why}"));
         self.record(stage, ended).await
-    }
-
-    async fn record(&mut self, stage: &Stage, ended: Ended) -> Result<(), StageError> {
-        let record = StageRecord {
-            run_id: self.run.run_id.clone(),
-            stage: stage.name.clone(),
-            kind: stage.kind.as_str().to_owned(),
-            table: stage.table.clone(),
-            status: ended.status,
-            rows_in: ended.report.rows_in,
-            rows_out: ended.report.rows_out,
-            started_at: ended.started_at,
-            seconds: ended.seconds,
-            api_calls: ended.api_calls,
-            detail: if ended.report.detail.is_null() { json!({}) } else { ended.report.detail },
-            error: ended.error,
-        };
-        self.conductor.hands.ledger.record_stage(self.lease, &record).await?;
-        if record.status != StageStatus::Running {
-            tracing::info!(
-                stage = %stage.name, rows = record.rows_out, seconds = record.seconds,
-                "stage `{}`: {}, {} rows", stage.name, record.status.as_str(), record.rows_out
-            );
-        }
-        self.records.insert(stage.name.clone(), record);
-        Ok(())
-    }
-}
-
-const INTERRUPTED: &str = "interrupted";
-
-struct Ended {
-    status: StageStatus,
-    started_at: Timestamp,
-    seconds: f64,
-    api_calls: BTreeMap<String, u64>,
-    report: StageReport,
-    error: Option<String>,
-}
-
-impl Ended {
-    fn begun(begun: &Begun) -> Self {
-        Self {
-            status: StageStatus::Running,
-            started_at: begun.started_at,
-            seconds: 0.0,
-            api_calls: begun.calls.snapshot(),
-            report: StageReport { detail: Value::Null, ..StageReport::default() },
-            error: None,
-        }
-    }
-
-    /// Notes whether the failure may pass by itself: what a retry asks.
-    fn mark(&mut self, is_transient: bool) {
-        if self.report.detail.is_null() {
-            self.report.detail = json!({});
-        }
-        if let Value::Object(detail) = &mut self.report.detail {
-            detail.insert(standing::TRANSIENT.to_owned(), Value::Bool(is_transient));
-        }
     }
 }
 

@@ -14,11 +14,10 @@ use crate::clock::Timestamp;
 use crate::config::settings::{EnrichUnionids, ExtractFollowers, Stage};
 use crate::domain::{AccountName, QuotaDay, StageStatus};
 use crate::ledger::Walk;
-use crate::stage::{StageError, enrich_unionids, extract_followers};
+use crate::stage::extract_followers::{self, OPENIDS_A_PAGE};
+use crate::stage::{StageError, enrich_unionids};
 use crate::wechat::Endpoint;
 
-/// Openids on a page of user/get (WeChat's own limit).
-const PAGE: u64 = 10_000;
 /// What a call is taken to last before any run has told.
 const ASSUMED_SECONDS: f64 = 0.5;
 /// Runs that are looked through for a stage's pace.
@@ -75,7 +74,7 @@ impl Estimator<'_> {
             let known = told.or(table);
             let walked = open.map_or(0, |walk| u64::from(walk.pages));
             // A call for each page and one that finds the end, without the pages that a walk begun before has.
-            let pages = known.map(|known| (known.div_ceil(PAGE) + 1).saturating_sub(walked).max(1));
+            let pages = known.map(|known| (known.div_ceil(OPENIDS_A_PAGE) + 1).saturating_sub(walked).max(1));
             let calls = if self.is_young(stage, own, account) { Some(0) } else { pages };
             plan.add_calls(account, Endpoint::UserGet, calls);
             rows = rows.zip(known).map(|(sum, known)| sum + known);

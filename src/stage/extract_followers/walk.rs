@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use super::OPENIDS_A_PAGE;
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, Texts};
@@ -92,7 +93,7 @@ pub(super) async fn to_the_end(
                 news.tell(account, walk.id, walk.pages);
             }
         }
-        cx.tell("pages", u64::from(walk.pages), walk.total.map(|total| total.div_ceil(10_000)));
+        cx.tell("pages", u64::from(walk.pages), walk.total.map(|total| total.div_ceil(OPENIDS_A_PAGE)));
         if is_end {
             let now = cx.hands.clock.now();
             ledger.finish_walk(walk.id, now).await?;
