@@ -61,8 +61,6 @@ pub struct Push {
     pub canary_until: Option<Timestamp>,
     /// `passed` or `failed`, once its canary was judged.
     pub canary_verdict: Option<String>,
-    /// Where its deliveries went when they left the ledger.
-    pub archived_path: Option<String>,
     /// Grows with every change of its deliveries' states.
     pub deliveries_version: i64,
     /// The file of this version of its deliveries, relative to the lake.
@@ -141,7 +139,7 @@ impl Growth {
 const SELECT: &str = "select key, run_id, pipeline, stage, account, template_id, set_hash, set_path, message_hash,
     messages_path, frozen_at, recipients, state, reason, sent, failed, skipped, held, unconfirmed, claimed, claimed_to,
     rest_reason, rate_override, is_paused, is_test, approved_by, approved_at, first_send_at, started_at, ended_at,
-    halted_errcode, archived_path, approved_hash, waits_since, waits_until, canary_until, canary_verdict,
+    halted_errcode, approved_hash, waits_since, waits_until, canary_until, canary_verdict,
     deliveries_version, case when written_version = deliveries_version then written_path end as written_path,
     (select max(freezes.account) from freezes where freezes.account in (pushes.account, '*')) as frozen from pushes";
 
@@ -205,9 +203,9 @@ impl Ledger {
         read_all(rows, read_push)
     }
 
-    /// The pushes whose deliveries are still here, row by row.
-    pub async fn live_pushes(&self) -> Result<Vec<Push>, LedgerError> {
-        self.select_pushes("where archived_path is null order by key", &[]).await
+    /// Every push, in the order they were made.
+    pub async fn every_push(&self) -> Result<Vec<Push>, LedgerError> {
+        self.select_pushes("order by key", &[]).await
     }
 
     /// Changes a push's state. The first `sending` starts it; with a reason it stands still. A wait that is only told anew
@@ -380,7 +378,6 @@ fn read_push(row: &SqliteRow) -> Result<Push, LedgerError> {
         waits_until: row.optional_time("waits_until")?,
         canary_until: row.optional_time("canary_until")?,
         canary_verdict: row.optional_text("canary_verdict")?,
-        archived_path: row.optional_text("archived_path")?,
         deliveries_version: row.read("deliveries_version")?,
         written_path: row.optional_text("written_path")?,
     })

@@ -1,7 +1,7 @@
 //! The ledger as tables: rows for SQL, column by column, in chunks, in the names and types that users see.
 //!
 //! Deliveries are only those that have a row here; whoever shows the table adds the recipients that were not claimed
-//! yet, and the pushes that are archived.
+//! yet.
 
 use chrono::NaiveDate;
 use sqlx::sqlite::SqliteRow;
@@ -381,7 +381,7 @@ mod tests {
     #[tokio::test]
     async fn every_table_reads_with_its_columns_full_and_empty() {
         let (full, empty) = (full_house().await, House::new().await);
-        let push = full.ledger.live_pushes().await.unwrap().remove(0);
+        let push = full.ledger.every_push().await.unwrap().remove(0);
         for table in LiveTable::ALL {
             let begin = match table {
                 LiveTable::Deliveries => LiveCursor::of_push(push.key),
@@ -411,7 +411,7 @@ mod tests {
     #[tokio::test]
     async fn chunks_of_deliveries_hold_everyone_once_and_in_flight_reads_as_pending() {
         let house = full_house().await;
-        let push = house.ledger.live_pushes().await.unwrap().remove(0);
+        let push = house.ledger.every_push().await.unwrap().remove(0);
         let (mut cursor, mut seqs, mut states) = (Some(LiveCursor::of_push(push.key)), Vec::new(), Vec::new());
         while let Some(from) = cursor {
             let (rows, next) = house.ledger.read_live(LiveTable::Deliveries, from, 2).await.unwrap();

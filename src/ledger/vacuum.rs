@@ -7,7 +7,7 @@ use super::sql::{Columns, read_all};
 use super::{Ledger, LedgerError};
 
 impl Ledger {
-    /// Pages of walks and fetched profiles that no table holds yet, and the sets, messages and archives of all pushes.
+    /// Pages of walks and fetched profiles that no table holds yet, and the sets and messages of all pushes, with what was written out of them.
     /// Paths are relative to the lake; a path may be a folder's.
     pub async fn files_in_use(&self) -> Result<BTreeSet<String>, LedgerError> {
         let rows = sqlx::query(
@@ -16,7 +16,6 @@ impl Ledger {
                  union select path from profile_parts
                  union select set_path from pushes
                  union select messages_path from pushes
-                 union select archived_path from pushes
                  union select written_path from pushes where written_version = deliveries_version)
              where path is not null and path <> ''",
         )

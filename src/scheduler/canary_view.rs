@@ -15,9 +15,8 @@ pub struct CanaryView {
     /// Messages that go out first.
     pub first: u64,
     pub max_not_delivered: f64,
-    /// Of these messages, as far as it is known; `None` when the push's deliveries have left the ledger.
     #[serde(flatten)]
-    pub messages: Option<Messages>,
+    pub messages: Messages,
     /// Until when finish events are waited for, while they are.
     pub waits_until: Option<Timestamp>,
     /// `passed` or `failed`.
@@ -51,10 +50,7 @@ impl CanaryView {
     /// [`LedgerError`] when the ledger cannot be read.
     pub async fn of(ledger: &Ledger, plan: Option<&PushTemplate>, push: &Push) -> Result<Option<Self>, LedgerError> {
         let Some(canary) = plan.and_then(|plan| plan.canary).filter(|_| !push.is_test) else { return Ok(None) };
-        let messages = match push.archived_path {
-            Some(_) => None,
-            None => Some(ledger.canary_counts(push.key, Some(canary.first)).await?.into()),
-        };
+        let messages = ledger.canary_counts(push.key, Some(canary.first)).await?.into();
         let phase = match (&push.canary_verdict, push.canary_until, push.first_send_at) {
             (Some(_), _, _) => "judged",
             (None, _, _) if push.ended_at.is_some() => "not_judged",

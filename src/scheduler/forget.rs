@@ -174,7 +174,7 @@ fn read_part(session: &Session, path: &Path) -> Result<Vec<(String, String)>, St
 
 /// A push that goes on counts the people of its set: one that holds the person has to come to its end first.
 async fn refuse_open_pushes(hands: &Hands, person: &Person, stop: &CancellationToken) -> Result<(), RunError> {
-    for push in hands.ledger.live_pushes().await? {
+    for push in hands.ledger.every_push().await? {
         let set = hands.lake.absolute(&push.set_path);
         if push.ended_at.is_some() || !set.exists() {
             continue;

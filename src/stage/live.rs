@@ -79,7 +79,7 @@ pub async fn export_ending(hands: &Hands, name: &str, ending: Option<&Ending<'_>
     match live_table(name) {
         None => writer.write(error_codes())?,
         Some(LiveTable::Deliveries) => {
-            for push in hands.ledger.live_pushes().await? {
+            for push in hands.ledger.every_push().await? {
                 match deliveries::written(hands, &push).await? {
                     Some(part) => source.parts.push(part),
                     None => writer = deliveries::write(hands, writer, &push).await?,

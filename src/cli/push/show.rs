@@ -123,17 +123,16 @@ fn canary(view: &CanaryView, zone: Tz) -> String {
         ("sending", _, _) => format!("canary: the first {first} are being sent"),
         _ => format!("canary: the first {first} are not begun with"),
     };
-    if let Some(Messages { sent_to, delivered, not_delivered, awaited }) = view.messages {
-        let _ = write!(
-            text,
-            "\n  {} sent to: {} delivered, {} not delivered, {} not told of yet (at most {:.0} % may not be delivered)",
-            grouped(sent_to),
-            grouped(delivered),
-            grouped(not_delivered),
-            grouped(awaited),
-            view.max_not_delivered * 100.0
-        );
-    }
+    let Messages { sent_to, delivered, not_delivered, awaited } = view.messages;
+    let _ = write!(
+        text,
+        "\n  {} sent to: {} delivered, {} not delivered, {} not told of yet (at most {:.0} % may not be delivered)",
+        grouped(sent_to),
+        grouped(delivered),
+        grouped(not_delivered),
+        grouped(awaited),
+        view.max_not_delivered * 100.0
+    );
     text
 }
 

@@ -320,13 +320,9 @@ impl<'a> Claimer<'a> {
             let is_in_flight = row.state == DeliveryState::Sending;
             match (message_of.remove(&row.seq), blocked.get(&row.openid)) {
                 (Some(message), _) if is_in_flight => looked.send.push((row, message)),
-                // Whoever was forgotten has no message any more.
-                (None, _) => looked.left_out.push((row.seq, "forgotten".to_owned())),
-                (Some(message), _) if message.invalid.is_some() => {
-                    looked.left_out.push((row.seq, "invalid".to_owned()))
-                }
-                (Some(_), Some(reason)) => looked.left_out.push((row.seq, reason.clone())),
-                (Some(message), None) => looked.send.push((row, message)),
+                (Some(message), None) if message.invalid.is_none() => looked.send.push((row, message)),
+                (Some(Message { invalid: None, .. }), Some(reason)) => looked.left_out.push((row.seq, reason.clone())),
+                _ => looked.left_out.push((row.seq, "invalid".to_owned())),
             }
         }
         Ok(looked)
