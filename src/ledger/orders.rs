@@ -159,6 +159,25 @@ impl Ledger {
         super::sql::read_all(rows, |row| Ok(RunId::new(row.text("run_id")?)))
     }
 
+    /// The runs whose pushes sent to any of the same people again: of the failures of a push, of those that it was made of,
+    /// and of each other, however often.
+    pub async fn resends_around(&self, push: &Push) -> Result<Vec<RunId>, LedgerError> {
+        let rows = sqlx::query(
+            "with recursive before (name) as (
+                 select $1 union select r.of_push from resends as r join before as b on b.name = r.run_id || '/' || r.stage),
+             around (name, run_id) as (
+                 select r.run_id || '/' || r.stage, r.run_id from resends as r join before as b on r.of_push = b.name
+                 union select r.run_id || '/' || r.stage, r.run_id
+                 from resends as r join around as a on r.of_push = a.name)
+             select distinct run_id from around where name <> $1 order by run_id",
+        )
+        .bind(format!("{}/{}", push.run_id, push.stage))
+        .fetch_all(&self.readers)
+        .await
+        .doing("look up who was sent to again")?;
+        super::sql::read_all(rows, |row| Ok(RunId::new(row.text("run_id")?)))
+    }
+
     /// The push whose failures a push sends to again, as `RUN/STAGE`.
     pub async fn resend_of(&self, push: &Push) -> Result<Option<String>, LedgerError> {
         sqlx::query_scalar("select of_push from resends where run_id = $1 and stage = $2")
@@ -249,6 +268,30 @@ mod tests {
         assert_eq!(house.ledger.audit(1).await.unwrap()[0].detail, "push: cafe");
         house.ledger.void_approval(&house.lease, push.key).await.unwrap();
         assert_eq!(house.reload(&push).await.approved_by, None);
+    }
+
+    #[tokio::test]
+    async fn whoever_sent_again_is_known_in_every_direction() {
+        let house = House::new().await;
+        let mut pushes = Vec::new();
+        for run in ["r1", "r2", "r3", "r4", "r5"] {
+            pushes.push(house.push(run, 10).await);
+        }
+        // The second and the third are of the first, the fourth is of the second, the fifth of nobody.
+        for (run, of) in [(1, 0), (2, 0), (3, 1)] {
+            let order = Order { who: "ada", at: at(5) };
+            let made = house.ledger.record_resend(&pushes[run].run_id, &pushes[of], order, String::new()).await;
+            made.unwrap();
+        }
+        let around = async |push: usize| {
+            let runs = house.ledger.resends_around(&pushes[push]).await.unwrap();
+            runs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(around(0).await, "r2 r3 r4");
+        assert_eq!(around(1).await, "r3 r4");
+        assert_eq!(around(2).await, "r2 r4");
+        assert_eq!(around(3).await, "r2 r3");
+        assert_eq!(around(4).await, "");
     }
 
     #[tokio::test]

@@ -83,7 +83,10 @@ impl Conductor {
         if written.0.rows == 0 {
             self.hands.lake.remove(&set.path()).map_err(StageError::from)?;
             let code = resend.errcode.map_or(String::new(), |code| format!(" with {code}"));
-            return Err(RunError::Usage(format!("nobody of {}/{} failed{code}", push.run_id, push.stage)));
+            return Err(RunError::Usage(format!(
+                "nobody of {}/{} failed{code} whom no resend has reached since",
+                push.run_id, push.stage
+            )));
         }
         let new = NewRun {
             run_id: run_id.clone(),
@@ -227,9 +230,9 @@ impl Set<'_> {
         let old = TableSource { name: "_set".to_owned(), columns: Vec::new(), parts: vec![old], sql: None };
         let (target, exported) = (hands.lake.absolute(&self.path()), source.clone());
         let code = self.resend.errcode.map_or(String::new(), |code| format!("and failed.errcode = {code}"));
-        // Whoever a resend reached before is not sent to once more.
+        // Whoever a resend reached before, of this push or of any that shares its people, is not sent to once more.
         let before: Vec<String> =
-            hands.ledger.resends_of(push).await?.iter().map(|run_id| text(run_id.as_str())).collect();
+            hands.ledger.resends_around(push).await?.iter().map(|run_id| text(run_id.as_str())).collect();
         let reached = if before.is_empty() {
             String::new()
         } else {
