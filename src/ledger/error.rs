@@ -36,6 +36,9 @@ pub enum LedgerError {
         bytes / 1024, path.display()
     )]
     NoRoom { path: PathBuf, bytes: u64, source: std::io::Error },
+    /// The disk failed amid a write, or its file system was made read-only under an open file.
+    #[error("cannot {doing}: the disk of the ledger takes no writes")]
+    NoWrites { doing: &'static str, source: sqlx::Error },
     #[error("cannot {doing}: another process keeps the ledger busy")]
     Busy { doing: &'static str, source: sqlx::Error },
     #[error("cannot {doing}")]
@@ -69,7 +72,7 @@ impl LedgerError {
 
     /// Whether nothing at all can be written to the ledger now: nothing may be sent until something can be.
     pub fn is_unwritable(&self) -> bool {
-        matches!(self, Self::Busy { .. }) || self.is_read_only() || self.is_disk_full()
+        matches!(self, Self::Busy { .. } | Self::NoWrites { .. }) || self.is_read_only() || self.is_disk_full()
     }
 
     /// Whether the disk was full: nothing was written, and nothing may be sent until something can be.
@@ -95,6 +98,7 @@ impl<T> Doing<T> for Result<T, sqlx::Error> {
             Some(Primary::Full) => LedgerError::DiskFull { doing, source },
             Some(Primary::Busy) => LedgerError::Busy { doing, source },
             Some(Primary::ReadOnly) => LedgerError::ReadOnly { doing, source },
+            Some(Primary::NoWrites) => LedgerError::NoWrites { doing, source },
             None => LedgerError::Statement { doing, source },
         })
     }
@@ -104,6 +108,7 @@ enum Primary {
     Full,
     Busy,
     ReadOnly,
+    NoWrites,
 }
 
 /// Why nobody else may read it, where that is why.
@@ -125,12 +130,15 @@ fn primary_code(error: &sqlx::Error) -> Option<Primary> {
     const SQLITE_CANTOPEN: i32 = 14;
     /// The shared-memory file could not grow: the disk is full in WAL's own words.
     const SQLITE_IOERR_SHMSIZE: i32 = 10 | (19 << 8);
+    /// Writing, syncing and shortening the file or its log.
+    const SQLITE_IOERR_OF_WRITES: [i32; 4] = [10 | (3 << 8), 10 | (4 << 8), 10 | (5 << 8), 10 | (6 << 8)];
     if let sqlx::Error::PoolTimedOut = error {
         return Some(Primary::Busy);
     }
     let code = error.as_database_error().and_then(DatabaseError::code)?.parse::<i32>().ok()?;
     match code {
         SQLITE_IOERR_SHMSIZE => Some(Primary::Full),
+        code if SQLITE_IOERR_OF_WRITES.contains(&code) => Some(Primary::NoWrites),
         _ => match code & 0xff {
             SQLITE_BUSY | SQLITE_LOCKED => Some(Primary::Busy),
             SQLITE_READONLY | SQLITE_CANTOPEN => Some(Primary::ReadOnly),

@@ -93,6 +93,7 @@ impl Conductor {
         let remedy = match source.unwritable_ledger() {
             Some(error) if error.is_disk_full() => "Make room on its disk",
             Some(error) if error.is_read_only() => "Make its file and folder writable",
+            Some(LedgerError::NoWrites { .. }) => "Mend its disk, or make its file system writable again",
             _ => "End the process that keeps it busy",
         };
         let pipeline = run.pipeline.clone();
