@@ -86,7 +86,7 @@ impl Pace {
     /// Hands out the next turn. Turns come in order; calling more often does not make them come sooner.
     pub fn next(&mut self, now: Instant) -> Turn {
         self.climb(now);
-        if self.open_until.is_some_and(|until| now >= until) {
+        if !self.is_open(now) {
             return Turn::AskAgainAt(now + CLOSED_ASKS_AGAIN);
         }
         let interval = Duration::from_secs_f64(self.current.recip());
@@ -129,6 +129,11 @@ impl Pace {
     /// Hands out turns until then and no longer, unless this is called again; `None`: without an end.
     pub fn open_until(&mut self, until: Option<Instant>) {
         self.open_until = until;
+    }
+
+    /// Whether anything may be sent at all.
+    pub fn is_open(&self, now: Instant) -> bool {
+        self.open_until.is_none_or(|until| now < until)
     }
 
     /// Sends a second now.
@@ -191,6 +196,11 @@ impl SharedPace {
     /// See [`Pace::set_rate`].
     pub fn set_rate(&self, rate_per_second: f64, now: Instant) {
         self.locked().set_rate(rate_per_second, now);
+    }
+
+    /// See [`Pace::is_open`].
+    pub fn is_open(&self, now: Instant) -> bool {
+        self.locked().is_open(now)
     }
 
     /// See [`Pace::open_until`].

@@ -124,6 +124,12 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whether a lease still is whose it was: nobody else took it up to this moment.
+    pub async fn holds(&self, lease: &Lease) -> Result<bool, LedgerError> {
+        let mut connection = self.readers.acquire().await.doing("look up a lease")?;
+        is_held(&mut connection, lease).await
+    }
+
     /// Who holds a lease now: nobody when it is free, run out, or its holder is known to be dead.
     pub async fn lease_holder(&self, name: &str) -> Result<Option<Holder>, LedgerError> {
         let mut connection = self.readers.acquire().await.doing("look up a lease")?;
@@ -132,7 +138,7 @@ impl Ledger {
     }
 }
 
-/// Whether a lease still has its fence, asked inside the transaction that is to write.
+/// Whether a lease still has its fence; whoever is to write asks inside the transaction that does.
 pub(super) async fn is_held(connection: &mut SqliteConnection, lease: &Lease) -> Result<bool, LedgerError> {
     let row = sqlx::query("select 1 from leases where name = $1 and fence = $2 and holder_id = $3")
         .bind(&lease.name)

@@ -228,7 +228,7 @@ impl Desk {
             return None;
         }
         self.ask_at = None;
-        let at = match self.turn.take() {
+        let at = match self.turn.take().filter(|_| self.pace.is_open(now)) {
             Some(at) => at,
             None => match self.pace.next(now) {
                 Turn::SendAt(at) => at,

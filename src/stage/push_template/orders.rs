@@ -25,6 +25,9 @@ const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// How long a share of the account's ceiling holds: a push that cannot renew it so long sends nothing more, and one that
 /// died leaves it to the others.
 const SHARE_HOLDS: Duration = Duration::from_secs(5);
+/// How long a look at the run's lease holds for sends. A process that stood still (stopped, or its machine asleep) may find
+/// that another has sent to the same people since, so long ago that WeChat would not tell its sends from new ones.
+const LEASE_HOLDS: Duration = Duration::from_secs(20);
 
 /// Obeys orders until the sending is over or stops, and says what stands in its way meanwhile.
 pub async fn obey(pushing: &Pushing<'_>, (pace, desk): (&SharedPace, &Watch), over: &CancellationToken) {
@@ -43,6 +46,7 @@ pub async fn obey(pushing: &Pushing<'_>, (pace, desk): (&SharedPace, &Watch), ov
         match looked {
             Ok(None) => {}
             Ok(Some(end)) => return pushing.stop(end),
+            Err(error @ StageError::LeaseLost) => return pushing.stop(End::Failed(error)),
             // The ledger is busy or away: the claimer and the recorder meet that too, and they decide.
             Err(error) => tracing::debug!(error = %error, "orders could not be looked for"),
         }
@@ -104,17 +108,26 @@ async fn look(pushing: &Pushing<'_>, pace: &SharedPace) -> Result<Option<End>, S
     Ok(None)
 }
 
-/// Sets the pace to the ordered or configured rate; where the account has a ceiling, to this push's share of it.
+/// Sets the pace to the ordered or configured rate; where the account has a ceiling, to this push's share of it. It stands
+/// open for a while from a moment on at which the run's lease was surely held.
+///
+/// # Errors
+///
+/// [`StageError::LeaseLost`]; [`StageError::Ledger`].
 pub async fn set_pace(pushing: &Pushing<'_>, pace: &SharedPace, ordered: Option<f64>) -> Result<(), StageError> {
     let clock = pushing.cx.hands.clock;
     let wanted = allowed_rate(pushing, ordered);
     let account = &pushing.plan.account;
+    // What the ledger says counts from before the call, so that nothing outlasts it.
+    let asked_at = clock.monotonic();
+    if !pushing.cx.hands.ledger.holds(pushing.cx.lease).await? {
+        return Err(StageError::LeaseLost);
+    }
     let Some(ceiling) = pushing.cx.hands.account(account).send_rate else {
         pace.set_rate(wanted, clock.monotonic());
+        pace.open_until(Some(asked_at + LEASE_HOLDS));
         return Ok(());
     };
-    // The share counts from before the call, so that it never outlasts what the ledger says.
-    let asked_at = clock.monotonic();
     let weight = match pushing.plan.priority {
         Priority::Service => SERVICE_WEIGHT,
         Priority::Campaign => 1.0,

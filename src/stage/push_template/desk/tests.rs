@@ -264,3 +264,22 @@ fn whoever_may_have_it_is_not_owed_it_again_when_the_day_is_used_up() {
         day.close();
     }
 }
+
+#[test]
+fn a_turn_of_before_a_standstill_is_not_taken_until_the_lease_was_looked_at_again() {
+    let mut day = Day::begin(Unconfirmed::Keep);
+    day.desk.pace().set_rate(0.1, day.monotonic);
+    day.take(Step::Fresh(3));
+    day.take(Step::Start);
+    day.take(Step::Answer(0, Said::Accepted));
+    day.take(Step::Start);
+    assert!(day.in_flight.is_empty(), "the next turn is ten seconds away");
+    day.desk.pace().open_until(Some(day.monotonic + Duration::from_secs(20)));
+    day.take(Step::Pass(700));
+    day.take(Step::Start);
+    assert!(day.in_flight.is_empty(), "somebody else may have sent to them meanwhile");
+    day.desk.pace().open_until(Some(day.monotonic + Duration::from_secs(20)));
+    day.take(Step::Pass(2));
+    day.take(Step::Start);
+    assert_eq!(day.in_flight.len(), 1);
+}
