@@ -61,6 +61,26 @@ pub struct FieldProblem {
     pub found: String,
 }
 
+const NO_CONTROLS: &str = "takes no line breaks or control characters";
+
+/// Holds a rendered page path or address against the one rule that it has.
+///
+/// # Errors
+///
+/// That it holds a line break or a control character.
+pub fn check_address(name: &str, value: &str) -> Result<(), FieldProblem> {
+    if !has_controls(value) {
+        return Ok(());
+    }
+    // Not the value: it often names the person.
+    let found = format!("one among {} characters", value.chars().count());
+    Err(FieldProblem { field: name.to_owned(), rule: NO_CONTROLS.to_owned(), found })
+}
+
+fn has_controls(value: &str) -> bool {
+    value.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'))
+}
+
 /// The rules of all types.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldRules {
@@ -161,8 +181,8 @@ impl FieldRules {
         if value.trim().is_empty() {
             return problem("must not be empty");
         }
-        if value.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')) {
-            return problem("takes no line breaks or control characters");
+        if has_controls(value) {
+            return problem(NO_CONTROLS);
         }
         if value.chars().any(is_emoji) {
             return problem("takes no emoji");
@@ -260,6 +280,13 @@ mod tests {
         assert!(takes("name2", &"a".repeat(20)) && !takes("name2", &"a".repeat(21)));
         assert!(takes("name2", &"名".repeat(10)) && !takes("name2", &"名a".repeat(6)));
         assert!(takes("character_string12", &"a1-".repeat(10)) && !takes("character_string12", "订单1"));
+    }
+
+    #[test]
+    fn a_page_path_takes_no_line_break_and_is_not_shown() {
+        assert!(check_address("pagepath or url", "pages/sale?u=oABCDEFGHIJK&n=名").is_ok());
+        let problem = check_address("pagepath or url", "pages/sale?u=oABCDEFGHIJK\n").unwrap_err().to_string();
+        assert!(problem.contains("line breaks") && !problem.contains("oABCDEFGHIJK"), "{problem}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::domain::{ColumnType, Rows, Values, client_msg_id};
 use crate::engine::{Params, Session, TableSource};
 use crate::lake::Lake;
 use crate::stage::StageError;
-use crate::template::fields::FieldRules;
+use crate::template::fields::{FieldRules, check_address};
 use crate::template::{Renderer, Variables};
 use crate::wechat::Message as Body;
 
@@ -207,7 +207,7 @@ impl Job {
             let problem = match forms.renderer.render(index, &variables, &mut value) {
                 Err(error) => Some(error.to_string()),
                 Ok(()) if index < fields => forms.rules.check(name, &value).err().map(|problem| problem.to_string()),
-                Ok(()) => None,
+                Ok(()) => check_address(name, &value).err().map(|problem| problem.to_string()),
             };
             if let Some(problem) = problem {
                 checked.note(name, format!("seq {}: {problem}", one.seq));
