@@ -113,7 +113,7 @@ impl<'a> Claimer<'a> {
                 }
                 self.claim_fresh(fresh).await?
             } else {
-                let rows: Vec<DeliveryRow> = again.drain(..again.len().min(self.batch_rows)).collect();
+                let rows = next_alike(&mut again, self.batch_rows);
                 self.claim_again(rows).await?
             };
             let (batch, end) = match step {
@@ -277,7 +277,8 @@ impl<'a> Claimer<'a> {
             skipped: &[],
             claimed_to: self.claimed_to,
             quota: Some(self.charge()),
-            daily_limit: self.pushing.plan.daily_limit,
+            // Whoever may have the message is asked for in time: the push's own limit does not make them unconfirmed.
+            daily_limit: self.pushing.plan.daily_limit.filter(|_| !rows.iter().any(is_in_flight)),
             cap: self.cap(now),
             now,
         };
@@ -317,9 +318,8 @@ impl<'a> Claimer<'a> {
             messages.into_iter().map(|message| (message.seq, message)).collect();
         let mut looked = Again { send: Vec::new(), left_out: Vec::new() };
         for row in rows {
-            let is_in_flight = row.state == DeliveryState::Sending;
             match (message_of.remove(&row.seq), blocked.get(&row.openid)) {
-                (Some(message), _) if is_in_flight => looked.send.push((row, message)),
+                (Some(message), _) if is_in_flight(row) => looked.send.push((row, message)),
                 (Some(message), None) if message.invalid.is_none() => looked.send.push((row, message)),
                 (Some(Message { invalid: None, .. }), Some(reason)) => looked.left_out.push((row.seq, reason.clone())),
                 _ => looked.left_out.push((row.seq, "invalid".to_owned())),
@@ -344,6 +344,17 @@ impl<'a> Claimer<'a> {
     }
 }
 
+fn is_in_flight(row: &DeliveryRow) -> bool {
+    row.state == DeliveryState::Sending
+}
+
+/// The next of `again`, at most `most`: all of them in flight, or none.
+fn next_alike(again: &mut Vec<DeliveryRow>, most: usize) -> Vec<DeliveryRow> {
+    let kind = again.first().map(is_in_flight);
+    let alike = again.iter().take(most).take_while(|row| Some(is_in_flight(row)) == kind).count();
+    again.drain(..alike).collect()
+}
+
 /// Whoever has a row and was looked at once more.
 struct Again<'r> {
     send: Vec<(&'r DeliveryRow, Message)>,
@@ -352,7 +363,7 @@ struct Again<'r> {
 
 /// What is in flight goes out under its id once more; the others begin anew.
 fn item_again(row: &DeliveryRow, message: Message, (attempt, now): (u32, Timestamp)) -> Item {
-    let is_in_flight = row.state == DeliveryState::Sending;
+    let is_in_flight = is_in_flight(row);
     Item {
         seq: row.seq,
         attempt,
