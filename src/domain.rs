@@ -19,7 +19,7 @@ pub use columns::{ColumnType, Rows, Values};
 pub use delivery::{Counts, DeliveryEvent, DeliveryState, Unlawful, may_repeat, once_more_at};
 pub use finish::{Candidate, Delivered, FINISH_WINDOW, Finish, Finished, finish};
 pub use ids::{AccountName, MiniProgramName, OpenId, PipelineName, RunId, StageName, TableName, TemplateId, UnionId};
-pub use known::{Neighbours, QuickSet, fingerprint, surely_differ};
+pub use known::{Neighbours, Quick, QuickSet, fingerprint, surely_differ};
 pub use message_id::client_msg_id;
 pub use person_hash::person_hash;
 pub use quota_day::{LATE_RESET, QuotaDay};

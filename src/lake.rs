@@ -10,8 +10,10 @@
 
 pub mod catalog;
 mod encode;
+mod join;
 mod part;
 mod prints;
+mod read;
 mod vacuum;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +21,7 @@ use std::sync::Arc;
 
 pub use part::{Part, PartColumn, PartWriter, WholeFile};
 pub use prints::Fingerprints;
+pub use read::{ColumnRead, RowsRead};
 pub use vacuum::Dropped;
 
 use crate::domain::TableName;
@@ -130,8 +133,25 @@ impl Lake {
 
     /// The path of part `number` of a snapshot, relative to the lake.
     pub fn part_path(table: &TableName, slice: &str, snapshot: &str, number: u32) -> String {
+        Self::named_part_path((table, slice, snapshot), "part", number)
+    }
+
+    /// The same of a part that says by its `name` what is in it.
+    pub fn named_part_path(of: (&TableName, &str, &str), name: &str, number: u32) -> String {
+        let (table, slice, snapshot) = of;
         let slice = if slice.is_empty() { "_" } else { slice };
-        format!("tables/{table}/{slice}/{snapshot}/part-{number:04}.parquet")
+        format!("tables/{table}/{slice}/{snapshot}/{name}-{number:04}.parquet")
+    }
+
+    /// Waits until a file that was written without waiting is on the disk; blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`LakeError::Write`].
+    pub fn make_durable(&self, relative: &str) -> Result<(), LakeError> {
+        let path = self.absolute(relative);
+        let synced = std::fs::File::open(&path).and_then(|file| file.sync_all());
+        synced.map_err(|source| LakeError::Write { path, source })
     }
 
     /// A relative path of the ledger as a path of this machine.

@@ -49,6 +49,12 @@ impl Texts {
         })
     }
 
+    /// The value at a place below [`len`](Self::len).
+    pub fn get(&self, place: usize) -> Option<&str> {
+        let start = place.checked_sub(1).map_or(0, |before| self.ends[before]);
+        (!self.absent[place]).then(|| &self.text[start..self.ends[place]])
+    }
+
     /// Whether there is any value at all.
     pub fn has_any(&self) -> bool {
         self.absent.contains(&false)

@@ -10,9 +10,13 @@ mod ahead;
 mod ask;
 mod forecast;
 mod merge;
+mod narrow;
+mod near;
 mod need;
 mod part;
 mod spot;
+
+use std::sync::Arc;
 
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -32,6 +36,7 @@ use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
 use crate::engine::{Engine, TableSource};
 use crate::ledger::SnapshotRecord;
+use crate::stage::news::Changed;
 use crate::wechat::{Endpoint, WeChatError};
 
 /// Openids in one call (WeChat's own limit).
@@ -166,6 +171,8 @@ pub(super) struct Inputs {
     pub fetched: TableSource,
     pub as_of: Timestamp,
     pub stale: Stale,
+    /// Whose rows of followers are not as they were when the profiles were merged; nothing where that is not known.
+    pub changed: Option<Arc<Changed>>,
 }
 
 impl Inputs {
@@ -184,7 +191,7 @@ impl Inputs {
                 plan.from
             ))
         })?;
-        Ok(Self {
+        let mut inputs = Self {
             as_of: followers.as_of,
             followers: cx.visible.slice_source(
                 lake,
@@ -200,7 +207,19 @@ impl Inputs {
             ),
             fetched: fetched_source(cx, account).await?,
             stale: Stale::at(cx.run.run_at, plan.refresh_after),
-        })
+            changed: None,
+        };
+        let profiles = cx.visible.slice(table.as_str(), account.as_str());
+        if let (Some(profiles), Some(ahead)) = (profiles, cx.ahead) {
+            inputs.changed = ahead.changed(account).filter(|changed| {
+                // The profiles cover the followers that these changes are against, and nothing has come in between.
+                changed.before == profiles.as_of
+                    && changed.snapshot == followers.id
+                    && inputs.followers.sql.is_none()
+                    && inputs.fetched.parts.is_empty()
+            });
+        }
+        Ok(inputs)
     }
 }
 
@@ -239,10 +258,14 @@ async fn stream_needed(
     let engine: Engine = cx.hands.engine.clone();
     let tables = [inputs.followers.clone(), inputs.profiles.clone(), inputs.fetched.clone()];
     let params = inputs.stale.params();
+    let changed = inputs.changed.as_ref().map(|changed| narrow::source(&cx.hands.lake, changed));
     let reader = tokio::task::spawn_blocking(move || {
         let session = engine.session()?;
         for table in &tables {
             session.add_table(table)?;
+        }
+        if let Some(changed) = &changed {
+            narrow::to_who_may_need_asking(&session, (&tables[0], changed), &params)?;
         }
         let is_first = tables.iter().all(|table| table.name == "followers" || table.parts.is_empty());
         let needed = if is_first { "select openid from followers where active" } else { NEEDED };

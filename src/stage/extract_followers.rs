@@ -5,14 +5,17 @@
 //! own (an unsubscribe while the walk was under way) keeps what the event said. Pages stay until the run is published. Two
 //! pipelines that walk one account take turns.
 
+mod book;
+mod exceptions;
 mod forecast;
 mod merge;
+mod roll;
+mod tables;
 mod walk;
 
 use serde_json::json;
 
 pub use self::forecast::followers_now;
-use self::walk::Walked;
 use super::turns::Turn;
 use super::{FailedSlice, StageContext, StageError, StageOutcome, StageReport};
 use crate::clock::Timestamp;
@@ -99,7 +102,7 @@ async fn one_account(
             None => ledger.begin_walk(account, &cx.run.run_id, cx.hands.clock.now()).await?,
         };
         let walked = match walk.finished_at {
-            Some(_) => Walked { walk, is_distinct: false, is_whole: true },
+            Some(_) => walk::ended(cx, walk).await?,
             None => walk::to_the_end(cx, account, walk).await?,
         };
         if let Some(news) = cx.news {

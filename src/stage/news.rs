@@ -3,10 +3,13 @@
 //! Only that there is something new: the pages themselves are files, and the ledger says which.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 
+use crate::clock::Timestamp;
 use crate::domain::AccountName;
+use crate::lake::Lake;
 
 /// How far the walk over an account is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -22,10 +25,51 @@ pub struct WalkState {
     pub is_distinct: bool,
 }
 
+/// A file with the rows of followers that are not as they were in the snapshot before; it goes with this.
+#[derive(Debug)]
+pub struct Changed {
+    lake: Lake,
+    path: String,
+    /// When the walk of the snapshot before began.
+    pub before: Timestamp,
+    /// The snapshot that has these rows.
+    pub snapshot: String,
+}
+
+impl Changed {
+    /// The file that will be at `path`, relative to `lake`, until it is known what it is of.
+    pub fn new(lake: &Lake, path: String) -> Self {
+        Self { lake: lake.clone(), path, before: Timestamp::MIN_UTC, snapshot: String::new() }
+    }
+
+    /// Says which snapshots it stands between.
+    pub fn of(self, before: Timestamp, snapshot: String) -> Self {
+        let mut own = self;
+        (own.before, own.snapshot) = (before, snapshot);
+        own
+    }
+
+    /// Relative to the lake.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+}
+
+impl Drop for Changed {
+    fn drop(&mut self) {
+        // What cannot be removed is in nobody's way: `vacuum` finds it.
+        let _ = self.lake.remove(&self.path);
+    }
+}
+
+/// What walks found changed, by account.
+pub type Changes = BTreeMap<AccountName, Arc<Changed>>;
+
 /// A board that the walk writes on and others look at.
 #[derive(Default)]
 pub struct WalkNews {
     board: watch::Sender<Board>,
+    changes: Mutex<Changes>,
 }
 
 #[derive(Default)]
@@ -52,6 +96,16 @@ impl WalkNews {
         self.change(account, |state| {
             (state.has_ended, state.is_whole, state.is_distinct) = (true, is_whole, is_distinct);
         });
+    }
+
+    /// What the merge of a walk found changed.
+    pub fn changed(&self, account: &AccountName, changed: Changed) {
+        self.changes.lock().expect("nobody panics while holding it").insert(account.clone(), Arc::new(changed));
+    }
+
+    /// What all merges so far found changed.
+    pub fn into_changes(self) -> Changes {
+        self.changes.into_inner().expect("nobody panics while holding it")
     }
 
     /// Nothing more comes of any account.

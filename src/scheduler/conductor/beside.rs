@@ -82,7 +82,7 @@ impl<'a> Stages<'a> {
             (outcome, begun.seconds(cx.hands))
         };
         let ((outcome, seconds), ahead) = tokio::join!(walk, ask_ahead(&beside, plan, &news));
-        asked.ahead = Some(ahead);
+        asked.ahead = Some(ahead.with_changes(news.into_changes()));
         Walked { outcome, seconds, asked }
     }
 }

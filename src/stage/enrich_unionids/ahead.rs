@@ -6,7 +6,7 @@
 //! asking; later nights ask few, and the stage itself looks who.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
 
@@ -14,7 +14,7 @@ use super::ask::{Asking, Tally};
 use super::{BATCH, budget_left, turn_name};
 use crate::config::settings::EnrichUnionids;
 use crate::domain::{AccountName, Neighbours, OpenId, QuickSet, Texts};
-use crate::stage::news::{WalkNews, WalkState};
+use crate::stage::news::{Changed, Changes, WalkNews, WalkState};
 use crate::stage::turns::Turn;
 use crate::stage::{StageContext, StageError};
 
@@ -22,6 +22,7 @@ use crate::stage::{StageContext, StageError};
 #[derive(Default)]
 pub struct Ahead {
     accounts: Mutex<BTreeMap<AccountName, AskedAhead>>,
+    changes: Changes,
 }
 
 pub(super) struct AskedAhead {
@@ -31,6 +32,16 @@ pub(super) struct AskedAhead {
 }
 
 impl Ahead {
+    /// With what the walks found changed when they had ended.
+    pub fn with_changes(self, changes: Changes) -> Self {
+        Self { changes, ..self }
+    }
+
+    /// Whose rows of followers are not as they were, where that is known.
+    pub(super) fn changed(&self, account: &AccountName) -> Option<Arc<Changed>> {
+        self.changes.get(account).cloned()
+    }
+
     /// What was asked for an account; once.
     pub(super) fn take(&self, account: &AccountName) -> Option<AskedAhead> {
         self.accounts.lock().expect("nobody panics while holding it").remove(account)

@@ -1,4 +1,5 @@
-//! One pass that merges fetched profiles with those before, after asking singly for every unionid in doubt.
+//! One pass that merges fetched profiles with those before, after asking singly for every unionid in doubt. Where a walk has
+//! told who changed, only what holds their rows is written anew ([`near`](super::near)).
 //!
 //! In doubt are: an openid whose unionid is another one than before, and both openids of one account that share a unionid
 //! (an answer may hand people their neighbour's unionid). What a single call says is believed; whom it says nothing of keeps
@@ -7,6 +8,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
+use super::near::Near;
 use super::{Inputs, StageContext, StageError, Tally, ask_singly};
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
@@ -39,6 +41,10 @@ pub async fn merge(
     let lake = &cx.hands.lake;
     // Another run may have asked for the same account in between.
     let are_ours = parts.len() == tally.parts;
+    let near = Near { cx, table, account, inputs, parts, may_be_doubled: !(are_ours && tally.is_distinct) };
+    if let Some(merged) = near.merge().await? {
+        return Ok(merged);
+    }
     let fetched =
         TableSource { parts: parts.iter().map(|(_, path)| lake.absolute(path)).collect(), ..inputs.fetched.clone() };
     let tables = vec![inputs.followers.clone(), inputs.profiles.clone(), fetched];
@@ -104,7 +110,7 @@ pub async fn merge(
     })
 }
 
-fn old_changes(cx: &StageContext<'_>, account: &AccountName) -> TableSource {
+pub(super) fn old_changes(cx: &StageContext<'_>, account: &AccountName) -> TableSource {
     let columns = table_spec("identity_changes").expect("identity_changes is declared").sql_columns();
     cx.visible.slice_source(&cx.hands.lake, ("identity_changes", account.as_str()), "changes_before", columns)
 }
@@ -263,7 +269,7 @@ impl Pass {
 
 /// The newest answer of each openid. Only a crash makes two of one; then they are ranked, and
 /// the answer is true.
-fn make_latest(session: &Session, may_be_doubled: bool) -> Result<bool, StageError> {
+pub(super) fn make_latest(session: &Session, may_be_doubled: bool) -> Result<bool, StageError> {
     let doubled = if may_be_doubled {
         session.count("select count(*) - count(distinct openid) from fetched", &Params::new())?
     } else {
@@ -280,7 +286,7 @@ fn make_latest(session: &Session, may_be_doubled: bool) -> Result<bool, StageErr
     Ok(doubled > 0)
 }
 
-const DOUBTFUL: &str = "
+pub(super) const DOUBTFUL: &str = "
 select latest.openid
 from latest
 join profiles_before on profiles_before.openid = latest.openid
@@ -304,7 +310,7 @@ join (
 ) as shared on shared.unionid = latest.unionid";
 
 /// Whoever was asked for singly only because somebody else's answer names their unionid.
-const WITH_CONFIRMED: &str = "
+pub(super) const WITH_CONFIRMED: &str = "
 alter view latest rename to answered;
 create temp view latest as
 select * from answered
@@ -312,7 +318,7 @@ union all by name
 select * from confirmed where not exists (select 1 from answered where answered.openid = confirmed.openid)";
 
 /// The merge, without the joins that have nothing to join.
-fn merge_sql(has_before: bool, has_doubts: bool) -> String {
+pub(super) fn merge_sql(has_before: bool, has_doubts: bool) -> String {
     let (unionid, missing) = if has_doubts {
         (
             "case when doubtful.openid is null then latest.unionid else confirmed.unionid end",
@@ -414,7 +420,7 @@ const NOT_ASKED_BEFORE: &str = "
         and coalesce(profiles_before.unionid_missing, '') <> 'not_asked')";
 
 /// A unionid that is another one now, and one that two openids have even by their single calls.
-const CHANGES: &str = "
+pub(super) const CHANGES: &str = "
 select * from changes_before
 union all
 select

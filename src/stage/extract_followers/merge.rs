@@ -1,17 +1,22 @@
-//! A finished walk and the rows before it become `followers` and `follower_changes`.
+//! A finished walk and the rows before it become `followers` and `follower_changes`: as it stands where there is nothing to
+//! merge with, by its exceptions where the list is nearly that of last night ([`exceptions`](super::exceptions)), else as a
+//! whole.
 
+use std::collections::BTreeSet;
+
+use super::tables::{Pass, followers_sql, walk_source};
 use super::walk::Walked;
-use super::{Extracted, StageContext, StageError};
+use super::{Extracted, StageContext, StageError, exceptions};
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::tables::table_spec;
-use crate::domain::{AccountName, TableName};
+use crate::domain::{AccountName, OpenId, TableName};
 use crate::engine::{Param, Params, TableSource};
 use crate::lake::Lake;
 use crate::ledger::{SnapshotRecord, Walk, WalkPage};
 use crate::stage::tables::events;
 use crate::stage::{NewSnapshot, blocking, live};
 
-/// Merges a finished walk with the rows before it: one pass in the engine, or none where there is nothing to merge with.
+/// Merges a finished walk with the rows before it.
 ///
 /// # Errors
 ///
@@ -23,7 +28,7 @@ pub(super) async fn merge(
     walked: Walked,
 ) -> Result<Extracted, StageError> {
     let hands = cx.hands;
-    let Walked { walk, is_distinct, .. } = walked;
+    let Walked { walk, is_distinct, exceptions, .. } = walked;
     let pages = hands.ledger.walk_pages(walk.id).await?;
     let known = cx.visible.slice(table.as_str(), account.as_str());
     let told = write_told(cx, account, (known, walk.started_at)).await?;
@@ -36,67 +41,133 @@ pub(super) async fn merge(
     if is_plain {
         return adopt(cx, table, &walk, (&pages, told.to));
     }
-    let lake = hands.lake.clone();
-    let spec = table_spec("followers").expect("followers is declared");
-    let changes_spec = table_spec("follower_changes").expect("follower_changes is declared");
-    let before = cx.visible.bare_slice(&lake, (table.as_str(), account.as_str()), "before", spec.sql_columns());
-    let old_changes = cx.visible.slice("follower_changes", account.as_str()).cloned();
+    let night = Night { cx, table, walk: &walk, pages: &pages, told: &told, forgotten };
+    if let (Some(known), Some(found)) = (known, exceptions) {
+        let before = (known, found, is_distinct);
+        if let Some(extracted) = exceptions::merge(&night, before).await? {
+            return Ok(extracted);
+        }
+    }
+    whole(&night, known).await
+}
+
+/// What a merge is made of.
+pub(super) struct Night<'a, 'b> {
+    pub cx: &'a StageContext<'b>,
+    pub table: &'a TableName,
+    pub walk: &'a Walk,
+    pub pages: &'a [WalkPage],
+    pub told: &'a Told,
+    /// `_forgotten`, and the salt of its hashes, where anybody was.
+    pub forgotten: Option<(TableSource, String)>,
+}
+
+impl Night<'_, '_> {
+    /// The changes that were known before.
+    pub fn old_changes(&self) -> Option<&SnapshotRecord> {
+        self.cx.visible.slice(events::CHANGES, self.walk.account.as_str())
+    }
+
+    pub fn params(&self) -> Params {
+        Params::from([
+            ("account".to_owned(), Param::Text(self.walk.account.to_string())),
+            ("walked_at".to_owned(), Param::Timestamp(self.walk.started_at)),
+        ])
+    }
+
+    /// A snapshot of the table, with the changes beside it, as the stage's outcome.
+    pub fn extracted(&self, id: String, (followers, changes): (Made, Made), active: Active) -> Extracted {
+        let snapshot = |table: TableName, id: String, made: Made| NewSnapshot {
+            slice: self.walk.account.to_string(),
+            id,
+            as_of: self.walk.started_at,
+            rows: made.rows,
+            bytes: made.bytes,
+            parts: made.parts,
+            columns: table_spec(made.of).map(|spec| spec.sql_columns()).unwrap_or_default(),
+            table,
+        };
+        let changes = snapshot(TableName::new(events::CHANGES), format!("{id}-changes"), changes);
+        let followers = snapshot(self.table.clone(), id, followers);
+        Extracted::Made {
+            walk: self.walk.id,
+            rows: self.walk.openids,
+            active: active.all,
+            forgotten: active.forgotten,
+            snapshots: recorded(self.cx, [followers, changes], self.told.to),
+        }
+    }
+}
+
+/// The parts of a snapshot that is made.
+pub(super) struct Made {
+    /// The declared table whose columns they have.
+    pub of: &'static str,
+    pub rows: u64,
+    pub bytes: u64,
+    pub parts: Vec<String>,
+}
+
+/// Current followers.
+pub(super) struct Active {
+    pub all: u64,
+    /// Of them, those who were forgotten: the list names them, and no change does.
+    pub forgotten: u64,
+}
+
+/// Followers stand in parts of their own, in the order of the list: the next walk is compared with them one by one. Whoever
+/// left stands in others, which stay as they are from night to night.
+pub(super) fn is_of_followers(part: &str) -> bool {
+    !part.rsplit('/').next().is_some_and(|name| name.starts_with(GONE))
+}
+
+/// How parts of those who left are named.
+pub(super) const GONE: &str = "gone";
+
+/// One pass over everybody of last night and of tonight.
+async fn whole(night: &Night<'_, '_>, known: Option<&SnapshotRecord>) -> Result<Extracted, StageError> {
+    let (cx, account) = (night.cx, night.walk.account.as_str());
+    let lake = &cx.hands.lake;
     let id = cx.new_snapshot_id();
-    let followers_path = Lake::part_path(table, account.as_str(), &id, 1);
-    let changes_path = Lake::part_path(&TableName::new("follower_changes"), account.as_str(), &id, 1);
-    let params = Params::from([
-        ("account".to_owned(), Param::Text(account.to_string())),
-        ("walked_at".to_owned(), Param::Timestamp(walk.started_at)),
-    ]);
-    let inputs = MergeInputs {
-        before,
-        walk: TableSource {
-            name: "walk".to_owned(),
-            columns: vec![("openid".to_owned(), "VARCHAR".to_owned())],
-            parts: pages.iter().map(|page| lake.absolute(&page.path)).collect(),
-            sql: None,
-        },
-        told: told.table,
-        forgotten,
-        old_changes: old_changes.as_ref().map(|old| TableSource {
-            name: "old_changes".to_owned(),
-            columns: changes_spec.sql_columns(),
-            parts: old.parts.iter().map(|part| lake.absolute(part)).collect(),
-            sql: None,
-        }),
+    let part = |table: &TableName, name: &str| Lake::named_part_path((table, account, &id), name, 1);
+    let changes = TableName::new(events::CHANGES);
+    let [active_path, gone_path, changes_path] =
+        [part(night.table, "part"), part(night.table, GONE), part(&changes, "part")];
+    let columns = |table: &str| table_spec(table).map(|spec| spec.sql_columns()).unwrap_or_default();
+    let pass = Pass {
+        before: cx.visible.bare_slice(lake, (night.table.as_str(), account), "before", columns("followers")),
+        walk: walk_source(night.pages.iter().map(|page| lake.absolute(&page.path)).collect()),
+        told: night.told.table.clone(),
+        forgotten: night.forgotten.clone(),
         is_first: known.is_none(),
-        followers_target: lake.absolute(&followers_path),
-        changes_target: lake.absolute(&changes_path),
     };
-    let merged =
-        blocking(&hands.sparing_engine(), cx.stop, move |session| merge_in_engine(session, &inputs, &params)).await?;
-    let followers = NewSnapshot {
-        table: table.clone(),
-        slice: account.to_string(),
-        id: id.clone(),
-        as_of: walk.started_at,
-        rows: merged.followers.rows,
-        bytes: merged.followers.bytes,
-        parts: vec![followers_path],
-        columns: spec.sql_columns(),
-    };
-    let changes = NewSnapshot {
-        table: TableName::new("follower_changes"),
-        slice: account.to_string(),
-        id: format!("{id}-changes"),
-        as_of: walk.started_at,
-        rows: merged.changes.rows,
-        bytes: merged.changes.bytes,
-        parts: vec![changes_path],
-        columns: changes_spec.sql_columns(),
-    };
-    Ok(Extracted::Made {
-        walk: walk.id,
-        rows: walk.openids,
-        active: merged.active,
-        forgotten: merged.forgotten,
-        snapshots: recorded(cx, [followers, changes], told.to),
+    let old_changes = cx.visible.bare_slice(lake, (events::CHANGES, account), "old_changes", columns(events::CHANGES));
+    let targets = [&active_path, &gone_path, &changes_path].map(|path| lake.absolute(path));
+    let params = night.params();
+    let (followers, gone, changes, active) = blocking(&cx.hands.sparing_engine(), cx.stop, move |session| {
+        let [active_target, gone_target, changes_target] = targets;
+        pass.run(session, &params)?;
+        session.add_table(&old_changes)?;
+        let followers = session.copy(&followers_sql(true), &params, &active_target)?;
+        let gone = session.copy(&followers_sql(false), &params, &gone_target)?;
+        let new_changes = pass.changes_sql();
+        let changes_sql = format!("select * from old_changes\nunion all {new_changes}");
+        let changes = session.copy(&changes_sql, &params, &changes_target)?;
+        let still_named = format!("select count(*) from after where active and {}", pass.is_forgotten());
+        let forgotten = session.count(&still_named, &Params::new())?;
+        Ok((followers, gone, changes, Active { all: followers.rows, forgotten }))
     })
+    .await?;
+    let mut parts = vec![active_path];
+    if gone.rows > 0 {
+        parts.push(gone_path);
+    } else {
+        lake.remove(&gone_path)?;
+    }
+    let (rows, bytes) = (followers.rows + gone.rows, followers.bytes + gone.bytes);
+    let followers = Made { of: "followers", rows, bytes, parts };
+    let changes = Made { of: events::CHANGES, rows: changes.rows, bytes: changes.bytes, parts: vec![changes_path] };
+    Ok(night.extracted(id, (followers, changes), active))
 }
 
 /// The pages of a first walk are the table's parts as they are, and nobody changed.
@@ -143,10 +214,12 @@ fn recorded(cx: &StageContext<'_>, made: [NewSnapshot; 2], events_to: i64) -> Ve
 }
 
 /// What was told since the snapshot before, as the walk takes it in.
-struct Told {
-    table: TableSource,
+pub(super) struct Told {
+    pub table: TableSource,
+    /// Of whom.
+    pub people: BTreeSet<OpenId>,
     /// The last event that the new snapshot has in it.
-    to: i64,
+    pub to: i64,
 }
 
 /// Writes what was told as the part of a table `told`. An account's first walk knows better than all before it.
@@ -159,6 +232,7 @@ async fn write_told(
     let since = to_micros(before.map_or(walked_at, |before| before.as_of)) - events::SECOND_MICROS;
     let mut told = cx.hands.ledger.follower_events(account, after).await?;
     let to = told.iter().map(|event| event.id).max().unwrap_or(after);
+    let people = told.iter().map(|event| event.openid.clone()).collect();
     told.retain(|event| to_micros(event.at) > since);
     let columns = events::COLUMNS.iter().map(|(name, ty)| ((*name).to_owned(), ty.sql().to_owned())).collect();
     let mut table = TableSource { name: "told".to_owned(), columns, parts: Vec::new(), sql: None };
@@ -166,112 +240,5 @@ async fn write_told(
         let path = format!("work/walks/{account}/told-{}.parquet", cx.new_snapshot_id());
         table.parts.push(events::write(&cx.hands.lake, &path, &[(account.clone(), told)])?);
     }
-    Ok(Told { table, to })
+    Ok(Told { table, people, to })
 }
-
-struct MergeInputs {
-    before: TableSource,
-    walk: TableSource,
-    told: TableSource,
-    /// `_forgotten`, and the salt of its hashes, where anybody was.
-    forgotten: Option<(TableSource, String)>,
-    old_changes: Option<TableSource>,
-    is_first: bool,
-    followers_target: std::path::PathBuf,
-    changes_target: std::path::PathBuf,
-}
-
-struct Merged {
-    followers: crate::engine::Written,
-    changes: crate::engine::Written,
-    active: u64,
-    /// Of the active, those who were forgotten: the list names them, and no change does.
-    forgotten: u64,
-}
-
-fn merge_in_engine(
-    session: &crate::engine::Session,
-    inputs: &MergeInputs,
-    params: &Params,
-) -> Result<Merged, StageError> {
-    let is_forgotten = match &inputs.forgotten {
-        Some((table, salt)) => {
-            session.add_table(table)?;
-            live::forgotten_sql(salt, "openid")
-        }
-        None => "false".to_owned(),
-    };
-    for table in [&inputs.before, &inputs.walk, &inputs.told] {
-        session.add_table(table)?;
-    }
-    let is_plain = inputs.before.parts.is_empty() && inputs.told.parts.is_empty();
-    session.run(&format!("create view last_word as {}", events::last_words("select * from told")))?;
-    session.run(if inputs.is_first { KNOWN_FIRST } else { KNOWN })?;
-    let followers = session.copy(if is_plain { FIRST } else { MERGE }, params, &inputs.followers_target)?;
-    session.add_table(&TableSource {
-        name: "after".to_owned(),
-        columns: inputs.before.columns.clone(),
-        parts: vec![inputs.followers_target.clone()],
-        sql: None,
-    })?;
-    let old = TableSource {
-        name: "old_changes".to_owned(),
-        columns: table_spec("follower_changes").expect("follower_changes is declared").sql_columns(),
-        parts: Vec::new(),
-        sql: None,
-    };
-    session.add_table(inputs.old_changes.as_ref().unwrap_or(&old))?;
-    let turns = events::turns("select * from told", "select $account as account, openid, active from known");
-    let new_changes = if inputs.is_first { turns } else { format!("{turns}\nunion all {FOUND}") };
-    let changes_sql =
-        format!("select * from old_changes\nunion all select * from ({new_changes}) where not {is_forgotten}");
-    let changes = session.copy(&changes_sql, params, &inputs.changes_target)?;
-    let active = if is_plain {
-        followers.rows
-    } else {
-        session.count("select count(*) from after where active", &Params::new())?
-    };
-    let still_named = format!("select count(*) from after where active and {is_forgotten}");
-    let forgotten = session.count(&still_named, &Params::new())?;
-    Ok(Merged { followers, changes, active, forgotten })
-}
-
-/// With nothing before it, a walk is the table.
-const FIRST: &str = "
-select $account as account, openid, $walked_at as first_seen_at, $walked_at as last_seen_at, true as active
-from walk group by openid";
-
-/// An event of the walk's first second or later knows better than the walk, which may have passed the person's page.
-/// Whoever left without having been known to follow is nobody's follower and has no row.
-const MERGE: &str = "
-select
-    $account as account,
-    openid,
-    coalesce(before.first_seen_at, least(walked.seen_at, last_word.came_first_at)) as first_seen_at,
-    greatest(before.last_seen_at, walked.seen_at, last_word.came_last_at) as last_seen_at,
-    case
-        when last_word.told_at > $walked_at - interval 1 second then last_word.active
-        else walked.seen_at is not null
-    end as active
-from (select openid, $walked_at as seen_at from walk group by openid) as walked
-full outer join before using (openid)
-full outer join last_word using (openid)
-where walked.seen_at is not null or before.account is not null or last_word.came_first_at is not null";
-
-/// What an event is a change against: the table before; on a first walk, the walk.
-const KNOWN: &str = "create view known as select openid, active from before";
-const KNOWN_FIRST: &str = "create view known as select distinct openid, true as active from walk";
-
-/// Who changed without an event that told it: found by the walk.
-const FOUND: &str = "
-select
-    local_date($walked_at) as date,
-    $account as account,
-    after.openid,
-    case when after.active then 'follow' else 'unfollow' end as change,
-    $walked_at as seen_at,
-    'walk' as source
-from after
-left join known on known.openid = after.openid
-left join last_word on last_word.openid = after.openid
-where after.active <> coalesce(last_word.active, known.active, false)";

@@ -4,10 +4,9 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::OPENIDS_A_PAGE;
-use crate::clock::{Timestamp, to_micros};
-use crate::domain::tables::table_spec;
-use crate::domain::{AccountName, OpenId, Texts};
-use crate::lake::{Lake, LakeError, PartColumn};
+use super::book::Book;
+use super::roll::Exceptions;
+use crate::domain::{AccountName, OpenId};
 use crate::ledger::{NewPage, Walk};
 use crate::stage::{StageContext, StageError};
 use crate::wechat::FollowerPage;
@@ -27,6 +26,18 @@ pub(super) struct Walked {
     pub is_distinct: bool,
     /// No page was taken back.
     pub is_whole: bool,
+    /// Where it differs from the list of the snapshot before; nothing where there is none, or too much differs.
+    pub exceptions: Option<Exceptions>,
+}
+
+/// A walk that reached the end in an earlier process.
+///
+/// # Errors
+///
+/// [`StageError`] when its pages cannot be read.
+pub(super) async fn ended(cx: &StageContext<'_>, walk: Walk) -> Result<Walked, StageError> {
+    let (is_distinct, exceptions) = Book::begin(cx, &walk).await?.end().await?;
+    Ok(Walked { walk, is_distinct, is_whole: true, exceptions })
 }
 
 /// Goes on with a walk to the end of the list, recording page after page.
@@ -41,6 +52,7 @@ pub(super) async fn to_the_end(
 ) -> Result<Walked, StageError> {
     let wechat = cx.wechat(account);
     let ledger = &cx.hands.ledger;
+    take_back_cut_short(cx, &mut walk).await?;
     let mut cursors: HashSet<String> = HashSet::new();
     let mut largest = 0;
     for page in ledger.walk_pages(walk.id).await? {
@@ -48,8 +60,8 @@ pub(super) async fn to_the_end(
         cursors.extend(page.next_openid.map(|cursor| cursor.as_str().to_owned()));
     }
     let (mut stepped_back, mut asked_again) = (false, 0);
-    let mut met = cx.hands.lake.fingerprints();
-    let (mut is_distinct, mut is_whole) = (walk.pages == 0, true);
+    let mut book = Book::begin(cx, &walk).await?;
+    let mut is_whole = true;
     loop {
         if cx.stop.is_cancelled() {
             return Err(StageError::Interrupted);
@@ -64,8 +76,8 @@ pub(super) async fn to_the_end(
             Err(error) if error.errcode() == Some(BAD_OPENID) && walk.pages > 0 => {
                 walk = recover_cursor(cx, account, walk, &mut stepped_back).await?;
                 cursors.clear();
-                met = cx.hands.lake.fingerprints();
-                (is_distinct, is_whole) = (walk.pages == 0, walk.pages == 0);
+                book = Book::begin(cx, &walk).await?;
+                is_whole = walk.pages == 0;
                 continue;
             }
             Err(error) => return Err(error.into()),
@@ -85,8 +97,7 @@ pub(super) async fn to_the_end(
         }
         asked_again = 0;
         if !page.openids.is_empty() {
-            page.openids.iter().flatten().for_each(|openid| met.note(openid));
-            keep(cx, &mut walk, &page).await?;
+            book = keep(cx, &mut walk, book, &page).await?;
             // A cursor that unfollows days later is another one.
             stepped_back = false;
             if let Some(news) = cx.news {
@@ -99,7 +110,8 @@ pub(super) async fn to_the_end(
             ledger.finish_walk(walk.id, now).await?;
             walk.finished_at = Some(now);
             tracing::info!(account = %account, pages = walk.pages, rows = walk.openids, "walked {} pages of followers", walk.pages);
-            return Ok(Walked { walk, is_distinct: is_distinct && met.are_distinct(), is_whole });
+            let (is_distinct, exceptions) = book.end().await?;
+            return Ok(Walked { walk, is_distinct, is_whole, exceptions });
         }
         if let Some(next) = &page.next_openid {
             cursors.insert(next.as_str().to_owned());
@@ -198,40 +210,33 @@ pub(super) async fn forget(cx: &StageContext<'_>, walk: &Walk) -> Result<(), Sta
     Ok(cx.hands.ledger.drop_walk(walk.id).await?)
 }
 
+/// Takes back pages that an earlier run recorded and a power cut kept from the disk, with all after them.
+async fn take_back_cut_short(cx: &StageContext<'_>, walk: &mut Walk) -> Result<(), StageError> {
+    let (ledger, lake) = (&cx.hands.ledger, &cx.hands.lake);
+    let pages = ledger.walk_pages(walk.id).await?;
+    let Some(whole) = pages.iter().position(|page| !lake.is_whole(&page.path)) else { return Ok(()) };
+    tracing::warn!(account = %walk.account, page = whole + 1, "recorded pages are not whole: walking on from before them");
+    for _ in whole..pages.len() {
+        ledger.step_back(walk.id).await?;
+    }
+    let whole = &pages[..whole];
+    walk.pages = u32::try_from(whole.len()).unwrap_or(u32::MAX);
+    walk.openids = whole.iter().map(|page| page.count).sum();
+    walk.next_openid = whole.last().and_then(|page| page.next_openid.clone());
+    Ok(())
+}
+
 /// A page as a file, then in the ledger: the walk's checkpoint.
-async fn keep(cx: &StageContext<'_>, walk: &mut Walk, page: &FollowerPage) -> Result<(), StageError> {
+async fn keep(cx: &StageContext<'_>, walk: &mut Walk, book: Book, page: &FollowerPage) -> Result<Book, StageError> {
     let number = walk.pages + 1;
     let path = format!("work/walks/{}/{}/page-{number:05}.parquet", walk.account, walk.id);
     let count = u64::try_from(page.openids.len()).unwrap_or(u64::MAX);
-    let (lake, account, openids) = (cx.hands.lake.clone(), walk.account.clone(), page.openids.clone());
-    let (target, walked_at) = (path.clone(), walk.started_at);
-    tokio::task::spawn_blocking(move || write_page(&lake, &target, &account, (&openids, walked_at))).await??;
+    let book = book.write(number, &path, page.openids.clone()).await?;
     let new = NewPage { page: number, path: &path, count, next_openid: page.next_openid.as_ref(), total: page.total };
     cx.hands.ledger.record_page(walk.id, new, cx.hands.clock.now()).await?;
     walk.pages = number;
     walk.openids += count;
-    Ok(())
-}
-
-/// With nothing before it, a page is as it stands a part of the table.
-fn write_page(
-    lake: &Lake,
-    path: &str,
-    account: &AccountName,
-    (openids, walked_at): (&Texts, Timestamp),
-) -> Result<(), LakeError> {
-    let schema = table_spec("followers").expect("followers is declared").part_schema();
-    let mut writer = lake.writer_of_ids(path, &schema)?;
-    let walked_at = to_micros(walked_at);
-    let columns = vec![
-        ("account", PartColumn::Same(account.as_str())),
-        ("openid", PartColumn::Texts(openids)),
-        ("first_seen_at", PartColumn::SameTime(walked_at)),
-        ("last_seen_at", PartColumn::SameTime(walked_at)),
-        ("active", PartColumn::SameBoolean(true)),
-    ];
-    writer.write_columns(openids.len(), columns)?;
-    writer.finish().map(|_| ())
+    Ok(book)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! `follower_changes` reads the snapshot joined with it: what was told a second ago is seen, and a snapshot of millions is
 //! not written anew for one person. The next walk takes them in by the same rules (`extract_followers/merge.rs`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::Visible;
@@ -24,7 +24,8 @@ pub const CHANGES: &str = "follower_changes";
 #[derive(Debug, Clone)]
 pub struct Events {
     part: PathBuf,
-    accounts: BTreeSet<String>,
+    /// The last event of each account that any was told of.
+    accounts: BTreeMap<String, i64>,
 }
 
 impl Events {
@@ -50,7 +51,9 @@ impl Events {
             return Ok(None);
         }
         let part = write(lake, path, &told)?;
-        Ok(Some(Self { part, accounts: told.into_iter().map(|(account, _)| account.to_string()).collect() }))
+        let last = |events: &[FollowerEvent]| events.iter().map(|event| event.id).max();
+        let accounts = told.into_iter().filter_map(|(account, events)| Some((account.to_string(), last(&events)?)));
+        Ok(Some(Self { part, accounts: accounts.collect() }))
     }
 
     /// Where they are.
@@ -66,7 +69,7 @@ impl Events {
         (visible, lake): (&Visible, &Lake),
     ) -> TableSource {
         let is_changes = snapshots.clone().any(|snapshot| snapshot.table.as_str() == CHANGES);
-        let told = snapshots.filter(|snapshot| self.accounts.contains(&snapshot.slice));
+        let told = snapshots.filter(|snapshot| self.is_behind(snapshot));
         if !is_changes {
             let Some(told) = self.told(told) else { return source };
             source.sql = Some(followers_sql(&source.select(), &told));
@@ -81,6 +84,11 @@ impl Events {
         source.parts.extend(followers.parts);
         source.parts.push(self.part.clone());
         source
+    }
+
+    /// Whether anything came after a snapshot of followers.
+    fn is_behind(&self, snapshot: &SnapshotRecord) -> bool {
+        self.accounts.get(&snapshot.slice).is_some_and(|last| snapshot.events_to.is_some_and(|to| to < *last))
     }
 
     /// The SELECT of what came after these snapshots; nothing where they are none of followers.

@@ -1,0 +1,269 @@
+//! Several parts become one: their row groups are copied byte for byte, and one footer tells where they lie now.
+//!
+//! No value is read, so that this costs what copying costs. Parts of different columns or of different writers are not
+//! joined.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use polars::error::PolarsError;
+use polars_parquet::parquet::error::ParquetError;
+use polars_parquet::parquet::metadata::ThriftFileMetadata;
+use polars_parquet::parquet::write::write_metadata_sidecar;
+use polars_parquet_format::thrift::protocol::TCompactInputProtocol;
+use polars_parquet_format::{ColumnMetaData, RowGroup};
+
+use super::{Lake, LakeError, Part};
+use crate::crash::{self, CrashPoint};
+
+const MARK: &[u8; 4] = b"PAR1";
+/// The length of the footer, and the mark after it.
+const TAIL_BYTES: i64 = 8;
+
+impl Lake {
+    /// Writes the rows of `parts`, in this order, into the one part `target`, durable; nothing where they do not have the
+    /// same columns written the same way.
+    ///
+    /// # Errors
+    ///
+    /// [`LakeError`]; nothing is left under the name then.
+    pub fn join(&self, parts: &[String], target: &str) -> Result<Option<Part>, LakeError> {
+        let path = self.absolute(target);
+        let write_error = |source| LakeError::Write { path: path.clone(), source };
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)
+                .map_err(|source| LakeError::CreateFolder { path: folder.to_owned(), source })?;
+        }
+        let unfinished = path.with_extension("parquet.tmp");
+        let mut joined = Joined::begin(&unfinished).map_err(write_error)?;
+        for part in parts {
+            let from = self.absolute(part);
+            let mut source = Source::open(&from).map_err(|error| error.of(&from))?;
+            if !joined.takes(&source.footer) {
+                drop(joined);
+                std::fs::remove_file(&unfinished).map_err(write_error)?;
+                return Ok(None);
+            }
+            joined.append(&mut source).map_err(write_error)?;
+        }
+        let rows = joined.rows();
+        let (file, bytes) = joined.finish().map_err(|error| error.of(&unfinished))?;
+        file.sync_all().map_err(write_error)?;
+        crash::pass(CrashPoint::BeforePartRename);
+        std::fs::rename(&unfinished, &path).map_err(write_error)?;
+        crash::pass(CrashPoint::AfterPartRename);
+        Ok(Some(Part { path: target.to_owned(), rows, bytes }))
+    }
+}
+
+/// What went wrong with a file, before it is known which.
+enum Trouble {
+    Io(io::Error),
+    Parquet(ParquetError),
+}
+
+impl Trouble {
+    fn of(self, path: &Path) -> LakeError {
+        match self {
+            Self::Io(source) => LakeError::Read { path: path.to_owned(), source },
+            Self::Parquet(source) => LakeError::ReadRows { path: path.to_owned(), source: PolarsError::from(source) },
+        }
+    }
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// A part that is read.
+struct Source {
+    file: File,
+    footer: ThriftFileMetadata,
+    /// Where the footer begins: what lies before it are pages and the indexes that the footer alone refers to.
+    ends_at: u64,
+}
+
+impl Source {
+    fn open(path: &Path) -> Result<Self, Trouble> {
+        let mut file = File::open(path)?;
+        let tail_at = file.seek(SeekFrom::End(-TAIL_BYTES))?;
+        let mut tail = [0; 8];
+        file.read_exact(&mut tail)?;
+        let [a, b, c, d, mark @ ..] = tail;
+        let length = u64::from(u32::from_le_bytes([a, b, c, d]));
+        let Some(ends_at) = tail_at.checked_sub(length).filter(|_| mark == *MARK) else {
+            return Err(Trouble::Parquet(out_of_spec("the file has no footer")));
+        };
+        let mut footer = Vec::new();
+        file.seek(SeekFrom::Start(ends_at))?;
+        (&file).take(length).read_to_end(&mut footer)?;
+        // Texts of a footer are shorter than it; the bound is against lengths that are not.
+        let mut protocol = TCompactInputProtocol::new(footer.as_slice(), footer.len() * 16 + 1024);
+        let footer = ThriftFileMetadata::read_from_in_protocol(&mut protocol)
+            .map_err(|error| Trouble::Parquet(out_of_spec(&error.to_string())))?;
+        Ok(Self { file, footer, ends_at })
+    }
+}
+
+/// A part that is being written.
+struct Joined {
+    writer: BufWriter<File>,
+    at: u64,
+    footer: Option<ThriftFileMetadata>,
+}
+
+impl Joined {
+    fn begin(path: &Path) -> io::Result<Self> {
+        let mut writer = BufWriter::new(File::create(path)?);
+        writer.write_all(MARK)?;
+        Ok(Self { writer, at: 4, footer: None })
+    }
+
+    fn takes(&self, other: &ThriftFileMetadata) -> bool {
+        let is_alike = |own: &ThriftFileMetadata| {
+            own.schema == other.schema && own.created_by == other.created_by && own.version == other.version
+        };
+        let is_plain = other.encryption_algorithm.is_none()
+            && other.row_groups.iter().flat_map(|group| &group.columns).all(|column| column.file_path.is_none());
+        is_plain && self.footer.as_ref().is_none_or(is_alike)
+    }
+
+    fn append(&mut self, source: &mut Source) -> io::Result<()> {
+        let from = i64::try_from(MARK.len()).unwrap_or(0);
+        let moved = i64::try_from(self.at).unwrap_or(i64::MAX) - from;
+        source.file.seek(SeekFrom::Start(u64::try_from(from).unwrap_or(0)))?;
+        let length = source.ends_at - u64::try_from(from).unwrap_or(0);
+        // Straight from file to file, where the system can.
+        self.writer.flush()?;
+        let copied = io::copy(&mut (&source.file).take(length), self.writer.get_mut())?;
+        if copied != length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.at += copied;
+        let footer = &mut source.footer;
+        footer.row_groups.iter_mut().for_each(|group| move_group(group, moved));
+        match &mut self.footer {
+            None => self.footer = Some(footer.clone()),
+            Some(own) => {
+                own.num_rows += footer.num_rows;
+                own.row_groups.append(&mut footer.row_groups);
+            }
+        }
+        Ok(())
+    }
+
+    fn rows(&self) -> u64 {
+        self.footer.as_ref().and_then(|footer| u64::try_from(footer.num_rows).ok()).unwrap_or(0)
+    }
+
+    fn finish(mut self) -> Result<(File, u64), Trouble> {
+        let mut footer = self.footer.take().ok_or_else(|| Trouble::Parquet(out_of_spec("nothing is no part")))?;
+        for (place, group) in (0..).zip(&mut footer.row_groups) {
+            group.ordinal = i16::try_from(place).ok();
+        }
+        // A file of nothing but a footer: the mark, the footer as it is wanted here, its length, and the mark again.
+        let mut alone = Vec::new();
+        write_metadata_sidecar(&mut alone, &footer).map_err(Trouble::Parquet)?;
+        self.writer.write_all(&alone[MARK.len()..])?;
+        let file = self.writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let bytes = file.metadata()?.len();
+        Ok((file, bytes))
+    }
+}
+
+fn out_of_spec(what: &str) -> ParquetError {
+    ParquetError::OutOfSpec(what.to_owned())
+}
+
+/// The row group as it lies so many bytes further on. The indexes of its pages name places in the file it came from: nobody
+/// is led to them any more.
+fn move_group(group: &mut RowGroup, bytes: i64) {
+    let shift = |offset: &mut i64| *offset += bytes;
+    group.file_offset.iter_mut().for_each(shift);
+    for column in &mut group.columns {
+        if column.file_offset > 0 {
+            shift(&mut column.file_offset);
+        }
+        (column.offset_index_offset, column.offset_index_length) = (None, None);
+        (column.column_index_offset, column.column_index_length) = (None, None);
+        let Some(ColumnMetaData {
+            data_page_offset,
+            index_page_offset,
+            dictionary_page_offset,
+            bloom_filter_offset,
+            ..
+        }) = &mut column.meta_data
+        else {
+            continue;
+        };
+        shift(data_page_offset);
+        [index_page_offset, dictionary_page_offset, bloom_filter_offset].into_iter().flatten().for_each(shift);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{ColumnType, Rows, Texts, Values};
+    use crate::lake::PartColumn;
+
+    const SCHEMA: [(&str, ColumnType); 3] =
+        [("openid", ColumnType::Text), ("scene", ColumnType::Text), ("n", ColumnType::Integer)];
+
+    fn part(lake: &Lake, path: &str, ids: std::ops::Range<i64>, of_ids: bool) -> String {
+        let begun = if of_ids { lake.writer_of_ids(path, &SCHEMA) } else { lake.writer(path, &SCHEMA) };
+        let mut writer = begun.unwrap();
+        let texts: Vec<String> = ids.clone().map(|id| format!("o{id:05}")).collect();
+        let texts: Texts = texts.iter().map(|id| Some(id.as_str())).collect();
+        let scenes: Texts = ids.clone().map(|id| (id % 3 > 0).then_some(["A", "B"][(id % 2) as usize])).collect();
+        let columns = vec![
+            ("openid", PartColumn::Texts(&texts)),
+            ("scene", PartColumn::Texts(&scenes)),
+            ("n", PartColumn::Values(Values::Integer(ids.map(Some).collect()))),
+        ];
+        writer.write_columns(texts.len(), columns).unwrap();
+        writer.finish().unwrap().path
+    }
+
+    #[test]
+    fn joined_parts_hold_the_rows_of_all_in_their_order_and_can_be_joined_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = Lake::new(folder.path());
+        for of_ids in [true, false] {
+            let parts: Vec<String> = [0..1_000, 1_000..1_001, 1_001..3_000]
+                .into_iter()
+                .map(|ids| part(&lake, &format!("work/{}.parquet", ids.start), ids, of_ids))
+                .collect();
+            let once = lake.join(&parts[..2], "tables/once.parquet").unwrap().unwrap();
+            assert_eq!(once.rows, 1_001);
+            let twice = lake.join(&[once.path, parts[2].clone()], "tables/twice.parquet").unwrap().unwrap();
+            assert_eq!((twice.rows, lake.size_bytes(&twice.path).unwrap()), (3_000, twice.bytes));
+            let mut read = lake.read_rows(&twice.path, &SCHEMA, 0..9_000).unwrap();
+            let (ids, scenes, numbers) = (read.texts(0), read.texts(1), read.integers(2));
+            for id in 0..3_000_i64 {
+                let place = usize::try_from(id).unwrap();
+                assert_eq!(ids.get(place), Some(format!("o{id:05}").as_str()));
+                assert_eq!(scenes.get(place), (id % 3 > 0).then_some(["A", "B"][place % 2]));
+                assert_eq!(numbers[place], Some(id));
+            }
+            let mut read = lake.read_rows(&twice.path, &SCHEMA, 1_500..1_502).unwrap();
+            assert_eq!(read.texts(0).get(0), Some("o01500"));
+        }
+    }
+
+    #[test]
+    fn parts_of_other_columns_are_left_as_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = Lake::new(folder.path());
+        let own = part(&lake, "work/own.parquet", 0..10, true);
+        let mut writer = lake.writer("work/other.parquet", &[("openid", ColumnType::Text)]).unwrap();
+        writer.write(Rows { columns: vec![("openid".into(), Values::Text(vec![Some("o".into())]))] }).unwrap();
+        let other = writer.finish().unwrap().path;
+        assert_eq!(lake.join(&[own, other], "tables/joined.parquet").unwrap(), None);
+        assert!(!lake.absolute("tables/joined.parquet").exists());
+        assert!(!lake.absolute("tables/joined.parquet.tmp").exists());
+    }
+}

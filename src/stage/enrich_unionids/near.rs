@@ -1,0 +1,283 @@
+//! The merge of a night on which few were asked: what was answered is a part more, and of the parts of before only those are
+//! written anew that hold a row of somebody who was asked. All others stay the files they are.
+//!
+//! One look over the openids and unionids of before tells which those are; whatever is in doubt is settled as ever
+//! ([`merge`](super::merge)), by the same SQL over fewer rows.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use super::merge::{CHANGES, DOUBTFUL, MergedProfiles, WITH_CONFIRMED, make_latest, merge_sql, old_changes};
+use super::{Inputs, StageContext, StageError, ask_singly, narrow};
+use crate::domain::tables::table_spec;
+use crate::domain::{AccountName, OpenId, TableName, Values};
+use crate::engine::{Param, Params, Session, TableSource, Written, text};
+use crate::lake::Lake;
+use crate::stage::{NewSnapshot, blocking};
+
+/// The merge of an account's answers, where it is known whose followers' rows changed.
+pub(super) struct Near<'a, 'b> {
+    pub cx: &'a StageContext<'b>,
+    pub table: &'a TableName,
+    pub account: &'a AccountName,
+    pub inputs: &'a Inputs,
+    /// Ids and paths of the fetched parts.
+    pub parts: &'a [(i64, String)],
+    /// Somebody may stand in them twice.
+    pub may_be_doubled: bool,
+}
+
+impl Near<'_, '_> {
+    /// The merge; nothing where it is not known who changed, or half of the table would have to be written anew.
+    ///
+    /// # Errors
+    ///
+    /// [`StageError`]; the parts stay for the next run.
+    pub async fn merge(self) -> Result<Option<MergedProfiles>, StageError> {
+        let (cx, lake) = (self.cx, &self.cx.hands.lake);
+        let Some(before) = cx.visible.slice(self.table.as_str(), self.account.as_str()) else { return Ok(None) };
+        let Some(changed) = &self.inputs.changed else { return Ok(None) };
+        let id = cx.new_snapshot_id();
+        let profiles_path = Lake::part_path(self.table, self.account.as_str(), &id, 1);
+        let changes_path = Lake::part_path(&TableName::new("identity_changes"), self.account.as_str(), &id, 1);
+        let mut pass = Pass {
+            followers: self.inputs.followers.clone(),
+            changed: narrow::source(lake, changed),
+            before: self.inputs.profiles.clone(),
+            before_bytes: before.bytes,
+            fetched: TableSource {
+                parts: self.parts.iter().map(|(_, path)| lake.absolute(path)).collect(),
+                ..self.inputs.fetched.clone()
+            },
+            confirmed: TableSource { name: "confirmed".to_owned(), parts: Vec::new(), ..self.inputs.fetched.clone() },
+            changes_before: old_changes(cx, self.account),
+            may_be_doubled: self.may_be_doubled,
+            profiles_target: lake.absolute(&profiles_path),
+            changes_target: lake.absolute(&changes_path),
+            params: Params::from([
+                ("account".to_owned(), Param::Text(self.account.to_string())),
+                ("run_at".to_owned(), Param::Timestamp(cx.run.run_at)),
+            ]),
+        };
+        let mut came = self.pass(&mut pass).await?;
+        if let Came::InDoubt(doubtful) = came {
+            let people = doubtful.len();
+            tracing::warn!(account = %self.account, people, "unionids in doubt: asking singly for {people} people");
+            let asked = ask_singly(cx, self.account, doubtful).await?;
+            let path = format!("work/profiles/{}/confirmed-{}.parquet", self.account, cx.new_snapshot_id());
+            pass.confirmed.parts.push(lake.absolute(&asked.write(lake, &path)?.path));
+            came = self.pass(&mut pass).await?;
+        }
+        let Came::ToItsEnd(done) = came else { return Ok(None) };
+        self.snapshots(id, done, [profiles_path, changes_path]).map(Some)
+    }
+
+    async fn pass(&self, pass: &mut Pass) -> Result<Came, StageError> {
+        let own = pass.clone();
+        blocking(&self.cx.hands.sparing_engine(), self.cx.stop, move |session| own.run(session)).await
+    }
+
+    fn snapshots(&self, id: String, done: Done, paths: [String; 2]) -> Result<MergedProfiles, StageError> {
+        let (cx, lake) = (self.cx, &self.cx.hands.lake);
+        let [profiles_path, changes_path] = paths;
+        let before = cx.visible.slice(self.table.as_str(), self.account.as_str());
+        let is_kept = |part: &&String| !done.touched.contains(&lake.absolute(part));
+        let mut parts: Vec<String> =
+            before.map(|before| before.parts.iter().filter(is_kept).cloned().collect()).unwrap_or_default();
+        match &done.written {
+            Some(written) if written.rows > 0 => parts.push(profiles_path),
+            Some(_) => lake.remove(&profiles_path)?,
+            None => {
+                for (number, (_, part)) in (1..).zip(self.parts) {
+                    let path = Lake::part_path(self.table, self.account.as_str(), &id, number);
+                    lake.adopt(part, &path)?;
+                    parts.push(path);
+                }
+            }
+        }
+        let columns = |table: &str| table_spec(table).map(|spec| spec.sql_columns()).unwrap_or_default();
+        let mut bytes = 0;
+        for part in &parts {
+            bytes += lake.size_bytes(part)?;
+        }
+        let snapshot = |table: TableName, id: String| NewSnapshot {
+            slice: self.account.to_string(),
+            id,
+            as_of: self.inputs.as_of,
+            rows: 0,
+            bytes: 0,
+            parts: Vec::new(),
+            columns: columns("identity_changes"),
+            table,
+        };
+        let changes = done.changes.map(|written| {
+            let own = snapshot(TableName::new("identity_changes"), format!("{id}-changes"));
+            NewSnapshot { rows: written.rows, bytes: written.bytes, parts: vec![changes_path], ..own }.record(cx)
+        });
+        let own = snapshot(self.table.clone(), id);
+        let profiles = NewSnapshot { rows: done.rows, bytes, parts, columns: columns("profiles"), ..own };
+        Ok(MergedProfiles {
+            profiles: profiles.record(cx),
+            changes,
+            with_unionid: done.with_unionid,
+            not_asked: done.not_asked,
+            quarantined: done.quarantined,
+        })
+    }
+}
+
+#[derive(Clone)]
+struct Pass {
+    followers: TableSource,
+    changed: TableSource,
+    before: TableSource,
+    before_bytes: u64,
+    fetched: TableSource,
+    confirmed: TableSource,
+    changes_before: TableSource,
+    may_be_doubled: bool,
+    profiles_target: PathBuf,
+    changes_target: PathBuf,
+    params: Params,
+}
+
+enum Came {
+    ToItsEnd(Done),
+    /// People whose unionid has to be asked for singly first.
+    InDoubt(Vec<OpenId>),
+    /// It is no less than a merge of everybody.
+    Nowhere,
+}
+
+struct Done {
+    /// Parts of before whose rows are in what was written.
+    touched: HashSet<PathBuf>,
+    /// Nothing: the fetched parts are parts of the table as they are.
+    written: Option<Written>,
+    changes: Option<Written>,
+    rows: u64,
+    with_unionid: u64,
+    not_asked: u64,
+    quarantined: u64,
+}
+
+impl Pass {
+    fn run(&self, session: &Session) -> Result<Came, StageError> {
+        for table in [&self.changed, &self.fetched, &self.confirmed, &self.changes_before] {
+            session.add_table(table)?;
+        }
+        let is_doubled = make_latest(session, self.may_be_doubled)?;
+        session.run(&format!("create temp table known as {}", known_sql(&self.before.parts)))?;
+        session.run("create view profiles_before as select * from known")?;
+        session.run(&format!("create temp table doubtful as {DOUBTFUL}"))?;
+        let touched: HashSet<PathBuf> = texts(session, TOUCHED)?.into_iter().map(PathBuf::from).collect();
+        let rewritten: u64 = touched.iter().filter_map(|part| part.metadata().ok()).map(|part| part.len()).sum();
+        if rewritten * 2 > self.before_bytes {
+            return Ok(Came::Nowhere);
+        }
+        let has_doubts = !self.confirmed.parts.is_empty();
+        let doubtful = texts(session, "select distinct openid from doubtful")?;
+        if !doubtful.is_empty() && !has_doubts {
+            return Ok(Came::InDoubt(doubtful.into_iter().map(OpenId::new).collect()));
+        }
+        if has_doubts {
+            session.run(WITH_CONFIRMED)?;
+        }
+        self.narrow(session)?;
+        let unasked = session.count(UNASKED, &self.params)?;
+        let is_plain = touched.is_empty() && !has_doubts && !is_doubled && unasked == 0;
+        let (mut written, mut changes) = (None, None);
+        if !is_plain {
+            session.add_table(&TableSource { parts: touched.iter().cloned().collect(), ..self.before.clone() })?;
+            let sql = merge_sql(!touched.is_empty(), has_doubts);
+            written = Some(session.copy(&sql, &self.params, &self.profiles_target)?);
+        }
+        if has_doubts {
+            let after = TableSource {
+                name: "after".to_owned(),
+                parts: vec![self.profiles_target.clone()],
+                ..self.before.clone()
+            };
+            session.add_table(&after)?;
+            changes = Some(session.copy(CHANGES, &self.params, &self.changes_target)?);
+        }
+        let kept = self.before.parts.iter().filter(|part| !touched.contains(*part));
+        let new = if written.is_some() { std::slice::from_ref(&self.profiles_target) } else { &self.fetched.parts };
+        let counts = counts(session, kept.chain(new))?;
+        Ok(Came::ToItsEnd(Done {
+            touched,
+            written,
+            changes,
+            rows: counts[0],
+            with_unionid: counts[1],
+            not_asked: counts[2],
+            quarantined: counts[3],
+        }))
+    }
+
+    /// Makes `followers` of the session those who may have no profile: whoever changed, and who was not asked yet.
+    fn narrow(&self, session: &Session) -> Result<(), StageError> {
+        session.run("create temp table waiting as select openid from known where unionid_missing = 'not_asked'")?;
+        narrow::to_changed_and(session, &self.followers, "waiting")?;
+        session.run(
+            "alter view followers rename to perhaps_unknown;
+             create view followers as select * from perhaps_unknown where openid not in (
+                 select openid from known where openid is not null and coalesce(unionid_missing, '') <> 'not_asked')",
+        )?;
+        Ok(())
+    }
+}
+
+/// The rows of before that anything about tonight's answers could concern, and the part that each is in.
+fn known_sql(parts: &[PathBuf]) -> String {
+    let files: Vec<String> = parts.iter().map(|part| text(&part.to_string_lossy())).collect();
+    format!(
+        "select openid, unionid, unionid_missing, filename
+         from read_parquet([{}], filename = true, union_by_name = true)
+         where openid in (select openid from latest) or unionid in (select unionid from latest)
+            or openid in (select openid from changed where active) or unionid_missing = 'not_asked'",
+        files.join(", ")
+    )
+}
+
+/// Parts that hold a row which is another now.
+const TOUCHED: &str = "
+select distinct filename from known
+where openid in (select openid from latest) or openid in (select openid from doubtful)
+   or unionid_missing = 'not_asked'";
+
+/// Followers who are to have a row that says that nobody asked.
+const UNASKED: &str = "
+select count(*) from followers
+where active and openid not in (select openid from latest)";
+
+fn texts(session: &Session, sql: &str) -> Result<Vec<String>, StageError> {
+    let rows = session.query(sql, &Params::new())?;
+    Ok(match rows.columns.into_iter().next() {
+        Some((_, Values::Text(values))) => values.into_iter().flatten().collect(),
+        _ => Vec::new(),
+    })
+}
+
+/// Rows of parts of profiles: all, with a unionid, not asked yet, quarantined.
+fn counts<'p>(session: &Session, parts: impl Iterator<Item = &'p PathBuf>) -> Result<[u64; 4], StageError> {
+    let files: Vec<String> = parts.map(|part| text(&part.to_string_lossy())).collect();
+    if files.is_empty() {
+        return Ok([0; 4]);
+    }
+    // A unionid is there or it is said why not: the reasons are few words, which are read faster than ids.
+    let sql = format!(
+        "select count(*), count(*) filter (unionid_missing is null), count(*) filter (unionid_missing = 'not_asked'),
+                count(*) filter (unionid_missing = 'quarantined')
+         from read_parquet([{}], union_by_name = true)",
+        files.join(", ")
+    );
+    let rows = session.query(&sql, &Params::new())?;
+    let count = |place: usize| match rows.columns.get(place) {
+        Some((_, Values::Integer(values))) => {
+            values.first().copied().flatten().and_then(|count| u64::try_from(count).ok()).unwrap_or(0)
+        }
+        _ => 0,
+    };
+    Ok([count(0), count(1), count(2), count(3)])
+}
