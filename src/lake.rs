@@ -186,6 +186,20 @@ impl Lake {
         std::fs::copy(&from, &path).map(|_| ()).map_err(|source| LakeError::Write { path, source })
     }
 
+    /// Gives a file another name, which nobody reads yet.
+    ///
+    /// # Errors
+    ///
+    /// [`LakeError::CreateFolder`], [`LakeError::Write`].
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), LakeError> {
+        let path = self.absolute(to);
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)
+                .map_err(|source| LakeError::CreateFolder { path: folder.to_owned(), source })?;
+        }
+        std::fs::rename(self.absolute(from), &path).map_err(|source| LakeError::Write { path, source })
+    }
+
     /// Removes one file that nothing refers to any more; one that is not there is fine.
     ///
     /// # Errors

@@ -5,10 +5,13 @@
 
 mod bare;
 mod callbacks;
+mod growth;
 mod join;
+mod latency;
 mod memory;
 mod push;
 mod scale;
+mod second_night;
 mod space;
 mod startup;
 mod sync;
@@ -56,6 +59,12 @@ fn main() -> ExitCode {
     if takes("sync") {
         figures.extend(runtime.block_on(sync::measure(500_000 / scale)));
     }
+    if takes("second_night") {
+        figures.extend(runtime.block_on(second_night::measure(1_000_000 / scale)));
+    }
+    if takes("latency") {
+        figures.extend(runtime.block_on(latency::measure(1_000_000 / scale)));
+    }
     if takes("push") {
         figures.extend(runtime.block_on(push::measure(50_000 / scale)));
     }
@@ -70,6 +79,9 @@ fn main() -> ExitCode {
     }
     if takes("memory") {
         figures.extend(runtime.block_on(memory::measure(scale)));
+    }
+    if takes("growth") {
+        figures.extend(runtime.block_on(growth::measure(scale)));
     }
     println!("\n| figure | ours | against | ratio | wanted | met |");
     println!("|---|---|---|---|---|---|");

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lianbo::simulator::{Options, SALE_TEMPLATE_ID, Simulator};
 
@@ -32,7 +32,12 @@ impl Cost {
 
 /// A WeChat of so many followers with quotas that are no obstacle.
 pub async fn simulator(followers: u64) -> Simulator {
-    let mut options = Options { followers, users: followers, matched_users: followers, ..Options::default() };
+    simulator_with(followers, Duration::ZERO).await
+}
+
+/// The same with a latency of each call.
+pub async fn simulator_with(followers: u64, latency: Duration) -> Simulator {
+    let mut options = Options { followers, users: followers, matched_users: followers, latency, ..Options::default() };
     for endpoint in ["user/get", "user/info", "user/info/batchget", "message/template/send"] {
         options.quota.insert(endpoint.to_owned(), 100_000_000);
     }

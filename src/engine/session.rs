@@ -129,6 +129,15 @@ impl Session {
         Ok(())
     }
 
+    /// Keeps the footers of the parts that are read: for whoever asks the same many parts more than once.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Sql`].
+    pub fn keep_footers(&self) -> Result<(), EngineError> {
+        self.run("set parquet_metadata_cache = true")
+    }
+
     /// Runs statements that give no rows.
     ///
     /// # Errors

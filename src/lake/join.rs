@@ -2,6 +2,9 @@
 //!
 //! No value is read, so that this costs what copying costs. Parts of different columns or of different writers are not
 //! joined.
+//!
+//! A table that grows by a part a night would be thousands of files one day. The rule: of more than [`MOST_SMALL`] parts below
+//! [`SMALL_BYTES`] the smallest become one, a night's share of the table at a time ([`Lake::compact`]).
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
@@ -16,6 +19,15 @@ use polars_parquet_format::{ColumnMetaData, RowGroup};
 
 use super::{Lake, LakeError, Part};
 use crate::crash::{self, CrashPoint};
+
+/// So many small parts a slice of a table may have.
+const MOST_SMALL: usize = 32;
+/// A part is small below this.
+const SMALL_BYTES: u64 = 8 << 20;
+/// At least so many are joined at a time, more than a night adds.
+const LEAST_JOINED: usize = 8;
+/// And beyond these no more than this part of the table's bytes, so that it costs a night little.
+const SHARE_OF_TABLE: u64 = 32;
 
 const MARK: &[u8; 4] = b"PAR1";
 /// The length of the footer, and the mark after it.
@@ -55,6 +67,65 @@ impl Lake {
         crash::pass(CrashPoint::AfterPartRename);
         Ok(Some(Part { path: target.to_owned(), rows, bytes }))
     }
+}
+
+impl Lake {
+    /// Joins some of the small parts of a slice into `target` where there are too many of them; gives the parts it has then.
+    /// Blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`LakeError`]; the parts that were given are whole then.
+    pub fn compact(&self, parts: Vec<String>, target: &str) -> Result<Vec<String>, LakeError> {
+        let mut sized = Vec::with_capacity(parts.len());
+        for part in &parts {
+            sized.push((self.size_bytes(part)?, part.clone()));
+        }
+        let share = sized.iter().map(|(bytes, _)| bytes).sum::<u64>() / SHARE_OF_TABLE;
+        let mut small: Vec<(u64, String)> = sized.into_iter().filter(|(bytes, _)| *bytes < SMALL_BYTES).collect();
+        if small.len() <= MOST_SMALL {
+            return Ok(parts);
+        }
+        small.sort();
+        let Some(joined) = self.smallest_alike(&small, share)? else { return Ok(parts) };
+        if self.join(&joined, target)?.is_none() {
+            return Ok(parts);
+        }
+        let mut left: Vec<String> = parts.into_iter().filter(|part| !joined.contains(part)).collect();
+        left.push(target.to_owned());
+        Ok(left)
+    }
+
+    /// The first of `small` that can be joined with each other, up to `share` bytes of them.
+    fn smallest_alike(&self, small: &[(u64, String)], share: u64) -> Result<Option<Vec<String>>, LakeError> {
+        struct Alike {
+            footer: ThriftFileMetadata,
+            parts: Vec<String>,
+            bytes: u64,
+        }
+        let mut kinds: Vec<Alike> = Vec::new();
+        for (bytes, part) in small {
+            let path = self.absolute(part);
+            let footer = Source::open(&path).map_err(|error| error.of(&path))?.footer;
+            let place = kinds.iter().position(|kind| is_alike(&kind.footer, &footer)).unwrap_or_else(|| {
+                kinds.push(Alike { footer, parts: Vec::new(), bytes: 0 });
+                kinds.len() - 1
+            });
+            let kind = &mut kinds[place];
+            if kind.parts.len() >= LEAST_JOINED && kind.bytes + bytes > share {
+                break;
+            }
+            kind.parts.push(part.clone());
+            kind.bytes += bytes;
+        }
+        let most = kinds.into_iter().max_by_key(|kind| kind.parts.len());
+        Ok(most.map(|kind| kind.parts).filter(|parts| parts.len() >= LEAST_JOINED))
+    }
+}
+
+/// Whether two parts have the same columns, written by the same hand.
+fn is_alike(one: &ThriftFileMetadata, other: &ThriftFileMetadata) -> bool {
+    one.schema == other.schema && one.created_by == other.created_by && one.version == other.version
 }
 
 /// What went wrong with a file, before it is known which.
@@ -123,12 +194,9 @@ impl Joined {
     }
 
     fn takes(&self, other: &ThriftFileMetadata) -> bool {
-        let is_alike = |own: &ThriftFileMetadata| {
-            own.schema == other.schema && own.created_by == other.created_by && own.version == other.version
-        };
         let is_plain = other.encryption_algorithm.is_none()
             && other.row_groups.iter().flat_map(|group| &group.columns).all(|column| column.file_path.is_none());
-        is_plain && self.footer.as_ref().is_none_or(is_alike)
+        is_plain && self.footer.as_ref().is_none_or(|own| is_alike(own, other))
     }
 
     fn append(&mut self, source: &mut Source) -> io::Result<()> {
@@ -252,6 +320,26 @@ mod tests {
             let mut read = lake.read_rows(&twice.path, &SCHEMA, 1_500..1_502).unwrap();
             assert_eq!(read.texts(0).get(0), Some("o01500"));
         }
+    }
+
+    #[test]
+    fn however_many_nights_add_a_part_there_are_never_many_small_ones_and_no_row_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = Lake::new(folder.path());
+        let mut parts: Vec<String> =
+            (0..60).map(|id| part(&lake, &format!("work/first-{id}.parquet"), id..id + 1, true)).collect();
+        for night in 60..120 {
+            // A pass of the engine writes in a hand of its own now and then.
+            parts.push(part(&lake, &format!("work/night-{night}.parquet"), night..night + 1, night % 10 > 0));
+            parts = lake.compact(parts, &format!("tables/joined-{night}.parquet")).unwrap();
+        }
+        assert!(parts.len() <= MOST_SMALL + LEAST_JOINED, "{} parts", parts.len());
+        let mut ids: Vec<i64> = Vec::new();
+        for part in &parts {
+            ids.extend(lake.read_rows(part, &SCHEMA[2..], 0..9_000).unwrap().integers(0).into_iter().flatten());
+        }
+        ids.sort_unstable();
+        assert!(ids.into_iter().eq(0..120));
     }
 
     #[test]

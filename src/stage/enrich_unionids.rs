@@ -261,6 +261,7 @@ async fn stream_needed(
     let changed = inputs.changed.as_ref().map(|changed| narrow::source(&cx.hands.lake, changed));
     let reader = tokio::task::spawn_blocking(move || {
         let session = engine.session()?;
+        session.keep_footers()?;
         for table in &tables {
             session.add_table(table)?;
         }

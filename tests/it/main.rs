@@ -18,6 +18,7 @@ mod guards;
 mod house;
 mod kills;
 mod later_nights;
+mod many_nights;
 mod mistakes;
 mod night;
 mod odd_platform;

@@ -31,11 +31,18 @@ pub(super) fn to_who_may_need_asking(
     params: &Params,
 ) -> Result<(), StageError> {
     session.add_table(changed)?;
-    let suspects = format!(
-        "create temp table suspects as
-         select openid from profiles_before where ({SURELY_FRESH}) is not true"
+    // One look over the table: what is asked about it then is asked of the rows that could tell.
+    let looked = format!(
+        "create temp table looked as
+         select openid, unionid_missing, subscribe, fetched_at, ({SURELY_FRESH}) is not true as is_suspect
+         from profiles_before
+         where ({SURELY_FRESH}) is not true or openid in (select openid from changed where active)"
     );
-    session.execute(&suspects, params)?;
+    session.execute(&looked, params)?;
+    session.run(
+        "create or replace view profiles_before as select * from looked;
+         create temp table suspects as select openid from looked where is_suspect",
+    )?;
     to_changed_and(session, followers, "suspects")
 }
 
@@ -51,4 +58,68 @@ pub(super) fn to_changed_and(session: &Session, followers: &TableSource, others:
         ));
     }
     Ok(session.run(&sql)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::need::{NEEDED, Stale};
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::domain::Values;
+    use crate::engine::Engine;
+
+    /// One of each kind of profile, seven times over, for followers old, new and gone.
+    const WORLD: &str = "
+create table base_profiles as
+select 'o' || i as openid,
+       case i % 7 when 0 then 'not_asked' when 1 then 'error' when 2 then 'quarantined' when 3 then 'not_bound'
+                  when 4 then 'unfollowed' end as unionid_missing,
+       case i % 5 when 0 then null when 1 then false else true end as subscribe,
+       case i % 11 when 0 then null else make_timestamp(1700000000000000 + i * 3600000000) end as fetched_at
+from range(1500) as t(i);
+-- Whoever has no profile, and every thirteenth besides, is not as before.
+create table base_changed as
+select 'main' as account, 'o' || i as openid, make_timestamp(0) as first_seen_at, make_timestamp(0) as last_seen_at,
+       i % 4 > 0 as active
+from range(1700) as t(i) where i >= 1500 or i % 13 = 0;
+create table base_followers as
+select 'main' as account, 'o' || i as openid, make_timestamp(0) as first_seen_at, make_timestamp(0) as last_seen_at,
+       case when i >= 1500 or i % 13 = 0 then i % 4 > 0 else i % 9 > 0 end as active
+from range(1700) as t(i);
+create table fetched as select openid, fetched_at from base_profiles limit 0;
+create view profiles_before as select * from base_profiles";
+
+    fn asked(session: &Session, params: &Params) -> Vec<String> {
+        let rows = session.query(&format!("{NEEDED} order by 1"), params).unwrap();
+        match rows.columns.into_iter().next() {
+            Some((_, Values::Text(openids))) => openids.into_iter().flatten().collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn looking_at_few_finds_everybody_whom_looking_at_all_finds() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = Engine::new("1GB", 1, folder.path(), chrono_tz::UTC);
+        let table = |name: &str, from: &str| TableSource {
+            name: name.to_owned(),
+            columns: Vec::new(),
+            parts: Vec::new(),
+            sql: Some(format!("select * from {from}")),
+        };
+        for days in [1, 20, 60, 90] {
+            let session = engine.session().unwrap();
+            session.run(WORLD).unwrap();
+            let now = Timestamp::from_timestamp(1_700_000_000 + 70 * 86_400, 0).unwrap();
+            let params = Stale::at(now, Duration::from_secs(days * 86_400)).params();
+            let (followers, changed) = (table("followers", "base_followers"), table("changed", "base_changed"));
+            session.add_table(&followers).unwrap();
+            let all = asked(&session, &params);
+            to_who_may_need_asking(&session, (&followers, &changed), &params).unwrap();
+            assert_eq!(asked(&session, &params), all, "{days} days");
+            assert!(!all.is_empty());
+        }
+    }
 }

@@ -69,7 +69,7 @@ impl Near<'_, '_> {
             came = self.pass(&mut pass).await?;
         }
         let Came::ToItsEnd(done) = came else { return Ok(None) };
-        self.snapshots(id, done, [profiles_path, changes_path]).map(Some)
+        self.snapshots(id, done, [profiles_path, changes_path]).await.map(Some)
     }
 
     async fn pass(&self, pass: &mut Pass) -> Result<Came, StageError> {
@@ -77,7 +77,7 @@ impl Near<'_, '_> {
         blocking(&self.cx.hands.sparing_engine(), self.cx.stop, move |session| own.run(session)).await
     }
 
-    fn snapshots(&self, id: String, done: Done, paths: [String; 2]) -> Result<MergedProfiles, StageError> {
+    async fn snapshots(&self, id: String, done: Done, paths: [String; 2]) -> Result<MergedProfiles, StageError> {
         let (cx, lake) = (self.cx, &self.cx.hands.lake);
         let [profiles_path, changes_path] = paths;
         let before = cx.visible.slice(self.table.as_str(), self.account.as_str());
@@ -95,6 +95,9 @@ impl Near<'_, '_> {
                 }
             }
         }
+        let (own, joined) =
+            (lake.clone(), Lake::named_part_path((self.table, self.account.as_str(), &id), "joined", 1));
+        parts = tokio::task::spawn_blocking(move || own.compact(parts, &joined)).await??;
         let columns = |table: &str| table_spec(table).map(|spec| spec.sql_columns()).unwrap_or_default();
         let mut bytes = 0;
         for part in &parts {
@@ -163,6 +166,7 @@ struct Done {
 
 impl Pass {
     fn run(&self, session: &Session) -> Result<Came, StageError> {
+        session.keep_footers()?;
         for table in [&self.changed, &self.fetched, &self.confirmed, &self.changes_before] {
             session.add_table(table)?;
         }

@@ -1,7 +1,11 @@
 //! What is kept of a walk page by page: the page's file, who stood on it, and where it differs from the list before.
 //!
-//! A page is written before it is recorded; that it is on the disk and that nobody on it was met before is seen to while the
-//! next page is on its way.
+//! A page is written before it is recorded; the rest is done while the next page is on its way: whether anybody on it was met
+//! before, and, for pages on which everybody is where they were, joining them into the parts that they will be. What a power
+//! cut took of a page is found by the next start (`walk`); only a first night's pages, which are parts themselves, are waited
+//! for.
+
+use std::collections::BTreeMap;
 
 use tokio::task::JoinHandle;
 
@@ -14,6 +18,20 @@ use crate::lake::{Fingerprints, Lake, LakeError, PartColumn, WholeFile};
 use crate::ledger::Walk;
 use crate::stage::{StageContext, StageError};
 
+/// Pages that become one part.
+pub(super) const PAGES_A_PART: u32 = 32;
+
+/// Parts that were joined while the walk went on: the number of a part, from 1, and its file, relative to the lake.
+pub(super) type Joined = BTreeMap<u32, String>;
+
+/// What the book of a whole walk says.
+pub(super) struct Ended {
+    /// Nobody stands on two pages, for certain.
+    pub is_distinct: bool,
+    pub exceptions: Option<Exceptions>,
+    pub joined: Joined,
+}
+
 /// The pages of a walk so far.
 pub(super) struct Book {
     lake: Lake,
@@ -23,6 +41,9 @@ pub(super) struct Book {
     roll: Option<Roll>,
     /// Fingerprints of everybody so far, after the last page.
     met: JoinHandle<Result<Fingerprints, LakeError>>,
+    /// The pages of the part that is being filled, as long as all of them are plain.
+    plain: Vec<String>,
+    joining: Option<JoinHandle<Result<Joined, LakeError>>>,
 }
 
 impl Book {
@@ -44,7 +65,8 @@ impl Book {
         let paths: Vec<String> = pages.into_iter().map(|page| page.path).collect();
         let account = walk.account.clone();
         let (lake, roll, met) = tokio::task::spawn_blocking(move || read_again(lake, roll, &paths)).await??;
-        Ok(Self { lake, account, walked_at, roll, met: tokio::spawn(async { Ok(met) }) })
+        let met = tokio::spawn(async { Ok(met) });
+        Ok(Self { lake, account, walked_at, roll, met, plain: Vec::new(), joining: None })
     }
 
     /// Writes the next page to `path`.
@@ -54,30 +76,63 @@ impl Book {
     /// [`StageError`]; nothing is left under the name then.
     pub async fn write(mut self, number: u32, path: &str, page: Texts) -> Result<Self, StageError> {
         let path = path.to_owned();
-        let (book, file, page) = tokio::task::spawn_blocking(move || {
+        let (book, file, page, path) = tokio::task::spawn_blocking(move || {
             let first_seen = self.roll.as_mut().map(|roll| roll.meet(number, &page));
             let file = self.write_page(&path, &page, first_seen)?;
-            Ok::<_, LakeError>((self, file, page))
+            Ok::<_, LakeError>((self, file, page, path))
         })
         .await??;
         let mut met = book.met.await??;
+        let is_first_night = book.roll.is_none();
         let noting = tokio::task::spawn_blocking(move || {
             page.iter().flatten().for_each(|openid| met.note(openid));
-            file.make_durable()?;
+            if is_first_night {
+                file.make_durable()?;
+            }
             Ok(met)
         });
-        Ok(Self { met: noting, ..book })
+        Self { met: noting, ..book }.join(number, path).await
     }
 
-    /// Whether nobody stands on two pages for certain, and where the list differs from the one before.
-    ///
+    /// Joins a part's pages when the last of them is there.
+    async fn join(mut self, number: u32, path: String) -> Result<Self, StageError> {
+        if self.roll.as_ref().is_some_and(|roll| roll.is_plain(number)) {
+            self.plain.push(path);
+        }
+        if !number.is_multiple_of(PAGES_A_PART) {
+            return Ok(self);
+        }
+        let pages = std::mem::take(&mut self.plain);
+        if pages.len() == PAGES_A_PART as usize {
+            let mut joined = self.joined().await?;
+            let (lake, part) = (self.lake.clone(), number / PAGES_A_PART);
+            let target = format!("{}-joined-{part:04}.parquet", pages[0].trim_end_matches(".parquet"));
+            self.joining = Some(tokio::task::spawn_blocking(move || {
+                if lake.join(&pages, &target)?.is_some() {
+                    joined.insert(part, target);
+                }
+                Ok(joined)
+            }));
+        }
+        Ok(self)
+    }
+
+    async fn joined(&mut self) -> Result<Joined, StageError> {
+        match self.joining.take() {
+            Some(joining) => Ok(joining.await??),
+            None => Ok(Joined::new()),
+        }
+    }
+
     /// # Errors
     ///
-    /// [`StageError`] when a page is not on the disk.
-    pub async fn end(self) -> Result<(bool, Option<Exceptions>), StageError> {
+    /// [`StageError`] when a page is not on the disk, or pages could not be joined.
+    pub async fn end(mut self) -> Result<Ended, StageError> {
+        let joined = self.joined().await?;
         let (mut met, roll) = (self.met.await??, self.roll);
-        let ending = move || (met.are_distinct(), roll.and_then(Roll::end));
-        Ok(tokio::task::spawn_blocking(ending).await?)
+        let rest = tokio::task::spawn_blocking(move || roll.and_then(Roll::end));
+        let is_distinct = tokio::task::spawn_blocking(move || met.are_distinct()).await?;
+        Ok(Ended { is_distinct, exceptions: rest.await?, joined })
     }
 
     /// As it stands, a page is a part of the table: also of a first night's, where it has nothing to differ from.

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use self::assemble::{Assembly, Shelf};
 use self::find::{Found, find};
+use super::book::Joined;
 use super::merge::{Active, Made, Night, is_of_followers};
 use super::roll::{COLUMNS, Exceptions, Missed};
 use super::tables::Pass;
@@ -36,15 +37,16 @@ struct Row {
     active: bool,
 }
 
-/// Merges by exceptions; nothing where too many rows would have to be looked up.
+/// Merges by exceptions; `is_distinct`: nobody stands on two pages.
 ///
 /// # Errors
 ///
 /// [`StageError`]; the walk stays for the next try.
 pub(super) async fn merge(
     night: &Night<'_, '_>,
-    (known, exceptions, is_distinct): (&SnapshotRecord, Exceptions, bool),
-) -> Result<Option<Extracted>, StageError> {
+    known: &SnapshotRecord,
+    (exceptions, is_distinct, joined): (Exceptions, bool, Joined),
+) -> Result<Extracted, StageError> {
     let cx = night.cx;
     let lake = &cx.hands.lake;
     let account = &night.walk.account;
@@ -56,6 +58,7 @@ pub(super) async fn merge(
         table: night.table.clone(),
         snapshot: id.clone(),
         pages: night.pages.iter().map(|page| (page.page, page.path.clone())).collect(),
+        joined,
         gone: known.parts.iter().filter(|part| !is_of_followers(part)).cloned().collect(),
     };
     let people = night.told.people.iter().map(|openid| openid.as_str().to_owned()).collect();
@@ -93,26 +96,31 @@ pub(super) async fn merge(
         bytes: assembled.bytes,
         parts: assembled.parts,
     };
-    let changes = more_changes(night, (done.changes, changes_path))?;
+    let changes = more_changes(night, &id, (done.changes, changes_path)).await?;
     if let Some(news) = cx.news {
         news.changed(account, inputs.after.of(known.as_of, id.clone()));
     }
     let active = Active { all: assembled.active, forgotten };
-    Ok(Some(night.extracted(id, (followers, changes), active)))
+    Ok(night.extracted(id, (followers, changes), active))
 }
 
 /// The changes of before with the part of tonight's behind them, if there is any.
-fn more_changes(night: &Night<'_, '_>, (new, path): (Written, String)) -> Result<Made, StageError> {
+async fn more_changes(night: &Night<'_, '_>, id: &str, (new, path): (Written, String)) -> Result<Made, StageError> {
     let lake = &night.cx.hands.lake;
-    let (mut rows, mut bytes, mut parts) = match night.old_changes() {
-        Some(old) => (old.rows, old.bytes, old.parts.clone()),
-        None => (0, 0, Vec::new()),
-    };
+    let (mut rows, mut parts) = night.old_changes().map(|old| (old.rows, old.parts.clone())).unwrap_or_default();
     if new.rows > 0 {
-        (rows, bytes) = (rows + new.rows, bytes + new.bytes);
+        rows += new.rows;
         parts.push(path);
     } else {
         lake.remove(&path)?;
+    }
+    let table = TableName::new(events::CHANGES);
+    let joined = Lake::named_part_path((&table, night.walk.account.as_str(), id), "joined", 1);
+    let own = lake.clone();
+    let parts = tokio::task::spawn_blocking(move || own.compact(parts, &joined)).await??;
+    let mut bytes = 0;
+    for part in &parts {
+        bytes += lake.size_bytes(part)?;
     }
     Ok(Made { of: events::CHANGES, rows, bytes, parts })
 }

@@ -28,7 +28,7 @@ pub(super) async fn merge(
     walked: Walked,
 ) -> Result<Extracted, StageError> {
     let hands = cx.hands;
-    let Walked { walk, is_distinct, exceptions, .. } = walked;
+    let Walked { walk, is_distinct, exceptions, joined, .. } = walked;
     let pages = hands.ledger.walk_pages(walk.id).await?;
     let known = cx.visible.slice(table.as_str(), account.as_str());
     let told = write_told(cx, account, (known, walk.started_at)).await?;
@@ -43,10 +43,10 @@ pub(super) async fn merge(
     }
     let night = Night { cx, table, walk: &walk, pages: &pages, told: &told, forgotten };
     if let (Some(known), Some(found)) = (known, exceptions) {
-        let before = (known, found, is_distinct);
-        if let Some(extracted) = exceptions::merge(&night, before).await? {
-            return Ok(extracted);
-        }
+        return exceptions::merge(&night, known, (found, is_distinct, joined)).await;
+    }
+    for part in joined.values() {
+        hands.lake.remove(part)?;
     }
     whole(&night, known).await
 }

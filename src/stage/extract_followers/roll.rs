@@ -96,6 +96,11 @@ impl Roll {
         first_seen
     }
 
+    /// Whether everybody on a page that was just compared is where they were.
+    pub fn is_plain(&self, number: u32) -> bool {
+        !self.is_lost && self.exceptions.met.last().is_none_or(|met| met.page != number)
+    }
+
     /// What differed on the whole, after the last page; nothing where too much did, or last night's list cannot be read.
     pub fn end(mut self) -> Option<Exceptions> {
         while !self.is_lost && self.before.fill(1) > 0 {

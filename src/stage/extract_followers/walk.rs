@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::OPENIDS_A_PAGE;
-use super::book::Book;
+use super::book::{Book, Ended, Joined};
 use super::roll::Exceptions;
 use crate::domain::{AccountName, OpenId};
 use crate::ledger::{NewPage, Walk};
@@ -28,6 +28,15 @@ pub(super) struct Walked {
     pub is_whole: bool,
     /// Where it differs from the list of the snapshot before; nothing where there is none, or too much differs.
     pub exceptions: Option<Exceptions>,
+    /// Parts of the table that were joined of pages already.
+    pub joined: Joined,
+}
+
+impl Walked {
+    fn of(walk: Walk, is_whole: bool, ended: Ended) -> Self {
+        let Ended { is_distinct, exceptions, joined } = ended;
+        Self { walk, is_distinct, is_whole, exceptions, joined }
+    }
 }
 
 /// A walk that reached the end in an earlier process.
@@ -36,8 +45,8 @@ pub(super) struct Walked {
 ///
 /// [`StageError`] when its pages cannot be read.
 pub(super) async fn ended(cx: &StageContext<'_>, walk: Walk) -> Result<Walked, StageError> {
-    let (is_distinct, exceptions) = Book::begin(cx, &walk).await?.end().await?;
-    Ok(Walked { walk, is_distinct, is_whole: true, exceptions })
+    let ended = Book::begin(cx, &walk).await?.end().await?;
+    Ok(Walked::of(walk, true, ended))
 }
 
 /// Goes on with a walk to the end of the list, recording page after page.
@@ -110,8 +119,8 @@ pub(super) async fn to_the_end(
             ledger.finish_walk(walk.id, now).await?;
             walk.finished_at = Some(now);
             tracing::info!(account = %account, pages = walk.pages, rows = walk.openids, "walked {} pages of followers", walk.pages);
-            let (is_distinct, exceptions) = book.end().await?;
-            return Ok(Walked { walk, is_distinct, is_whole, exceptions });
+            let ended = book.end().await?;
+            return Ok(Walked::of(walk, is_whole, ended));
         }
         if let Some(next) = &page.next_openid {
             cursors.insert(next.as_str().to_owned());

@@ -7,11 +7,10 @@ use super::{GROUP, Row, write_rows};
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, TableName, Texts, Values};
 use crate::lake::{Lake, LakeError, PartColumn};
+use crate::stage::extract_followers::book::{Joined, PAGES_A_PART};
 use crate::stage::extract_followers::merge::GONE;
 use crate::stage::extract_followers::roll::Missed;
 
-/// Pages that become one part.
-const PAGES_A_PART: usize = 32;
 /// Parts of those who left grow until they have so many rows.
 const GONE_ROWS: u64 = 100_000;
 
@@ -23,6 +22,8 @@ pub(super) struct Shelf {
     pub snapshot: String,
     /// Their number and path.
     pub pages: Vec<(u32, String)>,
+    /// Parts that were joined of them already.
+    pub joined: Joined,
     /// Parts of those who had left.
     pub gone: Vec<String>,
 }
@@ -72,15 +73,14 @@ impl<'a> Assembly<'a> {
 
     fn followers(&mut self, found: &Found, rows: &HashMap<String, Row>) -> Result<(), LakeError> {
         let mut mends = self.mends(found, rows);
-        let mut pieces = Vec::new();
-        for (page, path) in &self.shelf.pages {
-            let all = self.shelf.lake.rows_of(path)?;
-            match mends.remove(page) {
-                None => {
-                    self.made.active += all;
-                    pieces.push(path.clone());
-                }
-                Some(mends) => pieces.extend(self.mended((*page, path), &mends)?),
+        let pages = self.shelf.pages.chunks(PAGES_A_PART as usize);
+        let mut number = 0;
+        for pages in pages {
+            number += 1;
+            let is_plain = pages.iter().all(|(page, _)| !mends.contains_key(page));
+            match self.shelf.joined.get(&number) {
+                Some(joined) if is_plain => self.take(number, joined)?,
+                _ => self.mended_part(number, pages, &mut mends)?,
             }
         }
         let met: HashSet<&str> = found.met.iter().map(|met| met.openid.as_str()).collect();
@@ -91,12 +91,41 @@ impl<'a> Assembly<'a> {
             let path = self.scrap("others");
             self.made.active += u64::try_from(others.len()).unwrap_or(0);
             self.write(&path, &others, true)?;
-            pieces.push(path);
-        }
-        for (number, pieces) in (1..).zip(pieces.chunks(PAGES_A_PART)) {
-            self.join(number, pieces)?;
+            self.join(number + 1, &[path])?;
         }
         Ok(())
+    }
+
+    /// Takes a part that was joined while the walk went on.
+    fn take(&mut self, number: u32, joined: &str) -> Result<(), LakeError> {
+        let Shelf { lake, account, table, snapshot, .. } = self.shelf;
+        let target = Lake::named_part_path((table, account.as_str(), snapshot), "part", number);
+        lake.rename(joined, &target)?;
+        self.made.active += lake.rows_of(&target)?;
+        self.made.bytes += lake.size_bytes(&target)?;
+        self.made.parts.push(target);
+        Ok(())
+    }
+
+    /// Joins pages after their mends.
+    fn mended_part(
+        &mut self,
+        number: u32,
+        pages: &[(u32, String)],
+        mends: &mut BTreeMap<u32, HashMap<u32, Mend>>,
+    ) -> Result<(), LakeError> {
+        self.scraps.extend(self.shelf.joined.get(&number).cloned());
+        let mut pieces = Vec::new();
+        for (page, path) in pages {
+            match mends.remove(page) {
+                None => {
+                    self.made.active += self.shelf.lake.rows_of(path)?;
+                    pieces.push(path.clone());
+                }
+                Some(mends) => pieces.extend(self.mended((*page, path), &mends)?),
+            }
+        }
+        if pieces.is_empty() { Ok(()) } else { self.join(number, &pieces) }
     }
 
     /// What differs from how the pages were written, page by page.
@@ -175,7 +204,6 @@ impl<'a> Assembly<'a> {
     fn gone(&mut self, found: &Found, rows: &HashMap<String, Row>) -> Result<(), LakeError> {
         let Shelf { lake, account, table, snapshot, gone, .. } = self.shelf;
         let mut left = people(rows.iter().filter(|(_, row)| !row.active));
-        left.sort_by(|one, other| one.openid.cmp(&other.openid));
         let mut number = 0;
         for part in gone {
             let had = lake.rows_of(part)?;
@@ -235,5 +263,7 @@ fn people<'r>(rows: impl Iterator<Item = (&'r String, &'r Row)>) -> Vec<Missed> 
         first_seen: row.first_seen,
         last_seen: row.last_seen,
     };
-    rows.map(person).collect()
+    let mut people: Vec<Missed> = rows.map(person).collect();
+    people.sort_by(|one, other| one.openid.cmp(&other.openid));
+    people
 }
