@@ -34,7 +34,7 @@ use crate::clock::Timestamp;
 use crate::config::settings::EnrichUnionids;
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
-use crate::engine::{Engine, TableSource};
+use crate::engine::{Engine, Param, TableSource};
 use crate::ledger::SnapshotRecord;
 use crate::stage::news::Changed;
 use crate::wechat::{Endpoint, WeChatError};
@@ -257,7 +257,8 @@ async fn stream_needed(
     let (tell_total, total) = tokio::sync::oneshot::channel();
     let engine: Engine = cx.hands.engine.clone();
     let tables = [inputs.followers.clone(), inputs.profiles.clone(), inputs.fetched.clone()];
-    let params = inputs.stale.params();
+    let mut params = inputs.stale.params();
+    params.insert("walked_at".to_owned(), Param::Timestamp(inputs.as_of));
     let changed = inputs.changed.as_ref().map(|changed| narrow::source(&cx.hands.lake, changed));
     let reader = tokio::task::spawn_blocking(move || {
         let session = engine.session()?;

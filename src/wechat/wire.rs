@@ -46,7 +46,7 @@ macro_rules! answers {
         }
     )*};
 }
-answers!(FollowerAnswer, ProfileAnswer, TemplatesAnswer, QuotaAnswer, TokenAnswer, SendAnswer, BlockedAnswer);
+answers!(ProfileAnswer, TemplatesAnswer, QuotaAnswer, TokenAnswer, SendAnswer, BlockedAnswer);
 
 /// Reads an answer: an error exactly when an errcode is there and not 0.
 pub(super) fn decode<T: Answer>(endpoint: Endpoint, reply: &Reply) -> Result<T, WeChatError> {
@@ -137,6 +137,20 @@ pub(super) struct FollowerAnswer {
 struct FollowerData {
     #[serde(default)]
     openid: Ids,
+}
+
+impl Answer for FollowerAnswer {
+    fn read(body: &[u8]) -> serde_json::Result<Self> {
+        let Some(quick::Page { total, count, openids, listed, next_openid }) = quick::page(body) else {
+            return serde_json::from_slice(body);
+        };
+        let data = Some(FollowerData { openid: Ids { ids: openids, listed } });
+        Ok(Self { errcode: None, errmsg: None, total, count, data, next_openid: TrimmedId(next_openid) })
+    }
+
+    fn envelope(&self) -> (Option<i64>, Option<&str>) {
+        (self.errcode, self.errmsg.as_deref())
+    }
 }
 
 impl FollowerAnswer {

@@ -31,12 +31,15 @@ pub(super) fn to_who_may_need_asking(
     params: &Params,
 ) -> Result<(), StageError> {
     session.add_table(changed)?;
-    // One look over the table: what is asked about it then is asked of the rows that could tell.
+    // What is asked about the table is asked of the rows that could tell. Whoever was first seen by this walk has none.
     let looked = format!(
         "create temp table looked as
-         select openid, unionid_missing, subscribe, fetched_at, ({SURELY_FRESH}) is not true as is_suspect
+         select openid, unionid_missing, subscribe, fetched_at, true as is_suspect
+         from profiles_before where ({SURELY_FRESH}) is not true
+         union all
+         select openid, unionid_missing, subscribe, fetched_at, false
          from profiles_before
-         where ({SURELY_FRESH}) is not true or openid in (select openid from changed where active)"
+         where openid in (select openid from changed where active and first_seen_at < $walked_at)"
     );
     session.execute(&looked, params)?;
     session.run(
@@ -68,7 +71,7 @@ mod tests {
     use super::*;
     use crate::clock::Timestamp;
     use crate::domain::Values;
-    use crate::engine::Engine;
+    use crate::engine::{Engine, Param};
 
     /// One of each kind of profile, seven times over, for followers old, new and gone.
     const WORLD: &str = "
@@ -113,7 +116,8 @@ create view profiles_before as select * from base_profiles";
             let session = engine.session().unwrap();
             session.run(WORLD).unwrap();
             let now = Timestamp::from_timestamp(1_700_000_000 + 70 * 86_400, 0).unwrap();
-            let params = Stale::at(now, Duration::from_secs(days * 86_400)).params();
+            let mut params = Stale::at(now, Duration::from_secs(days * 86_400)).params();
+            params.insert("walked_at".to_owned(), Param::Timestamp(now));
             let (followers, changed) = (table("followers", "base_followers"), table("changed", "base_changed"));
             session.add_table(&followers).unwrap();
             let all = asked(&session, &params);

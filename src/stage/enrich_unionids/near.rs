@@ -271,12 +271,14 @@ fn counts<'p>(session: &Session, parts: impl Iterator<Item = &'p PathBuf>) -> Re
     }
     // A unionid is there or it is said why not: the reasons are few words, which are read faster than ids.
     let sql = format!(
-        "select count(*), count(*) filter (unionid_missing is null), count(*) filter (unionid_missing = 'not_asked'),
+        "create temp table counted as
+         select count(*), count(*) filter (unionid_missing is null), count(*) filter (unionid_missing = 'not_asked'),
                 count(*) filter (unionid_missing = 'quarantined')
          from read_parquet([{}], union_by_name = true)",
         files.join(", ")
     );
-    let rows = session.query(&sql, &Params::new())?;
+    session.run(&sql)?;
+    let rows = session.query("select * from counted", &Params::new())?;
     let count = |place: usize| match rows.columns.get(place) {
         Some((_, Values::Integer(values))) => {
             values.first().copied().flatten().and_then(|count| u64::try_from(count).ok()).unwrap_or(0)

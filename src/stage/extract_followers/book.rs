@@ -1,7 +1,7 @@
 //! What is kept of a walk page by page: the page's file, who stood on it, and where it differs from the list before.
 //!
 //! A page is written before it is recorded; the rest is done while the next page is on its way: whether anybody on it was met
-//! before, and, for pages on which everybody is where they were, joining them into the parts that they will be. What a power
+//! before, and joining pages into the parts that they will be, unless a row of theirs comes out otherwise (`assemble`). What a power
 //! cut took of a page is found by the next start (`walk`); only a first night's pages, which are parts themselves, are waited
 //! for.
 
@@ -41,8 +41,8 @@ pub(super) struct Book {
     roll: Option<Roll>,
     /// Fingerprints of everybody so far, after the last page.
     met: JoinHandle<Result<Fingerprints, LakeError>>,
-    /// The pages of the part that is being filled, as long as all of them are plain.
-    plain: Vec<String>,
+    /// The pages of the part that is being filled.
+    filling: Vec<String>,
     joining: Option<JoinHandle<Result<Joined, LakeError>>>,
 }
 
@@ -66,7 +66,7 @@ impl Book {
         let account = walk.account.clone();
         let (lake, roll, met) = tokio::task::spawn_blocking(move || read_again(lake, roll, &paths)).await??;
         let met = tokio::spawn(async { Ok(met) });
-        Ok(Self { lake, account, walked_at, roll, met, plain: Vec::new(), joining: None })
+        Ok(Self { lake, account, walked_at, roll, met, filling: Vec::new(), joining: None })
     }
 
     /// Writes the next page to `path`.
@@ -96,13 +96,13 @@ impl Book {
 
     /// Joins a part's pages when the last of them is there.
     async fn join(mut self, number: u32, path: String) -> Result<Self, StageError> {
-        if self.roll.as_ref().is_some_and(|roll| roll.is_plain(number)) {
-            self.plain.push(path);
+        if self.roll.as_ref().is_some_and(|roll| !roll.is_lost()) {
+            self.filling.push(path);
         }
         if !number.is_multiple_of(PAGES_A_PART) {
             return Ok(self);
         }
-        let pages = std::mem::take(&mut self.plain);
+        let pages = std::mem::take(&mut self.filling);
         if pages.len() == PAGES_A_PART as usize {
             let mut joined = self.joined().await?;
             let (lake, part) = (self.lake.clone(), number / PAGES_A_PART);

@@ -96,9 +96,9 @@ impl Roll {
         first_seen
     }
 
-    /// Whether everybody on a page that was just compared is where they were.
-    pub fn is_plain(&self, number: u32) -> bool {
-        !self.is_lost && self.exceptions.met.last().is_none_or(|met| met.page != number)
+    /// Whether it is over with comparing.
+    pub fn is_lost(&self) -> bool {
+        self.is_lost
     }
 
     /// What differed on the whole, after the last page; nothing where too much did, or last night's list cannot be read.

@@ -1,24 +1,61 @@
-//! The usual answer of a batch, read in one pass without building a tree.
+//! The usual answer of a batch, and the usual page of the follower list, read in one pass without building a tree.
 //!
 //! Details are most of what WeChat ever says to this house: 400 bytes a person. What is written exactly as usual is taken
 //! here; anything else (an escape, a null, a number with a point, an errcode) gives `None` and goes the careful way, so
 //! that whatever is taken here is what the careful reader would have read.
 
+use crate::domain::Texts;
 use crate::wechat::profiles::{ProfileRow, Profiles};
 
 /// A number of at most so many digits fits 64 bits.
 const MOST_DIGITS: usize = 18;
 /// The people of a whole batch.
 const USUAL: usize = 100;
+/// The openids of a whole page, and how long they are.
+const FULL_PAGE: usize = 10_000;
+const USUAL_ID_BYTES: usize = 28;
+
+/// A page of the follower list.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    pub total: Option<i64>,
+    pub count: Option<i64>,
+    /// Trimmed, without blanks.
+    pub openids: Texts,
+    /// With the blank ones.
+    pub listed: usize,
+    pub next_openid: Option<String>,
+}
+
+/// `{"total":…,"count":…,"data":{"openid":[…]},"next_openid":"…"}`, in whatever order, with nothing unusual in it.
+pub fn page(body: &[u8]) -> Option<Page> {
+    let mut cursor = Cursor::over(body)?;
+    let (mut page, mut seen) = (Page::default(), [false; 4]);
+    cursor.eat(b'{')?;
+    loop {
+        let key = cursor.text()?;
+        let place = ["total", "count", "data", "next_openid"].iter().position(|name| *name == key)?;
+        if std::mem::replace(&mut seen[place], true) {
+            return None;
+        }
+        cursor.eat(b':')?;
+        match place {
+            0 => page.total = cursor.number_or_text()?,
+            1 => page.count = cursor.number_or_text()?,
+            2 => (page.openids, page.listed) = cursor.ids()?,
+            _ => page.next_openid = filled(trimmed(cursor.text()?)).map(str::to_owned),
+        }
+        if cursor.eat(b',').is_none() {
+            break;
+        }
+    }
+    cursor.eat(b'}')?;
+    cursor.is_at_end().then_some(page)
+}
 
 /// `{"user_info_list":[…]}` with nothing unusual in it.
 pub fn profiles(body: &[u8]) -> Option<Profiles> {
-    // Without a backslash or a control character a text ends at the next quote, and is what it says.
-    let is_odd = |odd: bool, byte: &u8| odd | (*byte < 0x20) | (*byte == b'\\');
-    if body.chunks(256).any(|chunk| chunk.iter().fold(false, is_odd)) {
-        return None;
-    }
-    let mut cursor = Cursor { text: std::str::from_utf8(body).ok()?, at: 0 };
+    let mut cursor = Cursor::over(body)?;
     cursor.eat(b'{')?;
     (cursor.text()? == "user_info_list").then_some(())?;
     cursor.eat(b':')?;
@@ -85,6 +122,39 @@ impl Field {
 type Layout<'a> = Vec<(&'a str, Field)>;
 
 impl<'a> Cursor<'a> {
+    /// A body of texts that end at the next quote and are what they say: without a backslash or a control character.
+    fn over(body: &'a [u8]) -> Option<Self> {
+        let is_odd = |odd: bool, byte: &u8| odd | (*byte < 0x20) | (*byte == b'\\');
+        if body.chunks(256).any(|chunk| chunk.iter().fold(false, is_odd)) {
+            return None;
+        }
+        Some(Self { text: std::str::from_utf8(body).ok()?, at: 0 })
+    }
+
+    /// `{"openid":[…]}`: the ids that are not blank, and how many stand there.
+    fn ids(&mut self) -> Option<(Texts, usize)> {
+        let (mut ids, mut listed) = (Texts::with_capacity(FULL_PAGE, USUAL_ID_BYTES), 0);
+        self.eat(b'{')?;
+        (self.text()? == "openid").then_some(())?;
+        self.eat(b':')?;
+        self.eat(b'[')?;
+        if self.eat(b']').is_none() {
+            loop {
+                let id = trimmed(self.text()?);
+                if !id.is_empty() {
+                    ids.push(Some(id));
+                }
+                listed += 1;
+                if self.eat(b',').is_none() {
+                    break;
+                }
+            }
+            self.eat(b']')?;
+        }
+        self.eat(b'}')?;
+        Some((ids, listed))
+    }
+
     fn person(&mut self, layout: &mut Layout<'a>) -> Option<ProfileRow<'a>> {
         let mut row = ProfileRow::default();
         let mut seen: u16 = 0;

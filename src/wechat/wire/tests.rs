@@ -184,3 +184,47 @@ proptest! {
         }
     }
 }
+
+fn page_carefully(body: &str) -> Option<FollowerPage> {
+    serde_json::from_str::<FollowerAnswer>(body).ok().map(|answer| answer.into_page(None))
+}
+
+#[test]
+fn the_usual_page_is_read_quickly() {
+    let body = r#"{"total":23000,"count":3,"data":{"openid":["oA"," oB ",""]},"next_openid":"oB"}"#;
+    let read = quick::page(body.as_bytes()).unwrap();
+    assert_eq!((read.total, read.count, read.listed), (Some(23_000), Some(3), 3));
+    assert_eq!(read.openids.iter().collect::<Vec<_>>(), [Some("oA"), Some("oB")]);
+    for odd in [
+        r#"{"errcode":40003,"errmsg":"invalid openid"}"#,
+        r#"{"total":1,"count":1,"data":{"openid":["o\u0041"]},"next_openid":""}"#,
+        r#"{"total":1,"total":2}"#,
+        r#"{"total":1,"data":null}"#,
+        r#"{"data":{"openid":["oA",]}}"#,
+        r#"{"data":{"openid":["oA"]}"#,
+    ] {
+        assert_eq!(quick::page(odd.as_bytes()), None, "{odd}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_page_that_is_read_quickly_is_what_is_read_carefully(
+        fields in prop::collection::vec((
+            prop::sample::select(vec!["total", "count", "data", "next_openid", "errcode", "other"]),
+            prop::sample::select(vec![
+                "1", "0", "-7", "01", "1.5", "\"\"", "\"12\"", "\" oA \"", "\"微信\"", "null", "true", "[]", "{}",
+                "{\"openid\":[]}", "{\"openid\":[\"oA\",\"\",\" oB\"]}", "{\"openid\":[\"oA\", 7]}", "{\"openid\":null}",
+                "{\"openid\":[\"oA\"],\"more\":1}", "18446744073709551616",
+            ]),
+        ), 0..5),
+        blank in prop::sample::select(vec!["", " ", "\n"]),
+    ) {
+        let fields: Vec<String> = fields.iter().map(|(key, value)| format!("\"{key}\":{blank}{value}")).collect();
+        let body = format!("{{{}}}", fields.join(&format!(",{blank}")));
+        if quick::page(body.as_bytes()).is_some() {
+            let quickly = FollowerAnswer::read(body.as_bytes()).ok().map(|answer| answer.into_page(None));
+            prop_assert_eq!(quickly, page_carefully(&body));
+        }
+    }
+}
