@@ -306,13 +306,12 @@ mod tests {
                 let path = format!("tables/{number}.parquet");
                 let mut writer = lake.writer_of_ids(&path, &COLUMNS).unwrap();
                 let first = ids.iter().map(|id| Some(i64::from(*id))).collect();
-                let columns = vec![("openid", texts(ids))];
-                let openids = &columns[0].1;
+                let openids = texts(ids);
                 writer
                     .write_columns(
                         ids.len(),
                         vec![
-                            ("openid", PartColumn::Texts(openids)),
+                            ("openid", PartColumn::Texts(&openids)),
                             ("first_seen_at", PartColumn::Values(crate::domain::Values::Timestamp(first))),
                             ("last_seen_at", PartColumn::SameTime(7)),
                             ("active", PartColumn::SameBoolean(true)),
