@@ -8,6 +8,7 @@
 
 mod ahead;
 mod ask;
+mod budget;
 mod forecast;
 mod merge;
 mod need;
@@ -20,6 +21,7 @@ use tokio::sync::mpsc;
 use self::ahead::AskedAhead;
 pub use self::ahead::{Ahead, ask_ahead};
 use self::ask::{Asking, Tally, ask_singly};
+use self::budget::Budget;
 pub use self::forecast::needed;
 use self::need::{NEEDED, Stale};
 pub use self::spot::EVERY as SPOT_CHECK_EVERY;
@@ -32,7 +34,7 @@ use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
 use crate::engine::{Engine, TableSource};
 use crate::ledger::SnapshotRecord;
-use crate::wechat::{Endpoint, WeChatError};
+use crate::wechat::WeChatError;
 
 /// Openids in one call (WeChat's own limit).
 pub const BATCH: usize = 100;
@@ -110,7 +112,7 @@ async fn alone(cx: &StageContext<'_>, plan: &EnrichUnionids, account: &AccountNa
     let inputs = Inputs::gather(cx, plan, table, account).await?;
     let (mut tally, whole_walk) = match asked_ahead {
         Some(AskedAhead { tally, whole_walk }) => (tally, whole_walk),
-        None => (Tally::new(&cx.hands.lake, budget_left(cx, plan), inputs.fetched.parts.is_empty()), None),
+        None => (Tally::new(&cx.hands.lake, budget(cx, plan), inputs.fetched.parts.is_empty()), None),
     };
     if !is_whole(cx, account, &inputs, whole_walk).await? {
         ask(cx, account, &inputs, &mut tally).await?;
@@ -128,10 +130,8 @@ async fn alone(cx: &StageContext<'_>, plan: &EnrichUnionids, account: &AccountNa
     })
 }
 
-/// The calls that the run may still make for details, those counted that it made before it was stopped.
-fn budget_left(cx: &StageContext<'_>, plan: &EnrichUnionids) -> u64 {
-    let made = cx.calls.made(Endpoint::UserInfoBatchget) + cx.calls.made(Endpoint::UserInfo);
-    plan.budget.map_or(u64::MAX, |budget| budget.saturating_sub(made))
+fn budget(cx: &StageContext<'_>, plan: &EnrichUnionids) -> Budget {
+    Budget::new(plan.budget, &cx.calls)
 }
 
 /// Takes back parts that an earlier run recorded and a power cut kept from the disk: their people are asked for again.
