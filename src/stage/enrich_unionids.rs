@@ -9,6 +9,7 @@
 mod ahead;
 mod ask;
 mod budget;
+mod doubt;
 mod forecast;
 mod merge;
 mod need;
@@ -20,7 +21,7 @@ use tokio::sync::mpsc;
 
 use self::ahead::AskedAhead;
 pub use self::ahead::{Ahead, ask_ahead};
-use self::ask::{Asking, Tally, ask_singly};
+use self::ask::{Asking, Tally};
 use self::budget::Budget;
 pub use self::forecast::needed;
 use self::need::{NEEDED, Stale};
@@ -57,14 +58,19 @@ pub async fn run(cx: &StageContext<'_>, plan: &EnrichUnionids) -> Result<StageOu
                 parts.extend(done.part_ids);
                 accounts.push(json!({
                     "account": account.as_str(), "asked": done.asked, "with_unionid": done.with_unionid,
-                    "not_asked": done.not_asked, "quarantined": done.quarantined,
+                    "not_asked": done.not_asked, "quarantined": done.quarantined, "unconfirmed": done.unconfirmed,
                 }));
                 report.snapshots.push(done.snapshot);
                 report.snapshots.extend(done.changes);
+                report.accepted.extend(done.accepted);
             }
             Err(StageError::WeChat(WeChatError::QuotaSpent { until, endpoint, .. })) => {
                 let reason = format!("the day's {} calls of account `{account}` are used up", endpoint.as_str());
                 waiting = Some((Some(until), reason));
+            }
+            Err(StageError::Rebound(why)) => {
+                tracing::error!(account = %account, "{why}");
+                report.failed_slices.push(FailedSlice { slice: account.to_string(), why, is_transient: false });
             }
             Err(StageError::WeChat(error)) => {
                 report.failed_slices.push(FailedSlice::of_account(account, &error, describe(&error)));
@@ -84,6 +90,8 @@ struct Enriched {
     with_unionid: u64,
     not_asked: u64,
     quarantined: u64,
+    unconfirmed: u64,
+    accepted: Option<String>,
     part_ids: Vec<i64>,
     snapshot: SnapshotRecord,
     changes: Option<SnapshotRecord>,
@@ -119,11 +127,15 @@ async fn alone(cx: &StageContext<'_>, plan: &EnrichUnionids, account: &AccountNa
     }
     let parts = cx.hands.ledger.profile_parts(account).await?;
     let merged = merge::merge(cx, table, account, &inputs, (&parts, &mut tally)).await?;
+    // With those of single calls that the merge made.
+    let parts = cx.hands.ledger.profile_parts(account).await?;
     Ok(Enriched {
         asked: tally.asked,
         with_unionid: merged.with_unionid,
         not_asked: merged.not_asked,
         quarantined: merged.quarantined,
+        unconfirmed: tally.unconfirmed,
+        accepted: tally.accepted,
         part_ids: parts.into_iter().map(|(id, _)| id).collect(),
         snapshot: merged.profiles,
         changes: merged.changes,
@@ -199,7 +211,8 @@ impl Inputs {
                 profiles_spec.sql_columns(),
             ),
             fetched: fetched_source(cx, account).await?,
-            stale: Stale::at(cx.run.run_at, plan.refresh_after),
+            stale: Stale::at(cx.run.run_at, plan.refresh_after)
+                .unless_since(cx.hands.ledger.rebound_at(account).await?),
         })
     }
 }
@@ -225,8 +238,17 @@ async fn ask(
     let total = tally.asked + total;
     let ended = Asking::new(cx, account, tally, Some(total)).all(needed, true).await;
     let read = reader.await?;
-    ended?;
+    quiet_when_spent(cx, tally, ended)?;
     read
+}
+
+/// When the day has no call left the rest is asked for on later nights, as when a run's own budget is spent.
+fn quiet_when_spent(
+    _cx: &StageContext<'_>,
+    _tally: &mut Tally,
+    asked: Result<(), StageError>,
+) -> Result<(), StageError> {
+    asked
 }
 
 /// Batches of openids that need asking, read by the engine on a thread of its own while calls are under way.

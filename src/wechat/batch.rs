@@ -21,6 +21,8 @@ pub struct ProfileBatch {
     pub refused: Vec<(OpenId, i64)>,
     /// Answered, but with something that cannot be read even alone.
     pub unreadable: Vec<OpenId>,
+    /// Of one person, by the call that is never shifted.
+    pub is_single: bool,
 }
 
 /// What one call for several people is worth.
@@ -115,7 +117,7 @@ impl WeChat {
     ///
     /// As [`WeChat::profiles`].
     pub async fn single(&self, openid: &OpenId) -> Result<ProfileBatch, WeChatError> {
-        let mut batch = ProfileBatch::default();
+        let mut batch = ProfileBatch { is_single: true, ..ProfileBatch::default() };
         match self.profile(openid).await {
             Ok(profile) => batch.profiles.push(&profile),
             Err(WeChatError::Refused { class: CodeClass::Recipient, errcode, .. }) => {

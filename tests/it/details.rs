@@ -79,3 +79,90 @@ async fn single_calls_and_the_halves_of_batches_are_of_the_budget() {
         assert!(nights.is_none() || left == [0], "{left:?} are left of {faults:?}");
     }
 }
+
+/// Every profile is asked for again by the next night; every `one_in`-th person has another unionid by then.
+async fn moved(options: Options, width: u32, one_in: u64) -> House {
+    let house = asking(options, width).await;
+    house.edit("pipelines/nightly.toml", ENRICH, &format!("{ENRICH}\nrefresh_after = \"1h\""));
+    house.night().await;
+    house.pass(7_200);
+    house.simulator.set_faults(Faults { changed_unionid_every: one_in, ..Faults::default() });
+    house
+}
+
+const CHANGED: &str = "select count(*) from identity_changes where reason = 'unionid_changed'";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unionids_in_doubt_are_confirmed_within_the_budget_and_who_does_not_fit_stays_as_before() {
+    let house = moved(small(), 8, 40).await;
+    house.edit("pipelines/nightly.toml", ENRICH, &format!("{ENRICH}\nbudget = 10"));
+    let before = house.rows("select openid, unionid from profiles where unionid is not null order by all").await;
+    let mut changed = 0;
+    let mut nights = 0;
+    loop {
+        nights += 1;
+        let calls = asked(&house);
+        let night = house.night().await;
+        assert!(asked(&house) - calls <= 10);
+        let now = house.numbers(CHANGED).await[0];
+        let waiting = night.stage("profiles")["detail"]["accounts"][0]["unconfirmed"].as_u64().unwrap();
+        let told = format!("no call is left to ask singly for {waiting} people");
+        assert_eq!(night.stderr.contains(&told), waiting > 0, "{}", night.stderr);
+        assert!(now > changed || waiting == 0, "night {nights}: {now} changed, {waiting} wait");
+        changed = now;
+        let after = house.rows("select openid, unionid from profiles where unionid is not null order by all").await;
+        assert_eq!(after.len(), before.len());
+        assert_eq!(after.iter().zip(&before).filter(|(now, then)| now != then).count(), usize::try_from(now).unwrap());
+        if waiting == 0 {
+            break;
+        }
+        house.pass(7_200);
+    }
+    assert!(nights > 1 && changed > 6, "{nights} nights, {changed} changed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_amid_doubts_is_obeyed_at_once_and_whoever_was_asked_singly_is_not_asked_again() {
+    let house = moved(Options { latency: Duration::from_millis(120), ..small() }, 1, 25).await;
+    let before = house.calls("user/info");
+    let child = house.begin("nightly");
+    eventually(Duration::from_secs(60), || house.calls("user/info") >= before + 6).await;
+    let stopped = Instant::now();
+    signal(&child, "-TERM");
+    ended(child).await.ends(75);
+    assert!(stopped.elapsed() < Duration::from_secs(10), "{:?}", stopped.elapsed());
+    house.night().await;
+    let changed = house.numbers(CHANGED).await[0];
+    let singly = house.calls("user/info") - before;
+    assert!(changed > 10 && (changed..=changed + 6).contains(&singly), "{singly} calls for {changed} people");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_bound_to_another_open_platform_account_is_told_of_and_taken_in_when_the_operator_says_so() {
+    let house = moved(small(), 8, 1).await;
+    let unionids = "select openid, unionid from profiles where unionid is not null order by all";
+    let before = house.rows(unionids).await;
+    let singly = house.calls("user/info");
+    let failed = house.run("nightly", &[]).await.ends(1);
+    let told = failed.stage("profiles")["error"].as_str().unwrap().to_owned();
+    for part in ["bound to another Open Platform account", "10 asked singly", "--accept-drop"] {
+        assert!(told.contains(part), "{told}");
+    }
+    assert!(house.calls("user/info") - singly <= 20, "{:?}", house.simulator.calls());
+    assert!(house.rows(unionids).await == before);
+
+    let batches = house.calls("user/info/batchget");
+    house.run("nightly", &["--accept-drop", "one platform for all brands"]).await.ends(0);
+    assert_eq!(house.calls("user/info/batchget"), batches, "what was asked is kept");
+    let after = house.rows(unionids).await;
+    assert_eq!(after.len(), before.len());
+    assert!(after.iter().zip(&before).all(|(now, then)| now[0] == then[0] && now[1] != then[1]));
+    assert_eq!(house.numbers(CHANGED).await[0], u64::try_from(before.len()).unwrap());
+    let audit = "select detail from audit where command = 'accept-drop'";
+    assert!(house.row(audit).await[0].contains("one platform for all brands"));
+
+    house.edit("pipelines/nightly.toml", "refresh_after = \"1h\"", "refresh_after = \"30d\"");
+    let batches = house.calls("user/info/batchget");
+    house.night().await;
+    assert_eq!(house.calls("user/info/batchget"), batches, "everybody was asked since");
+}

@@ -16,7 +16,7 @@ use super::spot::{Owed, Spot};
 use crate::domain::{AccountName, OpenId};
 use crate::lake::{Fingerprints, Lake, LakeError, WholeFile};
 use crate::stage::{StageContext, StageError};
-use crate::wechat::{Answer, Claim, Profile, ProfileBatch, ShortAnswer, WeChat, WeChatError};
+use crate::wechat::{Answer, Claim, ProfileBatch, ShortAnswer, WeChat, WeChatError};
 
 /// A crash repeats at most so many calls for details: those in flight, those gathered, those being written.
 const MOST_REPEATED: usize = 100;
@@ -41,6 +41,10 @@ pub(super) struct Tally {
     pub is_complete: bool,
     /// Parts that were recorded.
     pub parts: usize,
+    /// People whose unionid is in doubt still: there was no call left to ask them singly.
+    pub unconfirmed: u64,
+    /// What the operator's `--accept-drop` let pass.
+    pub accepted: Option<String>,
     unionids: Fingerprints,
     batches: u64,
     spot: Spot,
@@ -56,6 +60,8 @@ impl Tally {
             is_distinct,
             is_complete: false,
             parts: 0,
+            unconfirmed: 0,
+            accepted: None,
             unionids: lake.fingerprints(),
             batches: 0,
             spot: Spot::default(),
@@ -140,6 +146,15 @@ impl<'a, 'b> Asking<'a, 'b> {
         self.tally.spot.forget_unrecorded();
         let flushed = self.flush().await;
         ended.and(flushed)
+    }
+
+    /// Asks singly for people whose unionid is in doubt, as far as the budget goes.
+    pub async fn singly(self, people: Vec<OpenId>) -> Result<(), StageError> {
+        // What is owed to batches was owed to get at the truth about these.
+        self.tally.spot = Spot::default();
+        self.tally.spot.owed.extend(people.into_iter().map(Owed::Again));
+        let (_, nobody) = mpsc::channel(1);
+        self.all(nobody, false).await
     }
 
     async fn until_none_is_left(&mut self, needed: &mut mpsc::Receiver<Vec<OpenId>>) -> Result<(), StageError> {
@@ -372,38 +387,5 @@ impl<'a, 'b> Asking<'a, 'b> {
         self.begin_flush().await?;
         self.end_flushes(0).await?;
         self.end_settling(0).await
-    }
-}
-
-/// Asks singly for openids whose unionid is in doubt, `concurrency` wide.
-pub(super) async fn ask_singly(
-    cx: &StageContext<'_>,
-    account: &AccountName,
-    openids: Vec<OpenId>,
-) -> Result<ProfilePart, StageError> {
-    let wechat = cx.wechat(account);
-    let mut part = ProfilePart::new(account.clone(), openids.len());
-    let mut calls: JoinSet<(OpenId, Result<Profile, WeChatError>)> = JoinSet::new();
-    let mut waiting = openids.into_iter();
-    let width = cx.hands.account(account).concurrency.max(1);
-    loop {
-        while calls.len() < width {
-            let Some(openid) = waiting.next() else { break };
-            let wechat = wechat.clone();
-            calls.spawn(async move {
-                let answer = wechat.profile(&openid).await;
-                (openid, answer)
-            });
-        }
-        let Some(done) = calls.join_next().await else { return Ok(part) };
-        let mut batch = ProfileBatch::default();
-        match done? {
-            (_, Ok(profile)) => batch.profiles.push(&profile),
-            (openid, Err(error)) => match error.errcode() {
-                Some(errcode) => batch.refused.push((openid, errcode)),
-                None => return Err(error.into()),
-            },
-        }
-        part.add(&batch, cx.hands.clock.now());
     }
 }

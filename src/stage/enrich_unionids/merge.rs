@@ -1,13 +1,13 @@
 //! One pass that merges fetched profiles with those before, after asking singly for every unionid in doubt.
 //!
 //! In doubt are: an openid whose unionid is another one than before, and both openids of one account that share a unionid
-//! (an answer may hand people their neighbour's unionid). What a single call says is believed; whom it says nothing of keeps
-//! the unionid from before, and without one is quarantined. A unionid once known is not erased because a later answer lacks it.
+//! (an answer may hand people their neighbour's unionid). What a single call says is believed ([`doubt`]); whom it says
+//! nothing of keeps the unionid from before, and without one is quarantined; whom no call was left for stays as before. A unionid once known is not erased because a later answer lacks it.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use super::{Inputs, StageContext, StageError, Tally, ask_singly};
+use super::{Inputs, StageContext, StageError, Tally, doubt};
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
 use crate::engine::{Param, Params, Session, TableSource, Written};
@@ -56,10 +56,7 @@ pub async fn merge(
     let doubtful = looked.doubtful;
     let mut confirmed = TableSource { name: "confirmed".to_owned(), parts: Vec::new(), ..inputs.fetched.clone() };
     if !doubtful.is_empty() {
-        tracing::warn!(account = %account, people = doubtful.len(), "unionids in doubt: asking singly for {} people", doubtful.len());
-        let asked = ask_singly(cx, account, doubtful).await?;
-        let path = format!("work/profiles/{account}/confirmed-{}.parquet", cx.new_snapshot_id());
-        confirmed.parts.push(lake.absolute(&asked.write(lake, &path)?.path));
+        confirmed.parts.push(doubt::settle(cx, account, inputs, (tally, doubtful)).await?);
     }
     let id = cx.new_snapshot_id();
     let profiles_path = Lake::part_path(table, account.as_str(), &id, 1);
@@ -263,7 +260,7 @@ impl Pass {
 
 /// The newest answer of each openid. Only a crash makes two of one; then they are ranked, and
 /// the answer is true.
-fn make_latest(session: &Session, may_be_doubled: bool) -> Result<bool, StageError> {
+pub(super) fn make_latest(session: &Session, may_be_doubled: bool) -> Result<bool, StageError> {
     let doubled = if may_be_doubled {
         session.count("select count(*) - count(distinct openid) from fetched", &Params::new())?
     } else {
@@ -273,7 +270,8 @@ fn make_latest(session: &Session, may_be_doubled: bool) -> Result<bool, StageErr
         "select * from fetched"
     } else {
         "select * from (
-            select *, row_number() over (partition by openid order by fetched_at desc) as newest from fetched
+            select *, row_number() over (partition by openid order by fetched_at desc, is_single desc nulls last) as newest
+            from fetched
         ) where newest = 1"
     };
     session.run(&format!("create or replace temp view latest as {from}"))?;
@@ -303,11 +301,16 @@ join (
     select unionid from latest where unionid is not null group by unionid having count(*) > 1
 ) as shared on shared.unionid = latest.unionid";
 
-/// Whoever was asked for singly only because somebody else's answer names their unionid.
+/// Without whoever had a unionid and could not be asked singly, who stays as they were; with whoever was asked singly only
+/// because somebody else's answer names their unionid.
 const WITH_CONFIRMED: &str = "
 alter view latest rename to answered;
 create temp view latest as
 select * from answered
+where not exists (select 1 from doubtful where doubtful.openid = answered.openid)
+   or exists (select 1 from confirmed where confirmed.openid = answered.openid)
+   or not exists (
+       select 1 from profiles_before as before where before.openid = answered.openid and before.unionid is not null)
 union all by name
 select * from confirmed where not exists (select 1 from answered where answered.openid = confirmed.openid)";
 

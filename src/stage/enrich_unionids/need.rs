@@ -29,6 +29,12 @@ impl Stale {
         Self { before: ago(age), fresh_from: ago(youngest) }
     }
 
+    /// Nothing that was fetched before `rebound_at` is fresh.
+    pub fn unless_since(self, rebound_at: Option<Timestamp>) -> Self {
+        let Some(at) = rebound_at else { return self };
+        Self { before: self.before.max(at), fresh_from: self.fresh_from.max(at) }
+    }
+
     /// What [`NEEDED`] is bound with.
     pub fn params(self) -> Params {
         Params::from([
@@ -97,6 +103,12 @@ mod tests {
             assert!((PEOPLE / 15 * 2 / 3..=PEOPLE / 15 * 3 / 2).contains(&own), "night {night}: {own}");
             before = stale;
         }
+        // Since the account was bound anew nothing older counts.
+        let rebound = |at: Timestamp| {
+            let params = Stale::at(at, Duration::from_secs(30 * 86_400)).unless_since(Some(at)).params();
+            session.count(&format!("select count(*) from ({NEEDED})"), &params).unwrap()
+        };
+        assert_eq!([rebound(at(0.0)), rebound(at(0.1))], [0, PEOPLE]);
         // Too short to be spread over nights.
         assert_eq!([ask(0.9, 1), ask(1.1, 1)], [0, PEOPLE]);
     }
