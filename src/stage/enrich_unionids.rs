@@ -1,6 +1,7 @@
 //! `enrich_unionids`: asks for the profile, and so the unionid, of followers whose profile is missing or stale.
 //!
-//! The way: the pages of a first walk ([`ahead`]), else the engine, say who needs asking → batches of 100 go out
+//! The way: the pages of a first walk ([`ahead`]), else the engine, say who needs asking, and where there is no call for all
+//! who is asked first ([`first`]) → batches of 100 go out
 //! `concurrency` wide ([`ask`]), one in sixty looked at twice ([`spot`]) → answers gather in parts, each written while the
 //! next gathers and recorded as soon as it is whole, so that a crash repeats at most 100 calls → one pass merges them with
 //! the profiles before ([`merge`]). A unionid that moved or that two openids share is asked for once more, singly, before it
@@ -10,12 +11,14 @@ mod ahead;
 mod ask;
 mod budget;
 mod doubt;
+mod first;
 mod forecast;
 mod merge;
 mod need;
 mod part;
 mod spot;
 
+use chrono::TimeDelta;
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -23,6 +26,7 @@ use self::ahead::AskedAhead;
 pub use self::ahead::{Ahead, ask_ahead};
 use self::ask::{Asking, Tally};
 use self::budget::Budget;
+use self::first::Scarce;
 pub use self::forecast::needed;
 use self::need::{NEEDED, Stale};
 pub use self::spot::EVERY as SPOT_CHECK_EVERY;
@@ -35,8 +39,10 @@ use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
 use crate::engine::{Engine, TableSource};
 use crate::ledger::SnapshotRecord;
-use crate::wechat::WeChatError;
+use crate::wechat::{Endpoint, WeChatError};
 
+/// When the day's calls are used up, and it is so long at most until there are new ones, the run waits for them.
+const WORTH_WAITING: TimeDelta = TimeDelta::minutes(30);
 /// Openids in one call (WeChat's own limit).
 pub const BATCH: usize = 100;
 
@@ -59,6 +65,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &EnrichUnionids) -> Result<StageOu
                 accounts.push(json!({
                     "account": account.as_str(), "asked": done.asked, "with_unionid": done.with_unionid,
                     "not_asked": done.not_asked, "quarantined": done.quarantined, "unconfirmed": done.unconfirmed,
+                    "quota_spent": done.spent.map(Endpoint::as_str),
                 }));
                 report.snapshots.push(done.snapshot);
                 report.snapshots.extend(done.changes);
@@ -91,6 +98,7 @@ struct Enriched {
     not_asked: u64,
     quarantined: u64,
     unconfirmed: u64,
+    spent: Option<Endpoint>,
     accepted: Option<String>,
     part_ids: Vec<i64>,
     snapshot: SnapshotRecord,
@@ -129,12 +137,20 @@ async fn alone(cx: &StageContext<'_>, plan: &EnrichUnionids, account: &AccountNa
     let merged = merge::merge(cx, table, account, &inputs, (&parts, &mut tally)).await?;
     // With those of single calls that the merge made.
     let parts = cx.hands.ledger.profile_parts(account).await?;
+    if let Some(endpoint) = tally.spent {
+        tracing::warn!(
+            account = %account, people = merged.not_asked,
+            "the day's {} calls of account `{account}` are used up: {} followers are not asked yet, the next night goes on",
+            endpoint.as_str(), merged.not_asked
+        );
+    }
     Ok(Enriched {
         asked: tally.asked,
         with_unionid: merged.with_unionid,
         not_asked: merged.not_asked,
         quarantined: merged.quarantined,
         unconfirmed: tally.unconfirmed,
+        spent: tally.spent,
         accepted: tally.accepted,
         part_ids: parts.into_iter().map(|(id, _)| id).collect(),
         snapshot: merged.profiles,
@@ -234,27 +250,35 @@ async fn ask(
     inputs: &Inputs,
     tally: &mut Tally,
 ) -> Result<(), StageError> {
-    let (total, needed, reader) = stream_needed(cx, inputs).await?;
+    let calls = tally.budget.left(&cx.calls).min(first::calls_left_today(cx, account).await?);
+    let scarce = Scarce { calls, audience: first::audience(cx, account) };
+    let (total, needed, reader) = stream_needed(cx, inputs, scarce).await?;
     let total = tally.asked + total;
     let ended = Asking::new(cx, account, tally, Some(total)).all(needed, true).await;
     let read = reader.await?;
-    quiet_when_spent(cx, tally, ended)?;
+    unless_spent(cx, tally, ended)?;
     read
 }
 
-/// When the day has no call left the rest is asked for on later nights, as when a run's own budget is spent.
-fn quiet_when_spent(
-    _cx: &StageContext<'_>,
-    _tally: &mut Tally,
-    asked: Result<(), StageError>,
-) -> Result<(), StageError> {
-    asked
+/// When the day has no call left the rest is asked for on later nights, as when a run's own budget is spent. Where calls are
+/// to be had again in a moment they are worth waiting for.
+fn unless_spent(cx: &StageContext<'_>, tally: &mut Tally, asked: Result<(), StageError>) -> Result<(), StageError> {
+    match asked {
+        Err(StageError::WeChat(WeChatError::QuotaSpent { endpoint, until }))
+            if until - cx.hands.clock.now() > WORTH_WAITING =>
+        {
+            tally.spent = Some(endpoint);
+            Ok(())
+        }
+        asked => asked,
+    }
 }
 
 /// Batches of openids that need asking, read by the engine on a thread of its own while calls are under way.
 async fn stream_needed(
     cx: &StageContext<'_>,
     inputs: &Inputs,
+    scarce: Scarce,
 ) -> Result<(u64, mpsc::Receiver<Vec<OpenId>>, tokio::task::JoinHandle<Result<(), StageError>>), StageError> {
     let (send, receive) = mpsc::channel::<Vec<OpenId>>(64);
     let (tell_total, total) = tokio::sync::oneshot::channel();
@@ -269,9 +293,11 @@ async fn stream_needed(
         let is_first = tables.iter().all(|table| table.name == "followers" || table.parts.is_empty());
         let needed = if is_first { "select openid from followers where active" } else { NEEDED };
         // Nobody waits for the total any more when the caller was interrupted: the send below then ends this thread.
-        let _ = tell_total.send(session.count(&format!("select count(*) from ({needed})"), &params)?);
+        let total = session.count(&format!("select count(*) from ({needed})"), &params)?;
+        let _ = tell_total.send(total);
+        let needed = if is_first { needed.to_owned() } else { scarce.ordered(&session, needed, total)? };
         let mut batch = Vec::with_capacity(BATCH);
-        session.stream::<StageError>(needed, &params, |rows| {
+        session.stream::<StageError>(&needed, &params, |rows| {
             let [(_, Values::Text(openids))] = rows.columns.as_slice() else { return Ok(false) };
             for openid in openids.iter().flatten() {
                 batch.push(OpenId::new(openid));

@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use chrono::TimeDelta;
+use lianbo::clock::Timestamp;
+use lianbo::domain::QuotaDay;
 use lianbo::simulator::{Faults, InvalidInBatch, Options};
+use serde_json::json;
 
 use crate::house::{House, ended, eventually, signal, small};
 
@@ -165,4 +169,80 @@ async fn an_account_bound_to_another_open_platform_account_is_told_of_and_taken_
     let batches = house.calls("user/info/batchget");
     house.night().await;
     assert_eq!(house.calls("user/info/batchget"), batches, "everybody was asked since");
+}
+
+/// How many profiles were asked for before, and how many of them in the last hour.
+async fn fetched_lately(house: &House, of: &str) -> u64 {
+    let since = (house.now() - TimeDelta::hours(1)).format("%F %T");
+    house.numbers(&format!("select count(*) from profiles where fetched_at > timestamp '{since}' {of}")).await[0]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_goes_to_an_audience_first_then_to_the_newest_followers() {
+    let house = asking(small(), 8).await;
+    house.edit("pipelines/nightly.toml", ENRICH, &format!("{ENRICH}\nbudget = 3"));
+    house.night().await;
+    house.run("campaign", &[]).await.ends(0);
+    house.pass(86_400);
+    let new = house.simulator.follow_some(40);
+    house.edit("pipelines/nightly.toml", "budget = 3", "budget = 1");
+    house.night().await;
+    let those = new.iter().map(|openid| format!("'{openid}'")).collect::<Vec<_>>().join(", ");
+    assert_eq!(fetched_lately(&house, &format!("and openid in ({those})")).await, 40);
+    assert_eq!(fetched_lately(&house, "").await, 100, "the rest went to others who were never asked");
+
+    house.pass(86_400);
+    house.simulator.follow_some(40);
+    house.edit("pipelines/nightly.toml", "budget = 1", "budget = 1\nrefresh_after = \"1h\"");
+    house.night().await;
+    let in_a_set = "and openid in (select openid from recipients where arm = 'send')";
+    let members = house.numbers(&format!("select count(*) from profiles where true {in_a_set}")).await[0];
+    assert!(members > 100, "{members}");
+    assert_eq!(fetched_lately(&house, in_a_set).await, 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_days_calls_for_details_are_used_up_the_night_ends_and_the_next_one_goes_on() {
+    let mut options = small();
+    options.quota.insert("user/info/batchget".to_owned(), 4);
+    let house = asking(options, 2).await;
+    let midday = QuotaDay::of(house.now()).next().starts_at() + TimeDelta::hours(12);
+    house.pass((midday - house.now()).num_seconds());
+    let night = house.night().await;
+    let account = &night.stage("profiles")["detail"]["accounts"][0];
+    assert_eq!((&account["not_asked"], &account["quota_spent"]), (&json!(200), &json!("user/info/batchget")));
+    let told = "the day's user/info/batchget calls of account `main` are used up: 200 followers are not asked yet";
+    assert!(night.stderr.contains(told), "{}", night.stderr);
+    let counted = "select not_asked from coverage where account = 'main' and miniprogram = 'mall' order by date desc";
+    assert_eq!(house.rows(counted).await[0], ["200"]);
+    let again = house.night().await;
+    assert_eq!(again.stage("profiles")["detail"]["accounts"][0]["not_asked"], 200, "the day has none left");
+
+    // Shortly after midnight the counters may not be empty yet: that is a matter of minutes.
+    house.simulator.set_faults(Faults { quota_reset_lag_seconds: 600, ..Faults::default() });
+    house.pass((QuotaDay::of(house.now()).next().starts_at() - house.now()).num_seconds() + 1);
+    let waits = house.run("nightly", &[]).await.ends(75).json();
+    let until: Timestamp = waits["waiting_until"].as_str().unwrap().parse().unwrap();
+    assert!(until - house.now() <= TimeDelta::minutes(6), "{waits}");
+    house.pass(1_200);
+    house.night().await;
+    assert_eq!(house.rows(counted).await[0], ["0"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_own_ceiling_for_details_ends_a_night_as_wechats_does_and_the_plan_tells_so() {
+    let house = asking(small(), 2).await;
+    house.edit("config/lianbo.toml", TIMEOUT, &format!("{TIMEOUT}\nquota = {{ \"user/info/batchget\" = 2 }}"));
+    let midday = QuotaDay::of(house.now()).next().starts_at() + TimeDelta::hours(12);
+    house.pass((midday - house.now()).num_seconds());
+    for left in [400, 200, 0] {
+        let night = house.night().await;
+        assert_eq!(night.stage("profiles")["detail"]["accounts"][0]["not_asked"], left);
+        house.pass(86_400);
+        if left == 400 {
+            let plan = house.lianbo(&["plan", "nightly"]).await.ends(0).stdout;
+            assert!(plan.contains("the day's quota leaves 200 for the nights after"), "{plan}");
+        }
+    }
+    assert_eq!(house.calls("user/info/batchget"), 6);
 }

@@ -16,7 +16,7 @@ use super::spot::{Owed, Spot};
 use crate::domain::{AccountName, OpenId};
 use crate::lake::{Fingerprints, Lake, LakeError, WholeFile};
 use crate::stage::{StageContext, StageError};
-use crate::wechat::{Answer, Claim, ProfileBatch, ShortAnswer, WeChat, WeChatError};
+use crate::wechat::{Answer, Claim, Endpoint, ProfileBatch, ShortAnswer, WeChat, WeChatError};
 
 /// A crash repeats at most so many calls for details: those in flight, those gathered, those being written.
 const MOST_REPEATED: usize = 100;
@@ -41,6 +41,8 @@ pub(super) struct Tally {
     pub is_complete: bool,
     /// Parts that were recorded.
     pub parts: usize,
+    /// The calls of this endpoint were used up before all was asked: the rest is left to later nights.
+    pub spent: Option<Endpoint>,
     /// People whose unionid is in doubt still: there was no call left to ask them singly.
     pub unconfirmed: u64,
     /// What the operator's `--accept-drop` let pass.
@@ -60,6 +62,7 @@ impl Tally {
             is_distinct,
             is_complete: false,
             parts: 0,
+            spent: None,
             unconfirmed: 0,
             accepted: None,
             unionids: lake.fingerprints(),

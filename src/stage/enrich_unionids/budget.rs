@@ -17,7 +17,11 @@ impl Budget {
 
     /// Whether another call may begin.
     pub fn has_room(&self, made: &CallCounts) -> bool {
-        self.spent(made) < self.calls
+        self.left(made) > 0
+    }
+
+    pub fn left(&self, made: &CallCounts) -> u64 {
+        self.calls.saturating_sub(self.spent(made))
     }
 
     /// A call begins. It counts at once; its repeats count when they are made.

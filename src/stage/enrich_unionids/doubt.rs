@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use super::ask::{Asking, Tally};
 use super::merge::make_latest;
-use super::{Inputs, fetched_source, quiet_when_spent};
+use super::{Inputs, fetched_source, unless_spent};
 use crate::clock::{Timestamp, from_micros};
 use crate::domain::{AccountName, OpenId, Values};
 use crate::engine::{Params, Session};
@@ -96,7 +96,7 @@ impl Doubt<'_, '_> {
         }
         tracing::warn!(account = %account, people = count, "unionids in doubt: asking singly for {count} people");
         let asked = Asking::new(self.cx, account, tally, None).singly(people).await;
-        quiet_when_spent(self.cx, tally, asked)
+        unless_spent(self.cx, tally, asked)
     }
 
     /// What the answers so far tell. `confirmed`: where to write the answers that are believed, and whether those are among
