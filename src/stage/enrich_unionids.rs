@@ -28,7 +28,7 @@ use self::ask::{Asking, Tally};
 use self::budget::Budget;
 use self::first::Scarce;
 pub use self::forecast::needed;
-use self::need::{NEEDED, Stale};
+use self::need::{NEEDED, REFUSED, Stale};
 pub use self::spot::EVERY as SPOT_CHECK_EVERY;
 use super::extract_followers::describe;
 use super::turns::Turn;
@@ -37,12 +37,14 @@ use crate::clock::Timestamp;
 use crate::config::settings::EnrichUnionids;
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
-use crate::engine::{Engine, TableSource};
+use crate::engine::{Engine, Params, Session, TableSource};
 use crate::ledger::SnapshotRecord;
 use crate::wechat::{Endpoint, WeChatError};
 
 /// When the day's calls are used up, and it is so long at most until there are new ones, the run waits for them.
 const WORTH_WAITING: TimeDelta = TimeDelta::minutes(30);
+/// Refused openids that are asked for one by one; of more than that it is not the openids that are bad.
+const MOST_SINGLY: u64 = 200;
 /// Openids in one call (WeChat's own limit).
 pub const BATCH: usize = 100;
 
@@ -220,17 +222,32 @@ impl Inputs {
                 "followers",
                 followers_spec.sql_columns(),
             ),
-            profiles: cx.visible.slice_source(
-                lake,
-                (table.as_str(), account.as_str()),
-                "profiles_before",
+            profiles: with_columns(
+                cx.visible.slice_source(lake, (table.as_str(), account.as_str()), "profiles_before", Vec::new()),
                 profiles_spec.sql_columns(),
             ),
             fetched: fetched_source(cx, account).await?,
-            stale: Stale::at(cx.run.run_at, plan.refresh_after)
+            stale: Stale::at((cx.run.run_at, cx.run.today, cx.hands.settings.timezone), plan.refresh_after)
                 .unless_since(cx.hands.ledger.rebound_at(account).await?),
         })
     }
+}
+
+/// A table as it is declared today: what a snapshot of before does not have is NULL.
+fn with_columns(source: TableSource, declared: Vec<(String, String)>) -> TableSource {
+    if source.parts.is_empty() {
+        return TableSource { columns: declared, ..source };
+    }
+    let is_there = |name: &str| source.columns.iter().any(|(own, _)| own == name);
+    if declared.iter().all(|(name, _)| is_there(name)) {
+        return source;
+    }
+    let column = |(name, ty): &(String, String)| {
+        if is_there(name) { name.clone() } else { format!("cast(null as {ty}) as {name}") }
+    };
+    let columns: Vec<String> = declared.iter().map(column).collect();
+    let sql = format!("select {} from ({}) as older", columns.join(", "), source.select());
+    TableSource { sql: Some(sql), columns: declared, ..source }
 }
 
 /// What was fetched and not merged yet, of this run or of one before it that did not come to its end.
@@ -293,25 +310,13 @@ async fn stream_needed(
         let is_first = tables.iter().all(|table| table.name == "followers" || table.parts.is_empty());
         let needed = if is_first { "select openid from followers where active" } else { NEEDED };
         // Nobody waits for the total any more when the caller was interrupted: the send below then ends this thread.
-        let total = session.count(&format!("select count(*) from ({needed})"), &params)?;
-        let _ = tell_total.send(total);
+        let count = |sql: &str| session.count(&format!("select count(*) from ({sql})"), &params);
+        let (total, refused) = (count(needed)?, if is_first { 0 } else { count(REFUSED)? });
+        let _ = tell_total.send(total + refused);
         let needed = if is_first { needed.to_owned() } else { scarce.ordered(&session, needed, total)? };
-        let mut batch = Vec::with_capacity(BATCH);
-        session.stream::<StageError>(&needed, &params, |rows| {
-            let [(_, Values::Text(openids))] = rows.columns.as_slice() else { return Ok(false) };
-            for openid in openids.iter().flatten() {
-                batch.push(OpenId::new(openid));
-                if batch.len() == BATCH && send.blocking_send(std::mem::take(&mut batch)).is_err() {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })?;
-        if !batch.is_empty() {
-            // As above: a closed channel means that nobody wants the rest.
-            let _ = send.blocking_send(batch);
-        }
-        Ok(())
+        in_batches(&session, (&needed, &params), BATCH, &send)?;
+        let size = if refused <= MOST_SINGLY { 1 } else { BATCH };
+        if refused > 0 { in_batches(&session, (REFUSED, &params), size, &send) } else { Ok(()) }
     });
     match total.await {
         Ok(total) => Ok((total, receive, reader)),
@@ -320,4 +325,29 @@ async fn stream_needed(
             Ok(()) => Err(StageError::Interrupted),
         },
     }
+}
+
+/// Sends the openids of a SELECT in batches of `size`, as long as anybody wants them.
+fn in_batches(
+    session: &Session,
+    (sql, params): (&str, &Params),
+    size: usize,
+    send: &mpsc::Sender<Vec<OpenId>>,
+) -> Result<(), StageError> {
+    let mut batch = Vec::with_capacity(size);
+    session.stream::<StageError>(sql, params, |rows| {
+        let [(_, Values::Text(openids))] = rows.columns.as_slice() else { return Ok(false) };
+        for openid in openids.iter().flatten() {
+            batch.push(OpenId::new(openid));
+            if batch.len() == size && send.blocking_send(std::mem::take(&mut batch)).is_err() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })?;
+    if !batch.is_empty() {
+        // A closed channel means that nobody wants the rest.
+        let _ = send.blocking_send(batch);
+    }
+    Ok(())
 }

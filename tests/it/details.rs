@@ -246,3 +246,26 @@ async fn our_own_ceiling_for_details_ends_a_night_as_wechats_does_and_the_plan_t
     }
     assert_eq!(house.calls("user/info/batchget"), 6);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_openid_keeps_its_code_and_is_asked_for_by_itself_after_one_two_and_four_nights() {
+    let faults = Faults { strangers: 2, invalid_in_batch: InvalidInBatch::WholeBatch, ..Faults::default() };
+    let house = asking(Options { faults, ..small() }, 4).await;
+    house.night().await;
+    let refused = "select errcode, refusals, count(*) from profiles where unionid_missing = 'error' group by all";
+    assert_eq!(house.numbers(refused).await, [40_003, 1, 2]);
+    let mut nights = Vec::new();
+    for night in 1..=7 {
+        let (batches, singly) = (house.calls("user/info/batchget"), house.calls("user/info"));
+        house.pass(86_400);
+        house.night().await;
+        assert_eq!(house.calls("user/info/batchget"), batches, "no batch is spoilt by them");
+        if house.calls("user/info") > singly {
+            assert_eq!(house.calls("user/info") - singly, 2);
+            nights.push(night);
+        }
+    }
+    assert_eq!(nights, [1, 3, 7]);
+    house.night().await;
+    assert_eq!(house.numbers(refused).await, [40_003, 4, 2]);
+}

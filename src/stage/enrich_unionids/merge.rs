@@ -357,13 +357,19 @@ fn merge_sql(has_before: bool, has_doubts: bool) -> String {
     };
     let mut sql = format!(
         "with believed as (
-    select latest.openid, {unionid} as unionid, {missing} as unionid_missing, {carried}
+    select latest.openid, {unionid} as unionid, {missing} as unionid_missing, {carried}, latest.errcode
     from latest {doubts}
 )
-select $account as account, believed.openid, {known_unionid}, {known_missing}, {columns}
+select $account as account, believed.openid, {known_unionid}, {known_missing}, {columns}, believed.errcode,
+       {refusals} as refusals
 from believed {before}",
         carried = CARRIED.map(|name| format!("latest.{name}")).join(", "),
         columns = columns.join(", "),
+        refusals = if has_before {
+            "case when believed.errcode is not null then coalesce(before.refusals, 0) + 1 end"
+        } else {
+            "case when believed.errcode is not null then 1 end"
+        },
         before = if has_before { "left join profiles_before as before on before.openid = believed.openid" } else { "" },
     );
     if has_before {
@@ -395,7 +401,7 @@ const KEPT: &str = "
 union all
 select before.account, before.openid, before.unionid, before.unionid_missing, before.subscribe, before.subscribe_time,
        before.subscribe_scene, before.qr_scene, before.qr_scene_str, before.tagid_list, before.language, before.remark,
-       before.groupid, before.fetched_at
+       before.groupid, before.fetched_at, before.errcode, before.refusals
 from profiles_before as before
 where coalesce(before.unionid_missing, '') <> 'not_asked'
   and not exists (select 1 from latest where latest.openid = before.openid)";
@@ -403,7 +409,7 @@ where coalesce(before.unionid_missing, '') <> 'not_asked'
 const NOT_ASKED: &str = "
 union all
 select
-    $account, followers.openid, null, 'not_asked', null, null, null, null, null, null, null, null, null, null";
+    $account, followers.openid, null, 'not_asked', null, null, null, null, null, null, null, null, null, null, null, null";
 
 const NOT_ASKED_FROM: &str = "
 from followers

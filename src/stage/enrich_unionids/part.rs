@@ -6,11 +6,9 @@ use crate::domain::{AccountName, ColumnType, Texts, Values};
 use crate::lake::{Lake, LakeError, Part, PartColumn, PartWriter, WholeFile};
 use crate::wechat::{ProfileBatch, Profiles};
 
-/// Columns of a part of fetched profiles: those of `profiles`, the code of an openid that was refused, and whether the
-/// answer is that of a single call.
+/// Columns of a part of fetched profiles: those of `profiles`, and whether the answer is that of a single call.
 pub fn schema() -> Vec<(&'static str, ColumnType)> {
     let mut schema = table_spec("profiles").expect("profiles is declared").part_schema();
-    schema.push(("errcode", ColumnType::Integer));
     schema.push(("is_single", ColumnType::Boolean));
     schema
 }
@@ -112,7 +110,9 @@ impl ProfilePart {
             ("fetched_at", PartColumn::Values(Values::Timestamp(fetched_at))),
         ];
         if errcode.iter().any(Option::is_some) {
+            let refusals = errcode.iter().map(|errcode| errcode.map(|_| 1)).collect();
             columns.push(("errcode", PartColumn::Values(Values::Integer(errcode))));
+            columns.push(("refusals", PartColumn::Values(Values::Integer(refusals))));
         }
         if !is_single.is_empty() {
             is_single.resize(profiles.openid.len(), None);
