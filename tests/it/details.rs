@@ -1,9 +1,9 @@
 //! What a night asks of people's details: each call counts, can be stopped before the next, and is not made twice.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::TimeDelta;
-use lianbo::clock::Timestamp;
+use lianbo::clock::{Clock, Timestamp};
 use lianbo::domain::QuotaDay;
 use lianbo::simulator::{Faults, InvalidInBatch, Options};
 use serde_json::json;
@@ -38,7 +38,7 @@ async fn a_stop_amid_single_calls_is_obeyed_at_once_and_none_of_them_is_made_aga
     let house = asking(all_singly(), 4).await;
     let child = house.begin("nightly");
     eventually(Duration::from_secs(60), || house.calls("user/info") >= 60).await;
-    let stopped = Instant::now();
+    let stopped = Clock::default().monotonic();
     signal(&child, "-TERM");
     ended(child).await.ends(75);
     assert!(stopped.elapsed() < Duration::from_secs(10), "{:?}", stopped.elapsed());
@@ -131,7 +131,7 @@ async fn a_stop_amid_doubts_is_obeyed_at_once_and_whoever_was_asked_singly_is_no
     let before = house.calls("user/info");
     let child = house.begin("nightly");
     eventually(Duration::from_secs(60), || house.calls("user/info") >= before + 6).await;
-    let stopped = Instant::now();
+    let stopped = Clock::default().monotonic();
     signal(&child, "-TERM");
     ended(child).await.ends(75);
     assert!(stopped.elapsed() < Duration::from_secs(10), "{:?}", stopped.elapsed());
