@@ -184,6 +184,8 @@ pub struct StageReport {
     pub detail: Value,
     /// Accounts or mini programs that failed and keep their old rows.
     pub failed_slices: Vec<FailedSlice>,
+    /// What only the operator's `--accept-drop` let pass: it is put down with the reason.
+    pub accepted: Vec<String>,
 }
 
 /// An account or mini program that failed.
@@ -223,6 +225,9 @@ pub enum StageError {
     Export(#[from] ExportError),
     #[error("{0}")]
     Rule(String),
+    /// An account's unionids are all others now; only the operator can say that it is meant to be so.
+    #[error("{0}")]
+    Rebound(String),
     #[error("another process took over this run")]
     LeaseLost,
     #[error("interrupted")]
@@ -238,7 +243,12 @@ impl StageError {
             Self::WeChat(error) => error.is_transient(),
             Self::Ledger(error) => error.is_transient(),
             Self::Lake(_) | Self::Interrupted | Self::LeaseLost => true,
-            Self::Sql { .. } | Self::Engine(_) | Self::Export(_) | Self::Rule(_) | Self::Blocking(_) => false,
+            Self::Sql { .. }
+            | Self::Engine(_)
+            | Self::Export(_)
+            | Self::Rule(_)
+            | Self::Rebound(_)
+            | Self::Blocking(_) => false,
         }
     }
 

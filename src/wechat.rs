@@ -36,7 +36,7 @@ use secrecy::SecretString;
 
 use crate::domain::AccountName;
 
-pub use batch::{Claim, ProfileBatch};
+pub use batch::{Answer, Claim, ProfileBatch, ShortAnswer};
 pub use callback::{CallbackEvent, CallbackKeys, CallbackQuery, CallbackRefused, LARGEST_BODY_BYTES, Posted, XmlError};
 pub use client::{SendOutcome, WeChat};
 pub use code::{Code, CodeClass, all as all_codes, class_of, lookup as lookup_code};

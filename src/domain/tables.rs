@@ -114,6 +114,12 @@ pub const TABLES: &[TableSpec] = &[
             column("remark", Text, "the operator's remark"),
             column("groupid", Integer, "group (old form of tags)"),
             column("fetched_at", Timestamp, "when WeChat gave it, UTC"),
+            column("errcode", Integer, "WeChat's code where it refused the openid, else NULL"),
+            column(
+                "refusals",
+                Integer,
+                "times in a row that it refused; asked again after 1, then 2, then every 4 dates",
+            ),
         ],
     },
     TableSpec {

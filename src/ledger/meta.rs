@@ -4,9 +4,16 @@ use sqlx::SqliteConnection;
 
 use super::error::Doing;
 use super::{Ledger, LedgerError};
+use crate::clock::{Timestamp, from_micros, to_micros};
+use crate::domain::AccountName;
 
 const SNAPSHOTS: &str = "snapshots_generation";
 const CATALOG: &str = "catalog_generation";
+const REBOUND: &str = "rebound_at";
+
+fn rebound_key(account: &AccountName) -> String {
+    format!("{REBOUND}:{account}")
+}
 
 impl Ledger {
     /// The value of a key, if it was ever set.
@@ -38,6 +45,20 @@ impl Ledger {
             .await
             .doing("forget a value of the ledger")?;
         Ok(())
+    }
+
+    /// Since when an account gives unionids of another Open Platform account than before, if it ever was bound anew.
+    pub async fn rebound_at(&self, account: &AccountName) -> Result<Option<Timestamp>, LedgerError> {
+        let Some(value) = self.get_meta(&rebound_key(account)).await? else { return Ok(None) };
+        match value.parse() {
+            Ok(micros) => Ok(Some(from_micros(micros))),
+            Err(_) => Err(LedgerError::Unreadable { what: REBOUND, value }),
+        }
+    }
+
+    /// Remembers since when, by the first answer of a run that told so.
+    pub async fn note_rebound(&self, account: &AccountName, at: Timestamp) -> Result<(), LedgerError> {
+        self.set_meta(&rebound_key(account), &to_micros(at).to_string()).await
     }
 
     /// Grows with every change of which snapshots are current.

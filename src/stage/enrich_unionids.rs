@@ -1,6 +1,7 @@
 //! `enrich_unionids`: asks for the profile, and so the unionid, of followers whose profile is missing or stale.
 //!
-//! The way: the pages of a first walk ([`ahead`]), else the engine, say who needs asking → batches of 100 go out
+//! The way: the pages of a first walk ([`ahead`]), else the engine, say who needs asking, and where there is no call for all
+//! who is asked first ([`first`]) → batches of 100 go out
 //! `concurrency` wide ([`ask`]), one in sixty looked at twice ([`spot`]) → answers gather in parts, each written while the
 //! next gathers and recorded as soon as it is whole, so that a crash repeats at most 100 calls → one pass merges them with
 //! the profiles before ([`merge`]). A unionid that moved or that two openids share is asked for once more, singly, before it
@@ -8,6 +9,9 @@
 
 mod ahead;
 mod ask;
+mod budget;
+mod doubt;
+mod first;
 mod forecast;
 mod merge;
 mod narrow;
@@ -18,14 +22,17 @@ mod spot;
 
 use std::sync::Arc;
 
+use chrono::TimeDelta;
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use self::ahead::AskedAhead;
 pub use self::ahead::{Ahead, ask_ahead};
-use self::ask::{Asking, Tally, ask_singly};
+use self::ask::{Asking, Tally};
+use self::budget::Budget;
+use self::first::Scarce;
 pub use self::forecast::needed;
-use self::need::{NEEDED, Stale};
+use self::need::{NEEDED, REFUSED, Stale};
 pub use self::spot::EVERY as SPOT_CHECK_EVERY;
 use super::extract_followers::describe;
 use super::turns::Turn;
@@ -34,11 +41,15 @@ use crate::clock::Timestamp;
 use crate::config::settings::EnrichUnionids;
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
-use crate::engine::{Engine, Param, TableSource};
+use crate::engine::{Engine, Param, Params, Session, TableSource};
 use crate::ledger::SnapshotRecord;
 use crate::stage::news::Changed;
 use crate::wechat::{Endpoint, WeChatError};
 
+/// When the day's calls are used up, and it is so long at most until there are new ones, the run waits for them.
+const WORTH_WAITING: TimeDelta = TimeDelta::minutes(30);
+/// Refused openids that are asked for one by one; of more than that it is not the openids that are bad.
+const MOST_SINGLY: u64 = 200;
 /// Openids in one call (WeChat's own limit).
 pub const BATCH: usize = 100;
 
@@ -60,14 +71,20 @@ pub async fn run(cx: &StageContext<'_>, plan: &EnrichUnionids) -> Result<StageOu
                 parts.extend(done.part_ids);
                 accounts.push(json!({
                     "account": account.as_str(), "asked": done.asked, "with_unionid": done.with_unionid,
-                    "not_asked": done.not_asked, "quarantined": done.quarantined,
+                    "not_asked": done.not_asked, "quarantined": done.quarantined, "unconfirmed": done.unconfirmed,
+                    "quota_spent": done.spent.map(Endpoint::as_str),
                 }));
                 report.snapshots.push(done.snapshot);
                 report.snapshots.extend(done.changes);
+                report.accepted.extend(done.accepted);
             }
             Err(StageError::WeChat(WeChatError::QuotaSpent { until, endpoint, .. })) => {
                 let reason = format!("the day's {} calls of account `{account}` are used up", endpoint.as_str());
                 waiting = Some((Some(until), reason));
+            }
+            Err(StageError::Rebound(why)) => {
+                tracing::error!(account = %account, "{why}");
+                report.failed_slices.push(FailedSlice { slice: account.to_string(), why, is_transient: false });
             }
             Err(StageError::WeChat(error)) => {
                 report.failed_slices.push(FailedSlice::of_account(account, &error, describe(&error)));
@@ -87,6 +104,9 @@ struct Enriched {
     with_unionid: u64,
     not_asked: u64,
     quarantined: u64,
+    unconfirmed: u64,
+    spent: Option<Endpoint>,
+    accepted: Option<String>,
     part_ids: Vec<i64>,
     snapshot: SnapshotRecord,
     changes: Option<SnapshotRecord>,
@@ -115,28 +135,38 @@ async fn alone(cx: &StageContext<'_>, plan: &EnrichUnionids, account: &AccountNa
     let inputs = Inputs::gather(cx, plan, table, account).await?;
     let (mut tally, whole_walk) = match asked_ahead {
         Some(AskedAhead { tally, whole_walk }) => (tally, whole_walk),
-        None => (Tally::new(&cx.hands.lake, budget_left(cx, plan), inputs.fetched.parts.is_empty()), None),
+        None => (Tally::new(&cx.hands.lake, budget(cx, plan), inputs.fetched.parts.is_empty()), None),
     };
     if !is_whole(cx, account, &inputs, whole_walk).await? {
         ask(cx, account, &inputs, &mut tally).await?;
     }
     let parts = cx.hands.ledger.profile_parts(account).await?;
     let merged = merge::merge(cx, table, account, &inputs, (&parts, &mut tally)).await?;
+    // With those of single calls that the merge made.
+    let parts = cx.hands.ledger.profile_parts(account).await?;
+    if let Some(endpoint) = tally.spent {
+        tracing::warn!(
+            account = %account, people = merged.not_asked,
+            "the day's {} calls of account `{account}` are used up: {} followers are not asked yet, the next night goes on",
+            endpoint.as_str(), merged.not_asked
+        );
+    }
     Ok(Enriched {
         asked: tally.asked,
         with_unionid: merged.with_unionid,
         not_asked: merged.not_asked,
         quarantined: merged.quarantined,
+        unconfirmed: tally.unconfirmed,
+        spent: tally.spent,
+        accepted: tally.accepted,
         part_ids: parts.into_iter().map(|(id, _)| id).collect(),
         snapshot: merged.profiles,
         changes: merged.changes,
     })
 }
 
-/// The calls that the run may still make for details, those counted that it made before it was stopped.
-fn budget_left(cx: &StageContext<'_>, plan: &EnrichUnionids) -> u64 {
-    let made = cx.calls.made(Endpoint::UserInfoBatchget) + cx.calls.made(Endpoint::UserInfo);
-    plan.budget.map_or(u64::MAX, |budget| budget.saturating_sub(made))
+fn budget(cx: &StageContext<'_>, plan: &EnrichUnionids) -> Budget {
+    Budget::new(plan.budget, &cx.calls)
 }
 
 /// Takes back parts that an earlier run recorded and a power cut kept from the disk: their people are asked for again.
@@ -199,14 +229,13 @@ impl Inputs {
                 "followers",
                 followers_spec.sql_columns(),
             ),
-            profiles: cx.visible.slice_source(
-                lake,
-                (table.as_str(), account.as_str()),
-                "profiles_before",
+            profiles: with_columns(
+                cx.visible.slice_source(lake, (table.as_str(), account.as_str()), "profiles_before", Vec::new()),
                 profiles_spec.sql_columns(),
             ),
             fetched: fetched_source(cx, account).await?,
-            stale: Stale::at(cx.run.run_at, plan.refresh_after),
+            stale: Stale::at((cx.run.run_at, cx.run.today, cx.hands.settings.timezone), plan.refresh_after)
+                .unless_since(cx.hands.ledger.rebound_at(account).await?),
             changed: None,
         };
         let profiles = cx.visible.slice(table.as_str(), account.as_str());
@@ -221,6 +250,23 @@ impl Inputs {
         }
         Ok(inputs)
     }
+}
+
+/// A table as it is declared today: what a snapshot of before does not have is NULL.
+fn with_columns(source: TableSource, declared: Vec<(String, String)>) -> TableSource {
+    if source.parts.is_empty() {
+        return TableSource { columns: declared, ..source };
+    }
+    let is_there = |name: &str| source.columns.iter().any(|(own, _)| own == name);
+    if declared.iter().all(|(name, _)| is_there(name)) {
+        return source;
+    }
+    let column = |(name, ty): &(String, String)| {
+        if is_there(name) { name.clone() } else { format!("cast(null as {ty}) as {name}") }
+    };
+    let columns: Vec<String> = declared.iter().map(column).collect();
+    let sql = format!("select {} from ({}) as older", columns.join(", "), source.select());
+    TableSource { sql: Some(sql), columns: declared, ..source }
 }
 
 /// What was fetched and not merged yet, of this run or of one before it that did not come to its end.
@@ -240,18 +286,35 @@ async fn ask(
     inputs: &Inputs,
     tally: &mut Tally,
 ) -> Result<(), StageError> {
-    let (total, needed, reader) = stream_needed(cx, inputs).await?;
+    let calls = tally.budget.left(&cx.calls).min(first::calls_left_today(cx, account).await?);
+    let scarce = Scarce { calls, audience: first::audience(cx, account) };
+    let (total, needed, reader) = stream_needed(cx, inputs, scarce).await?;
     let total = tally.asked + total;
     let ended = Asking::new(cx, account, tally, Some(total)).all(needed, true).await;
     let read = reader.await?;
-    ended?;
+    unless_spent(cx, tally, ended)?;
     read
+}
+
+/// When the day has no call left the rest is asked for on later nights, as when a run's own budget is spent. Where calls are
+/// to be had again in a moment they are worth waiting for.
+fn unless_spent(cx: &StageContext<'_>, tally: &mut Tally, asked: Result<(), StageError>) -> Result<(), StageError> {
+    match asked {
+        Err(StageError::WeChat(WeChatError::QuotaSpent { endpoint, until }))
+            if until - cx.hands.clock.now() > WORTH_WAITING =>
+        {
+            tally.spent = Some(endpoint);
+            Ok(())
+        }
+        asked => asked,
+    }
 }
 
 /// Batches of openids that need asking, read by the engine on a thread of its own while calls are under way.
 async fn stream_needed(
     cx: &StageContext<'_>,
     inputs: &Inputs,
+    scarce: Scarce,
 ) -> Result<(u64, mpsc::Receiver<Vec<OpenId>>, tokio::task::JoinHandle<Result<(), StageError>>), StageError> {
     let (send, receive) = mpsc::channel::<Vec<OpenId>>(64);
     let (tell_total, total) = tokio::sync::oneshot::channel();
@@ -272,23 +335,13 @@ async fn stream_needed(
         let is_first = tables.iter().all(|table| table.name == "followers" || table.parts.is_empty());
         let needed = if is_first { "select openid from followers where active" } else { NEEDED };
         // Nobody waits for the total any more when the caller was interrupted: the send below then ends this thread.
-        let _ = tell_total.send(session.count(&format!("select count(*) from ({needed})"), &params)?);
-        let mut batch = Vec::with_capacity(BATCH);
-        session.stream::<StageError>(needed, &params, |rows| {
-            let [(_, Values::Text(openids))] = rows.columns.as_slice() else { return Ok(false) };
-            for openid in openids.iter().flatten() {
-                batch.push(OpenId::new(openid));
-                if batch.len() == BATCH && send.blocking_send(std::mem::take(&mut batch)).is_err() {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })?;
-        if !batch.is_empty() {
-            // As above: a closed channel means that nobody wants the rest.
-            let _ = send.blocking_send(batch);
-        }
-        Ok(())
+        let count = |sql: &str| session.count(&format!("select count(*) from ({sql})"), &params);
+        let (total, refused) = (count(needed)?, if is_first { 0 } else { count(REFUSED)? });
+        let _ = tell_total.send(total + refused);
+        let needed = if is_first { needed.to_owned() } else { scarce.ordered(&session, needed, total)? };
+        in_batches(&session, (&needed, &params), BATCH, &send)?;
+        let size = if refused <= MOST_SINGLY { 1 } else { BATCH };
+        if refused > 0 { in_batches(&session, (REFUSED, &params), size, &send) } else { Ok(()) }
     });
     match total.await {
         Ok(total) => Ok((total, receive, reader)),
@@ -297,4 +350,29 @@ async fn stream_needed(
             Ok(()) => Err(StageError::Interrupted),
         },
     }
+}
+
+/// Sends the openids of a SELECT in batches of `size`, as long as anybody wants them.
+fn in_batches(
+    session: &Session,
+    (sql, params): (&str, &Params),
+    size: usize,
+    send: &mpsc::Sender<Vec<OpenId>>,
+) -> Result<(), StageError> {
+    let mut batch = Vec::with_capacity(size);
+    session.stream::<StageError>(sql, params, |rows| {
+        let [(_, Values::Text(openids))] = rows.columns.as_slice() else { return Ok(false) };
+        for openid in openids.iter().flatten() {
+            batch.push(OpenId::new(openid));
+            if batch.len() == size && send.blocking_send(std::mem::take(&mut batch)).is_err() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })?;
+    if !batch.is_empty() {
+        // A closed channel means that nobody wants the rest.
+        let _ = send.blocking_send(batch);
+    }
+    Ok(())
 }

@@ -40,7 +40,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &JoinIdentities) -> Result<StageOu
     let conflict_rows = conflicts.rows;
     let snapshots = vec![joined, conflicts.into_snapshot(&conflicts_table).record(cx)];
     let detail = json!({ "users_tables": users, "conflicts": conflict_rows });
-    Ok(StageOutcome::Done(StageReport { rows_in, rows_out, snapshots, detail, failed_slices: Vec::new() }))
+    Ok(StageOutcome::Done(StageReport { rows_in, rows_out, snapshots, detail, ..StageReport::default() }))
 }
 
 /// The users tables a join reads: those it names, else those of every `load_users` stage of the workspace.

@@ -82,7 +82,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome
         rows_out: loaded.users.rows,
         snapshots: vec![users.record(cx), quarantine.record(cx)],
         detail,
-        failed_slices: Vec::new(),
+        ..StageReport::default()
     }))
 }
 

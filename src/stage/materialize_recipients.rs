@@ -70,7 +70,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Result<
             "given": set.judged.given, "recipients": set.judged.send, "holdout": set.judged.holdout, "left_out": left,
             "set_hash": set_hash, "set_path": set_path, "as_of": as_of.to_rfc3339(),
         }),
-        failed_slices: Vec::new(),
+        ..StageReport::default()
     }))
 }
 

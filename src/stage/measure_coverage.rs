@@ -89,7 +89,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &MeasureCoverage) -> Result<StageO
         rows_out,
         snapshots,
         detail: json!({ "date": cx.run.today.to_string(), "forgotten": measured.forgotten }),
-        failed_slices: Vec::new(),
+        ..StageReport::default()
     }))
 }
 

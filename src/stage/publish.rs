@@ -40,7 +40,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &Publish) -> Result<StageOutcome, 
         rows_out: rows,
         snapshots: Vec::new(),
         detail: json!({ "files": names }),
-        failed_slices: Vec::new(),
+        ..StageReport::default()
     }))
 }
 

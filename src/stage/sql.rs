@@ -29,7 +29,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &SqlStage) -> Result<StageOutcome,
         rows_out,
         snapshots: vec![snapshot],
         detail: json!({}),
-        failed_slices: Vec::new(),
+        ..StageReport::default()
     }))
 }
 

@@ -2,10 +2,10 @@
 //!
 //! A batch with one bad openid in it has been seen to give everybody after it their neighbour's unionid. So an answer
 //! counts only when it holds nobody but who was asked for, matched by openid, and no unionid twice; otherwise the batch is
-//! split in halves, down to single calls, which are never shifted. Whoever is missing from an answer is asked for singly.
+//! to be split in halves, down to single calls, which are never shifted. Whoever is missing from an answer is to be asked
+//! for singly. One call at a time is made here, and what must follow it is only said: who asks keeps to a budget, records
+//! what came, and may be stopped between any two calls.
 //! Not here: which batches are looked at once more ([`WeChat::confirms`]), and comparing with what is known already.
-
-use std::borrow::Cow;
 
 use super::client::WeChat;
 use super::code::CodeClass;
@@ -13,10 +13,7 @@ use super::error::WeChatError;
 use super::profiles::Profiles;
 use crate::domain::{OpenId, QuickSet, UnionId, surely_differ};
 
-/// The most that WeChat takes in one call.
-const BATCH_SIZE: usize = 100;
-
-/// What became of the people asked for: each is in exactly one of the lists.
+/// What became of people asked for: each is in exactly one of the lists.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ProfileBatch {
     pub profiles: Profiles,
@@ -24,8 +21,31 @@ pub struct ProfileBatch {
     pub refused: Vec<(OpenId, i64)>,
     /// Answered, but with something that cannot be read even alone.
     pub unreadable: Vec<OpenId>,
-    /// Whether any answer failed a guard: unionids of this batch deserve a second look.
-    pub suspicious: bool,
+    /// Of one person, by the call that is never shifted.
+    pub is_single: bool,
+}
+
+/// What one call for several people is worth.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Everybody who was asked for.
+    Whole(ProfileBatch),
+    /// Right as far as it goes, it seems.
+    Short(ShortAnswer),
+    /// Nothing: ask again by these pieces.
+    Split(Vec<Vec<OpenId>>),
+}
+
+/// An answer that lacks people.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ShortAnswer {
+    pub batch: ProfileBatch,
+    /// Those of whom it tells, in the order they were asked for.
+    pub told: Vec<OpenId>,
+    pub missing: Vec<OpenId>,
+    /// What a single call must confirm before the answer is believed: somebody is missing because their openid was not
+    /// taken, most likely, and that is what a shift has been seen to come with. Nothing where it tells no unionid.
+    pub claim: Option<Claim>,
 }
 
 /// One claim of a batch that a single call can confirm.
@@ -65,7 +85,6 @@ impl ProfileBatch {
     }
 }
 
-/// What an answer is worth.
 enum Worth {
     Whole,
     /// Right as far as it goes; these are missing.
@@ -75,42 +94,37 @@ enum Worth {
 }
 
 impl WeChat {
-    /// Any number of people, by batches of 100. Whoever stands twice in one is asked for twice, singly.
+    /// One call for up to a hundred people. Whoever stands twice among them makes the answer worth nothing.
     ///
     /// # Errors
     ///
-    /// What is not about one person (token, quota, connection) ends the whole; what was fetched by then is dropped.
-    pub async fn profiles(&self, openids: &[OpenId]) -> Result<ProfileBatch, WeChatError> {
-        let mut batch = ProfileBatch::default();
-        // Each part is answered, or replaced by smaller ones: at most two calls for each person.
-        let mut parts: Vec<Cow<'_, [OpenId]>> = openids.chunks(BATCH_SIZE).rev().map(Cow::Borrowed).collect();
-        while let Some(part) = parts.pop() {
-            if let [openid] = &*part {
-                self.single(openid, &mut batch).await?;
-                continue;
+    /// What is not about one person: token, quota, connection.
+    pub async fn profiles(&self, openids: &[OpenId]) -> Result<Answer, WeChatError> {
+        if let [openid] = openids {
+            return Ok(Answer::Whole(self.single(openid).await?));
+        }
+        match self.batch(openids).await {
+            Ok(profiles) => Ok(judged(openids, ProfileBatch { profiles, ..ProfileBatch::default() })),
+            Err(WeChatError::Unreadable { .. }) => Ok(Answer::Split(pieces(openids, 1))),
+            Err(error) if error.class() == Some(CodeClass::Recipient) => Ok(Answer::Split(halves(openids))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One person, by the call that is never shifted.
+    ///
+    /// # Errors
+    ///
+    /// As [`WeChat::profiles`].
+    pub async fn single(&self, openid: &OpenId) -> Result<ProfileBatch, WeChatError> {
+        let mut batch = ProfileBatch { is_single: true, ..ProfileBatch::default() };
+        match self.profile(openid).await {
+            Ok(profile) => batch.profiles.push(&profile),
+            Err(WeChatError::Refused { class: CodeClass::Recipient, errcode, .. }) => {
+                batch.refused.push((openid.clone(), errcode));
             }
-            match self.batch(&part).await {
-                Ok(answer) => match worth(&part, &answer) {
-                    Worth::Whole => batch.take(answer),
-                    Worth::Short(missing) if self.confirms_short(&part, &answer).await? => {
-                        batch.take(answer);
-                        parts.extend(missing.into_iter().rev().map(|openid| Cow::Owned(vec![openid])));
-                    }
-                    Worth::Short(_) => {
-                        batch.suspicious = true;
-                        parts.extend(pieces(&part, 1));
-                    }
-                    Worth::Nothing => {
-                        batch.suspicious = true;
-                        parts.extend(pieces(&part, part.len().div_ceil(2)));
-                    }
-                },
-                Err(WeChatError::Unreadable { .. }) => parts.extend(pieces(&part, 1)),
-                Err(error) if error.class() == Some(CodeClass::Recipient) => {
-                    parts.extend(pieces(&part, part.len().div_ceil(2)));
-                }
-                Err(error) => return Err(error),
-            }
+            Err(WeChatError::Unreadable { .. }) => batch.unreadable.push(openid.clone()),
+            Err(error) => return Err(error),
         }
         Ok(batch)
     }
@@ -129,41 +143,28 @@ impl WeChat {
             Err(error) => Err(error),
         }
     }
+}
 
-    /// Somebody is missing because their openid was not taken, most likely: what a shift has been seen to come with.
-    async fn confirms_short(&self, asked: &[OpenId], answer: &Profiles) -> Result<bool, WeChatError> {
-        let short = ProfileBatch { profiles: answer.clone(), ..ProfileBatch::default() };
-        match short.claim(asked) {
-            Some(claim) if claim.unionid.is_some() => self.confirms(&claim).await,
-            _ => Ok(true),
+/// What an answer to a call for several people means for the next calls.
+fn judged(asked: &[OpenId], batch: ProfileBatch) -> Answer {
+    match worth(asked, &batch.profiles) {
+        Worth::Whole => Answer::Whole(batch),
+        Worth::Nothing => Answer::Split(halves(asked)),
+        Worth::Short(missing) => {
+            let lacking: QuickSet<&str> = missing.iter().map(OpenId::as_str).collect();
+            let told = asked.iter().filter(|openid| !lacking.contains(openid.as_str())).cloned().collect();
+            let claim = batch.claim(asked).filter(|claim| claim.unionid.is_some());
+            Answer::Short(ShortAnswer { batch, told, missing, claim })
         }
-    }
-
-    async fn single(&self, openid: &OpenId, batch: &mut ProfileBatch) -> Result<(), WeChatError> {
-        match self.profile(openid).await {
-            Ok(profile) => batch.profiles.push(&profile),
-            Err(WeChatError::Refused { class: CodeClass::Recipient, errcode, .. }) => {
-                batch.refused.push((openid.clone(), errcode));
-            }
-            Err(WeChatError::Unreadable { .. }) => batch.unreadable.push(openid.clone()),
-            Err(error) => return Err(error),
-        }
-        Ok(())
     }
 }
 
-impl ProfileBatch {
-    fn take(&mut self, answer: Profiles) {
-        if self.profiles.is_empty() { self.profiles = answer } else { self.profiles.append(&answer) }
-    }
+fn halves(openids: &[OpenId]) -> Vec<Vec<OpenId>> {
+    pieces(openids, openids.len().div_ceil(2).max(1))
 }
 
-/// `part` in pieces of `size`, the first one last.
-fn pieces<'a>(part: &Cow<'a, [OpenId]>, size: usize) -> Vec<Cow<'a, [OpenId]>> {
-    match part {
-        Cow::Borrowed(part) => part.chunks(size).rev().map(Cow::Borrowed).collect(),
-        Cow::Owned(part) => part.chunks(size).rev().map(|piece| Cow::Owned(piece.to_vec())).collect(),
-    }
+fn pieces(openids: &[OpenId], size: usize) -> Vec<Vec<OpenId>> {
+    openids.chunks(size).map(<[OpenId]>::to_vec).collect()
 }
 
 /// Whether the answer holds nobody but those of `asked`, each once, and no unionid twice.

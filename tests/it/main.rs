@@ -11,6 +11,7 @@ mod control;
 // The points are passed over in a release build.
 #[cfg(debug_assertions)]
 mod crashes;
+mod details;
 mod exports;
 mod followers;
 mod guards;

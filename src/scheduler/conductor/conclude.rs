@@ -92,6 +92,9 @@ impl Stages<'_> {
         if let Some(checks) = &cx.stage.checks {
             broken.extend(stage::checks::run(cx, checks, &report.snapshots).await?);
         }
+        for (text, reason) in report.accepted.iter().zip(self.accept_drop.iter().cycle()) {
+            self.audit("accept-drop", format!("{text}; {reason}")).await?;
+        }
         let mut fatal = Vec::new();
         for one in broken {
             let text = format!("check {} is broken: {}", one.check, one.found);

@@ -143,6 +143,13 @@ impl Estimator<'_> {
                 // Who stands on the last page is asked for after it.
                 let walk_ends = walk.and_then(|walk| walk.ends_at);
                 read.ends_at = read.ends_at.zip(Some(walk_ends.unwrap_or(from))).map(|(own, walk)| own.max(walk));
+                if let (Some(tonight), Some(needed)) = (read.days.first().filter(|_| read.days.len() > 1), needed) {
+                    let left = needed.saturating_sub(tonight.calls * batch);
+                    plan.notes.push(format!(
+                        "account `{account}`: the day's quota leaves {left} for the nights after, which each ask for what \
+                         their day has room for"
+                    ));
+                }
             }
             plan.reads.extend(read);
             let checks = calls / enrich_unionids::SPOT_CHECK_EVERY;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
 
 use super::ask::{Asking, Tally};
-use super::{BATCH, budget_left, turn_name};
+use super::{BATCH, budget, turn_name};
 use crate::config::settings::EnrichUnionids;
 use crate::domain::{AccountName, Neighbours, OpenId, QuickSet, Texts};
 use crate::stage::news::{Changed, Changes, WalkNews, WalkState};
@@ -79,7 +79,7 @@ async fn one_account(
         if !cx.hands.ledger.profile_parts(account).await?.is_empty() {
             return Ok(None);
         }
-        let mut tally = Tally::new(&cx.hands.lake, budget_left(cx, plan), true);
+        let mut tally = Tally::new(&cx.hands.lake, budget(cx, plan), true);
         let (send, needed) = mpsc::channel(64);
         let asking = Asking::new(cx, account, &mut tally, None).all(needed, false);
         let (fed, asked) = tokio::join!(feed(cx, account, news, send), asking);

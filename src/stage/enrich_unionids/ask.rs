@@ -1,15 +1,22 @@
-//! Asking: batches of a hundred `concurrency` wide, spot checks between them, answers gathered into parts.
+//! Asking: batches of a hundred `concurrency` wide, what they leave owed between them, answers gathered into parts.
+//!
+//! Each call is a task of its own, counted against the budget before it begins, and what its answer makes necessary
+//! ([`Owed`]) goes before the next batch: a stop falls between two calls, and an answer is recorded as soon as it is
+//! believed.
+
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::BATCH;
+use super::budget::Budget;
 use super::part::ProfilePart;
 use super::spot::{Owed, Spot};
 use crate::domain::{AccountName, OpenId};
 use crate::lake::{Fingerprints, Lake, LakeError, WholeFile};
 use crate::stage::{StageContext, StageError};
-use crate::wechat::{Claim, Profile, ProfileBatch, WeChat, WeChatError};
+use crate::wechat::{Answer, Claim, Endpoint, ProfileBatch, ShortAnswer, WeChat, WeChatError};
 
 /// A crash repeats at most so many calls for details: those in flight, those gathered, those being written.
 const MOST_REPEATED: usize = 100;
@@ -19,20 +26,27 @@ const WIDEST: usize = 68;
 const WRITTEN_AT_ONCE: usize = 1;
 /// Recorded parts on their way to the disk at a time: whoever gathers does not wait for it.
 const MOST_SETTLING: usize = 8;
+/// After a stop a call in flight has so long; then it is let go, as if it had never been made.
+const SETTLE_LIMIT: Duration = Duration::from_secs(6);
 
 /// What asking has told so far, also across the two times that a stage may ask (beside the walk, and after it).
 pub(super) struct Tally {
     /// People whose answer came.
     pub asked: u64,
     pub with_unionid: u64,
-    /// Calls that may still be made in this run.
-    pub budget: u64,
+    pub budget: Budget,
     /// Nobody stands twice in the parts.
     pub is_distinct: bool,
     /// Everybody who needed it was asked.
     pub is_complete: bool,
     /// Parts that were recorded.
     pub parts: usize,
+    /// The calls of this endpoint were used up before all was asked: the rest is left to later nights.
+    pub spent: Option<Endpoint>,
+    /// People whose unionid is in doubt still: there was no call left to ask them singly.
+    pub unconfirmed: u64,
+    /// What the operator's `--accept-drop` let pass.
+    pub accepted: Option<String>,
     unionids: Fingerprints,
     batches: u64,
     spot: Spot,
@@ -40,7 +54,7 @@ pub(super) struct Tally {
 
 impl Tally {
     /// `is_distinct`: nothing was fetched before by a run that did not come to its end.
-    pub fn new(lake: &Lake, budget: u64, is_distinct: bool) -> Self {
+    pub fn new(lake: &Lake, budget: Budget, is_distinct: bool) -> Self {
         Self {
             asked: 0,
             with_unionid: 0,
@@ -48,6 +62,9 @@ impl Tally {
             is_distinct,
             is_complete: false,
             parts: 0,
+            spent: None,
+            unconfirmed: 0,
+            accepted: None,
             unionids: lake.fingerprints(),
             batches: 0,
             spot: Spot::default(),
@@ -70,9 +87,12 @@ impl Tally {
 }
 
 enum Done {
-    Batch(u64, Vec<OpenId>, Result<ProfileBatch, WeChatError>),
+    /// Of several people by number, or of one.
+    Asked(u64, Vec<OpenId>, Result<Answer, WeChatError>),
     Confirmed(u64, Claim, Result<bool, WeChatError>),
-    Single(OpenId, Result<ProfileBatch, WeChatError>),
+    /// Whether an answer that lacks people is right as far as it goes.
+    Short(u64, Box<ShortAnswer>, Result<bool, WeChatError>),
+    Again(OpenId, Result<ProfileBatch, WeChatError>),
 }
 
 pub(super) struct Asking<'a, 'b> {
@@ -81,6 +101,10 @@ pub(super) struct Asking<'a, 'b> {
     wechat: WeChat,
     part: ProfilePart,
     calls: JoinSet<Done>,
+    /// Answers that are not recorded, since another call must confirm them first.
+    held: usize,
+    /// A call failed: none is begun any more.
+    failed: Option<WeChatError>,
     tally: &'a mut Tally,
     width: usize,
     calls_a_part: usize,
@@ -101,6 +125,8 @@ impl<'a, 'b> Asking<'a, 'b> {
             wechat: cx.wechat(account),
             part: ProfilePart::new(account.clone(), calls_a_part * BATCH),
             calls: JoinSet::new(),
+            held: 0,
+            failed: None,
             tally,
             width,
             calls_a_part,
@@ -116,106 +142,168 @@ impl<'a, 'b> Asking<'a, 'b> {
         let ended = self.until_none_is_left(&mut needed).await;
         // Whoever reads them for us ends with this.
         drop(needed);
-        if ended.is_err() && (is_last || self.cx.stop.is_cancelled()) {
+        let is_cut_short = ended.is_err() || !self.tally.spot.owed.is_empty();
+        if is_cut_short && (is_last || self.cx.stop.is_cancelled()) {
             self.put_doubtful_aside().await?;
         }
+        self.tally.spot.forget_unrecorded();
         let flushed = self.flush().await;
         ended.and(flushed)
     }
 
+    /// Asks singly for people whose unionid is in doubt, as far as the budget goes.
+    pub async fn singly(self, people: Vec<OpenId>) -> Result<(), StageError> {
+        // What is owed to batches was owed to get at the truth about these.
+        self.tally.spot = Spot::default();
+        self.tally.spot.owed.extend(people.into_iter().map(Owed::Again));
+        let (_, nobody) = mpsc::channel(1);
+        self.all(nobody, false).await
+    }
+
     async fn until_none_is_left(&mut self, needed: &mut mpsc::Receiver<Vec<OpenId>>) -> Result<(), StageError> {
-        let stop = self.cx.stop;
+        let (cx, stop) = (self.cx, self.cx.stop);
+        let let_go = async {
+            stop.cancelled().await;
+            cx.hands.clock.sleep(SETTLE_LIMIT).await;
+        };
+        tokio::pin!(let_go);
         let mut has_more = true;
         loop {
-            while self.calls.len() < self.width
-                && !stop.is_cancelled()
+            while self.may_begin()
                 && let Some(owed) = self.tally.spot.owed.pop_front()
             {
                 self.begin_owed(owed);
             }
-            let has_room = self.calls.len() < self.width && !stop.is_cancelled();
-            let may_ask = has_room && has_more && self.tally.budget > 0;
+            let may_ask = has_more && self.may_begin();
             tokio::select! {
                 biased;
-                Some(done) = self.calls.join_next() => self.settle(done?).await?,
+                Some(done) = self.calls.join_next() => self.note(done?).await?,
                 batch = needed.recv(), if may_ask => match batch {
-                    Some(batch) => self.begin_batch(batch),
+                    Some(batch) => self.begin(batch),
                     None => has_more = false,
                 },
                 () = stop.cancelled(), if may_ask => {}
+                () = &mut let_go, if !self.calls.is_empty() => break,
                 else => break,
             }
         }
+        // What is still in flight has had its time.
+        self.calls = JoinSet::new();
         if stop.is_cancelled() {
             return Err(StageError::Interrupted);
         }
-        self.tally.is_complete = !has_more;
+        if let Some(error) = self.failed.take() {
+            return Err(error.into());
+        }
+        self.tally.is_complete = !has_more && self.tally.spot.owed.is_empty();
         Ok(())
     }
 
-    fn begin_batch(&mut self, batch: Vec<OpenId>) {
-        self.tally.budget -= 1;
-        self.tally.batches += 1;
-        let (number, wechat) = (self.tally.batches, self.wechat.clone());
+    /// After a call that failed what is in flight still counts; what is owed stays owed.
+    fn may_begin(&self) -> bool {
+        let in_doubt = self.calls.len() + self.held;
+        self.calls.len() < self.width
+            && in_doubt < MOST_REPEATED - self.calls_a_part
+            && self.failed.is_none()
+            && !self.cx.stop.is_cancelled()
+            && self.tally.budget.has_room(&self.cx.calls)
+    }
+
+    fn begin(&mut self, people: Vec<OpenId>) {
+        self.tally.budget.begin(&self.cx.calls);
+        let number = if people.len() > 1 { self.next_number() } else { 0 };
+        let wechat = self.wechat.clone();
         self.calls.spawn(async move {
-            let answer = wechat.profiles(&batch).await;
-            Done::Batch(number, batch, answer)
+            let answer = wechat.profiles(&people).await;
+            Done::Asked(number, people, answer)
         });
     }
 
+    fn next_number(&mut self) -> u64 {
+        self.tally.batches += 1;
+        self.tally.batches
+    }
+
     fn begin_owed(&mut self, owed: Owed) {
-        self.tally.budget = self.tally.budget.saturating_sub(1);
         let wechat = self.wechat.clone();
         match owed {
+            Owed::Piece(people) => return self.begin(people),
             Owed::Confirm { number, claim } => self.calls.spawn(async move {
                 let answer = wechat.confirms(&claim).await;
                 Done::Confirmed(number, claim, answer)
             }),
+            Owed::Short { number, claim, short } => self.calls.spawn(async move {
+                let answer = wechat.confirms(&claim).await;
+                Done::Short(number, short, answer)
+            }),
             Owed::Again(openid) => self.calls.spawn(async move {
-                let answer = wechat.profiles(std::slice::from_ref(&openid)).await;
-                Done::Single(openid, answer)
+                let answer = wechat.single(&openid).await;
+                Done::Again(openid, answer)
             }),
         };
+        self.tally.budget.begin(&self.cx.calls);
     }
 
-    /// After a call that failed what is in flight still counts; what is owed stays owed.
-    async fn settle(&mut self, done: Done) -> Result<(), StageError> {
-        let Some(error) = self.note(done).await? else { return Ok(()) };
-        while let Some(done) = self.calls.join_next().await {
-            self.note(done?).await?;
-        }
-        Err(error.into())
-    }
-
-    /// Takes one answer, or gives the error that came instead.
-    async fn note(&mut self, done: Done) -> Result<Option<WeChatError>, StageError> {
+    /// Takes what came of one call.
+    async fn note(&mut self, done: Done) -> Result<(), StageError> {
         match done {
-            Done::Batch(number, asked, Ok(answer)) => {
-                let people = u64::try_from(asked.len()).unwrap_or(u64::MAX);
-                if self.tally.spot.note(number, asked, &answer) {
-                    self.take(&answer).await?;
-                } else {
-                    self.tally.asked += people;
+            Done::Asked(number, asked, Ok(Answer::Whole(answer))) => self.believe(number, asked, &answer).await,
+            Done::Asked(_, _, Ok(Answer::Split(pieces))) => {
+                self.tally.spot.owed.extend(pieces.into_iter().map(Owed::Piece));
+                Ok(())
+            }
+            Done::Asked(number, _, Ok(Answer::Short(mut short))) => match short.claim.take() {
+                Some(claim) => {
+                    self.held += 1;
+                    self.tally.spot.owed.push_back(Owed::Short { number, claim, short: Box::new(short) });
+                    self.flush_when_full().await
                 }
+                None => self.believe_short(number, short).await,
+            },
+            Done::Short(number, short, Ok(true)) => {
+                self.held -= 1;
+                self.believe_short(number, *short).await
+            }
+            Done::Short(_, short, Ok(false)) => {
+                self.held -= 1;
+                self.ask_singly(short.told.into_iter().chain(short.missing));
+                Ok(())
             }
             Done::Confirmed(number, claim, Ok(is_true)) => {
                 let wrong = self.tally.spot.judge(number, &claim, is_true);
-                if !wrong.is_empty() {
-                    self.take_back(wrong).await?;
-                }
+                if wrong.is_empty() { Ok(()) } else { self.take_back(wrong).await }
             }
-            Done::Single(_, Ok(answer)) => self.gather(&answer).await?,
-            Done::Batch(_, _, Err(error)) => return Ok(Some(error)),
-            Done::Confirmed(number, claim, Err(error)) => {
-                self.tally.spot.owed.push_back(Owed::Confirm { number, claim });
-                return Ok(Some(error));
-            }
-            Done::Single(openid, Err(error)) => {
-                self.tally.spot.owed.push_back(Owed::Again(openid));
-                return Ok(Some(error));
-            }
+            Done::Again(_, Ok(answer)) => self.gather(&answer).await,
+            Done::Confirmed(number, claim, Err(error)) => self.fail(error, Some(Owed::Confirm { number, claim })),
+            Done::Again(openid, Err(error)) => self.fail(error, Some(Owed::Again(openid))),
+            Done::Asked(_, _, Err(error)) | Done::Short(_, _, Err(error)) => self.fail(error, None),
         }
-        Ok(None)
+    }
+
+    /// What is owed stays owed, to whoever asks after this; of people who are in no part it is found anew.
+    fn fail(&mut self, error: WeChatError, owed: Option<Owed>) -> Result<(), StageError> {
+        self.tally.spot.owed.extend(owed);
+        self.failed.get_or_insert(error);
+        Ok(())
+    }
+
+    async fn believe(&mut self, number: u64, asked: Vec<OpenId>, answer: &ProfileBatch) -> Result<(), StageError> {
+        let people = u64::try_from(asked.len()).unwrap_or(u64::MAX);
+        // The answer to one is never shifted.
+        if people == 1 || self.tally.spot.note(number, asked, answer) {
+            return self.take(answer).await;
+        }
+        self.tally.asked += people;
+        Ok(())
+    }
+
+    async fn believe_short(&mut self, number: u64, short: ShortAnswer) -> Result<(), StageError> {
+        self.ask_singly(short.missing);
+        self.believe(number, short.told, &short.batch).await
+    }
+
+    fn ask_singly(&mut self, people: impl IntoIterator<Item = OpenId>) {
+        self.tally.spot.owed.extend(people.into_iter().map(|openid| Owed::Piece(vec![openid])));
     }
 
     /// Answers that a spot check found wrong: put aside on the disk, so that a crash believes them no more than we do.
@@ -248,7 +336,11 @@ impl<'a, 'b> Asking<'a, 'b> {
 
     async fn gather(&mut self, answer: &ProfileBatch) -> Result<(), StageError> {
         self.part.add(answer, self.cx.hands.clock.now());
-        if self.part.calls() >= self.calls_a_part { self.begin_flush().await } else { Ok(()) }
+        self.flush_when_full().await
+    }
+
+    async fn flush_when_full(&mut self) -> Result<(), StageError> {
+        if self.part.calls() + self.held >= self.calls_a_part { self.begin_flush().await } else { Ok(()) }
     }
 
     /// Writes the gathered answers and records them while the next are asked for, a few parts at a time.
@@ -298,38 +390,5 @@ impl<'a, 'b> Asking<'a, 'b> {
         self.begin_flush().await?;
         self.end_flushes(0).await?;
         self.end_settling(0).await
-    }
-}
-
-/// Asks singly for openids whose unionid is in doubt, `concurrency` wide.
-pub(super) async fn ask_singly(
-    cx: &StageContext<'_>,
-    account: &AccountName,
-    openids: Vec<OpenId>,
-) -> Result<ProfilePart, StageError> {
-    let wechat = cx.wechat(account);
-    let mut part = ProfilePart::new(account.clone(), openids.len());
-    let mut calls: JoinSet<(OpenId, Result<Profile, WeChatError>)> = JoinSet::new();
-    let mut waiting = openids.into_iter();
-    let width = cx.hands.account(account).concurrency.max(1);
-    loop {
-        while calls.len() < width {
-            let Some(openid) = waiting.next() else { break };
-            let wechat = wechat.clone();
-            calls.spawn(async move {
-                let answer = wechat.profile(&openid).await;
-                (openid, answer)
-            });
-        }
-        let Some(done) = calls.join_next().await else { return Ok(part) };
-        let mut batch = ProfileBatch::default();
-        match done? {
-            (_, Ok(profile)) => batch.profiles.push(&profile),
-            (openid, Err(error)) => match error.errcode() {
-                Some(errcode) => batch.refused.push((openid, errcode)),
-                None => return Err(error.into()),
-            },
-        }
-        part.add(&batch, cx.hands.clock.now());
     }
 }

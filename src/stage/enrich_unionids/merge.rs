@@ -2,14 +2,14 @@
 //! told who changed, only what holds their rows is written anew ([`near`](super::near)).
 //!
 //! In doubt are: an openid whose unionid is another one than before, and both openids of one account that share a unionid
-//! (an answer may hand people their neighbour's unionid). What a single call says is believed; whom it says nothing of keeps
-//! the unionid from before, and without one is quarantined. A unionid once known is not erased because a later answer lacks it.
+//! (an answer may hand people their neighbour's unionid). What a single call says is believed ([`doubt`]); whom it says
+//! nothing of keeps the unionid from before, and without one is quarantined; whom no call was left for stays as before. A unionid once known is not erased because a later answer lacks it.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
 
 use super::near::Near;
-use super::{Inputs, StageContext, StageError, Tally, ask_singly};
+use super::{Inputs, StageContext, StageError, Tally, doubt};
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
 use crate::engine::{Param, Params, Session, TableSource, Written};
@@ -42,7 +42,7 @@ pub async fn merge(
     // Another run may have asked for the same account in between.
     let are_ours = parts.len() == tally.parts;
     let near = Near { cx, table, account, inputs, parts, may_be_doubled: !(are_ours && tally.is_distinct) };
-    if let Some(merged) = near.merge().await? {
+    if let Some(merged) = near.merge(tally).await? {
         return Ok(merged);
     }
     let fetched =
@@ -62,10 +62,7 @@ pub async fn merge(
     let doubtful = looked.doubtful;
     let mut confirmed = TableSource { name: "confirmed".to_owned(), parts: Vec::new(), ..inputs.fetched.clone() };
     if !doubtful.is_empty() {
-        tracing::warn!(account = %account, people = doubtful.len(), "unionids in doubt: asking singly for {} people", doubtful.len());
-        let asked = ask_singly(cx, account, doubtful).await?;
-        let path = format!("work/profiles/{account}/confirmed-{}.parquet", cx.new_snapshot_id());
-        confirmed.parts.push(lake.absolute(&asked.write(lake, &path)?.path));
+        confirmed.parts.push(doubt::settle(cx, account, inputs, (tally, doubtful)).await?);
     }
     let id = cx.new_snapshot_id();
     let profiles_path = Lake::part_path(table, account.as_str(), &id, 1);
@@ -279,7 +276,8 @@ pub(super) fn make_latest(session: &Session, may_be_doubled: bool) -> Result<boo
         "select * from fetched"
     } else {
         "select * from (
-            select *, row_number() over (partition by openid order by fetched_at desc) as newest from fetched
+            select *, row_number() over (partition by openid order by fetched_at desc, is_single desc nulls last) as newest
+            from fetched
         ) where newest = 1"
     };
     session.run(&format!("create or replace temp view latest as {from}"))?;
@@ -309,11 +307,16 @@ join (
     select unionid from latest where unionid is not null group by unionid having count(*) > 1
 ) as shared on shared.unionid = latest.unionid";
 
-/// Whoever was asked for singly only because somebody else's answer names their unionid.
+/// Without whoever had a unionid and could not be asked singly, who stays as they were; with whoever was asked singly only
+/// because somebody else's answer names their unionid.
 pub(super) const WITH_CONFIRMED: &str = "
 alter view latest rename to answered;
 create temp view latest as
 select * from answered
+where not exists (select 1 from doubtful where doubtful.openid = answered.openid)
+   or exists (select 1 from confirmed where confirmed.openid = answered.openid)
+   or not exists (
+       select 1 from profiles_before as before where before.openid = answered.openid and before.unionid is not null)
 union all by name
 select * from confirmed where not exists (select 1 from answered where answered.openid = confirmed.openid)";
 
@@ -360,13 +363,19 @@ pub(super) fn merge_sql(has_before: bool, has_doubts: bool) -> String {
     };
     let mut sql = format!(
         "with believed as (
-    select latest.openid, {unionid} as unionid, {missing} as unionid_missing, {carried}
+    select latest.openid, {unionid} as unionid, {missing} as unionid_missing, {carried}, latest.errcode
     from latest {doubts}
 )
-select $account as account, believed.openid, {known_unionid}, {known_missing}, {columns}
+select $account as account, believed.openid, {known_unionid}, {known_missing}, {columns}, believed.errcode,
+       {refusals} as refusals
 from believed {before}",
         carried = CARRIED.map(|name| format!("latest.{name}")).join(", "),
         columns = columns.join(", "),
+        refusals = if has_before {
+            "case when believed.errcode is not null then coalesce(before.refusals, 0) + 1 end"
+        } else {
+            "case when believed.errcode is not null then 1 end"
+        },
         before = if has_before { "left join profiles_before as before on before.openid = believed.openid" } else { "" },
     );
     if has_before {
@@ -398,7 +407,7 @@ const KEPT: &str = "
 union all
 select before.account, before.openid, before.unionid, before.unionid_missing, before.subscribe, before.subscribe_time,
        before.subscribe_scene, before.qr_scene, before.qr_scene_str, before.tagid_list, before.language, before.remark,
-       before.groupid, before.fetched_at
+       before.groupid, before.fetched_at, before.errcode, before.refusals
 from profiles_before as before
 where coalesce(before.unionid_missing, '') <> 'not_asked'
   and not exists (select 1 from latest where latest.openid = before.openid)";
@@ -406,7 +415,7 @@ where coalesce(before.unionid_missing, '') <> 'not_asked'
 const NOT_ASKED: &str = "
 union all
 select
-    $account, followers.openid, null, 'not_asked', null, null, null, null, null, null, null, null, null, null";
+    $account, followers.openid, null, 'not_asked', null, null, null, null, null, null, null, null, null, null, null, null";
 
 const NOT_ASKED_FROM: &str = "
 from followers

@@ -34,10 +34,10 @@ pub(super) fn to_who_may_need_asking(
     // What is asked about the table is asked of the rows that could tell. Whoever was first seen by this walk has none.
     let looked = format!(
         "create temp table looked as
-         select openid, unionid_missing, subscribe, fetched_at, true as is_suspect
+         select openid, unionid_missing, subscribe, fetched_at, errcode, refusals, true as is_suspect
          from profiles_before where ({SURELY_FRESH}) is not true
          union all
-         select openid, unionid_missing, subscribe, fetched_at, false
+         select openid, unionid_missing, subscribe, fetched_at, errcode, refusals, false
          from profiles_before
          where openid in (select openid from changed where active and first_seen_at < $walked_at)"
     );
@@ -80,7 +80,8 @@ select 'o' || i as openid,
        case i % 7 when 0 then 'not_asked' when 1 then 'error' when 2 then 'quarantined' when 3 then 'not_bound'
                   when 4 then 'unfollowed' end as unionid_missing,
        case i % 5 when 0 then null when 1 then false else true end as subscribe,
-       case i % 11 when 0 then null else make_timestamp(1700000000000000 + i * 3600000000) end as fetched_at
+       case i % 11 when 0 then null else make_timestamp(1700000000000000 + i * 3600000000) end as fetched_at, null::bigint as errcode,
+       null::bigint as refusals
 from range(1500) as t(i);
 -- Whoever has no profile, and every thirteenth besides, is not as before.
 create table base_changed as
@@ -116,7 +117,8 @@ create view profiles_before as select * from base_profiles";
             let session = engine.session().unwrap();
             session.run(WORLD).unwrap();
             let now = Timestamp::from_timestamp(1_700_000_000 + 70 * 86_400, 0).unwrap();
-            let mut params = Stale::at(now, Duration::from_secs(days * 86_400)).params();
+            let mut params =
+                Stale::at((now, now.date_naive(), chrono_tz::UTC), Duration::from_secs(days * 86_400)).params();
             params.insert("walked_at".to_owned(), Param::Timestamp(now));
             let (followers, changed) = (table("followers", "base_followers"), table("changed", "base_changed"));
             session.add_table(&followers).unwrap();

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use super::merge::{CHANGES, DOUBTFUL, MergedProfiles, WITH_CONFIRMED, make_latest, merge_sql, old_changes};
-use super::{Inputs, StageContext, StageError, ask_singly, narrow};
+use super::{Inputs, StageContext, StageError, Tally, doubt, narrow};
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
 use crate::engine::{Param, Params, Session, TableSource, Written, text};
@@ -33,10 +33,14 @@ impl Near<'_, '_> {
     /// # Errors
     ///
     /// [`StageError`]; the parts stay for the next run.
-    pub async fn merge(self) -> Result<Option<MergedProfiles>, StageError> {
+    pub async fn merge(self, tally: &mut Tally) -> Result<Option<MergedProfiles>, StageError> {
         let (cx, lake) = (self.cx, &self.cx.hands.lake);
         let Some(before) = cx.visible.slice(self.table.as_str(), self.account.as_str()) else { return Ok(None) };
         let Some(changed) = &self.inputs.changed else { return Ok(None) };
+        // Parts of before that lack a column of today's are written anew, all of them.
+        if self.inputs.profiles.sql.is_some() {
+            return Ok(None);
+        }
         let id = cx.new_snapshot_id();
         let profiles_path = Lake::part_path(self.table, self.account.as_str(), &id, 1);
         let changes_path = Lake::part_path(&TableName::new("identity_changes"), self.account.as_str(), &id, 1);
@@ -61,11 +65,7 @@ impl Near<'_, '_> {
         };
         let mut came = self.pass(&mut pass).await?;
         if let Came::InDoubt(doubtful) = came {
-            let people = doubtful.len();
-            tracing::warn!(account = %self.account, people, "unionids in doubt: asking singly for {people} people");
-            let asked = ask_singly(cx, self.account, doubtful).await?;
-            let path = format!("work/profiles/{}/confirmed-{}.parquet", self.account, cx.new_snapshot_id());
-            pass.confirmed.parts.push(lake.absolute(&asked.write(lake, &path)?.path));
+            pass.confirmed.parts.push(doubt::settle(cx, self.account, self.inputs, (tally, doubtful)).await?);
             came = self.pass(&mut pass).await?;
         }
         let Came::ToItsEnd(done) = came else { return Ok(None) };
@@ -236,7 +236,7 @@ impl Pass {
 fn known_sql(parts: &[PathBuf]) -> String {
     let files: Vec<String> = parts.iter().map(|part| text(&part.to_string_lossy())).collect();
     format!(
-        "select openid, unionid, unionid_missing, filename
+        "select openid, unionid, unionid_missing, errcode, refusals, filename
          from read_parquet([{}], filename = true, union_by_name = true)
          where openid in (select openid from latest) or unionid in (select unionid from latest)
             or openid in (select openid from changed where active) or unionid_missing = 'not_asked'",

@@ -6,10 +6,10 @@ use crate::domain::{AccountName, ColumnType, Texts, Values};
 use crate::lake::{Lake, LakeError, Part, PartColumn, PartWriter, WholeFile};
 use crate::wechat::{ProfileBatch, Profiles};
 
-/// Columns of a part of fetched profiles: those of `profiles`, and the code of an openid that was refused.
+/// Columns of a part of fetched profiles: those of `profiles`, and whether the answer is that of a single call.
 pub fn schema() -> Vec<(&'static str, ColumnType)> {
     let mut schema = table_spec("profiles").expect("profiles is declared").part_schema();
-    schema.push(("errcode", ColumnType::Integer));
+    schema.push(("is_single", ColumnType::Boolean));
     schema
 }
 
@@ -20,6 +20,7 @@ pub struct ProfilePart {
     profiles: Profiles,
     fetched_at: Vec<Option<i64>>,
     errcode: Vec<Option<i64>>,
+    is_single: Vec<Option<bool>>,
 }
 
 impl ProfilePart {
@@ -32,6 +33,7 @@ impl ProfilePart {
             profiles,
             fetched_at: Vec::with_capacity(people),
             errcode: Vec::with_capacity(people),
+            is_single: Vec::new(),
         }
     }
 
@@ -53,6 +55,10 @@ impl ProfilePart {
             self.profiles.push_unknown(openid.as_str());
             self.errcode.push(errcode);
         }
+        if answer.is_single {
+            self.is_single.resize(self.fetched_at.len(), None);
+            self.is_single.resize(self.profiles.len(), Some(true));
+        }
         self.fetched_at.resize(self.profiles.len(), Some(to_micros(now)));
     }
 
@@ -72,20 +78,11 @@ impl ProfilePart {
             .collect()
     }
 
-    /// Writes the part; blocking.
+    /// Writes the part without waiting until it is durable; blocking.
     ///
     /// # Errors
     ///
     /// [`LakeError`]; nothing is left under the name then.
-    pub fn write(self, lake: &Lake, path: &str) -> Result<Part, LakeError> {
-        self.written(lake, path)?.finish()
-    }
-
-    /// As [`write`](Self::write), without waiting until it is durable.
-    ///
-    /// # Errors
-    ///
-    /// As [`write`](Self::write).
     pub fn write_soon(self, lake: &Lake, path: &str) -> Result<(Part, WholeFile), LakeError> {
         self.written(lake, path)?.finish_soon()
     }
@@ -93,7 +90,7 @@ impl ProfilePart {
     fn written(self, lake: &Lake, path: &str) -> Result<PartWriter, LakeError> {
         let mut writer = lake.writer_of_ids(path, &schema())?;
         let missing = self.missing();
-        let Self { account, profiles, fetched_at, errcode, .. } = self;
+        let Self { account, profiles, fetched_at, errcode, mut is_single, .. } = self;
         let micros = |seconds: Option<i64>| seconds.and_then(|seconds| seconds.checked_mul(1_000_000));
         let subscribe_time = profiles.subscribe_time.iter().copied().map(micros).collect();
         let mut columns = vec![
@@ -113,7 +110,13 @@ impl ProfilePart {
             ("fetched_at", PartColumn::Values(Values::Timestamp(fetched_at))),
         ];
         if errcode.iter().any(Option::is_some) {
+            let refusals = errcode.iter().map(|errcode| errcode.map(|_| 1)).collect();
             columns.push(("errcode", PartColumn::Values(Values::Integer(errcode))));
+            columns.push(("refusals", PartColumn::Values(Values::Integer(refusals))));
+        }
+        if !is_single.is_empty() {
+            is_single.resize(profiles.openid.len(), None);
+            columns.push(("is_single", PartColumn::Values(Values::Boolean(is_single))));
         }
         writer.write_columns(profiles.openid.len(), columns)?;
         Ok(writer)

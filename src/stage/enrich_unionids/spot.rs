@@ -8,18 +8,22 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use crate::domain::OpenId;
-use crate::wechat::{Claim, ProfileBatch};
+use crate::wechat::{Claim, ProfileBatch, ShortAnswer};
 
 /// Batches to a spot check: 1 call in 60 more, under 2 %, beside one for each batch whose last person has no unionid.
 pub const EVERY: u64 = 60;
 
 /// A call that is owed to earlier answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Owed {
     /// Look whether the batch of this number told the truth.
     Confirm { number: u64, claim: Claim },
-    /// Ask singly: the batch was wrong.
+    /// Ask singly: what was told of them before is not believed.
     Again(OpenId),
+    /// Ask for people of whom nothing was told that counts: a piece of a batch.
+    Piece(Vec<OpenId>),
+    /// Look whether the answer to the batch of this number, which lacks people, is right as far as it goes.
+    Short { number: u64, claim: Claim, short: Box<ShortAnswer> },
 }
 
 #[derive(Default)]
@@ -30,11 +34,14 @@ pub struct Spot {
     distrusted: HashSet<u64>,
     /// Batches to look at before things are as usual again.
     watched: u64,
+    /// Batches since the last spot check.
+    since_checked: u64,
     pub owed: VecDeque<Owed>,
 }
 
 impl Spot {
-    /// Takes note of the answer to batch `number` (from 1). `false`: it is not to be believed, and is asked for again.
+    /// Takes note of the answer to batch `number`, one more for each that is asked for. `false`: it is not to be believed, and
+    /// is asked for again.
     pub fn note(&mut self, number: u64, asked: Vec<OpenId>, answer: &ProfileBatch) -> bool {
         if self.distrusted.remove(&number) {
             self.owed.extend(asked.into_iter().map(Owed::Again));
@@ -44,7 +51,9 @@ impl Spot {
         if self.watched == 0 {
             self.owed.extend(answer.bereft(&asked).map(|claim| Owed::Confirm { number, claim }));
         }
-        if let Some(claim) = claim.as_ref().filter(|_| self.watched > 0 || number.is_multiple_of(EVERY)) {
+        self.since_checked += 1;
+        if let Some(claim) = claim.as_ref().filter(|_| self.watched > 0 || self.since_checked >= EVERY) {
+            self.since_checked = 0;
             self.owed.push_back(Owed::Confirm { number, claim: claim.clone() });
         }
         self.unchecked.insert(number, (asked, claim));
@@ -91,9 +100,14 @@ impl Spot {
         }
         let again = self.owed.drain(..).filter_map(|owed| match owed {
             Owed::Again(openid) => Some(openid),
-            Owed::Confirm { .. } => None,
+            Owed::Confirm { .. } | Owed::Piece(_) | Owed::Short { .. } => None,
         });
         again.chain(std::mem::take(&mut self.unchecked).into_values().flat_map(|(asked, _)| asked)).collect()
+    }
+
+    /// When asking breaks off: those of whom nothing is recorded are found by whoever looks next for people to ask for.
+    pub fn forget_unrecorded(&mut self) {
+        self.owed.retain(|owed| matches!(owed, Owed::Confirm { .. } | Owed::Again(_)));
     }
 }
 
@@ -125,6 +139,7 @@ mod tests {
             match owed {
                 Owed::Confirm { number, .. } => confirmed.push(number),
                 Owed::Again(openid) => again.push(openid.as_str().to_owned()),
+                Owed::Piece(_) | Owed::Short { .. } => panic!("no batch was split"),
             }
         }
         (confirmed, again)
@@ -162,7 +177,7 @@ mod tests {
             spot.judge(number, &claim(number), true);
         }
         assert!(note(&mut spot, 63));
-        assert_eq!(numbers(&mut spot).0, [63]);
+        assert_eq!(numbers(&mut spot).0, [63], "as every batch from then on");
         spot.judge(63, &claim(63), true);
         note(&mut spot, 64);
         assert_eq!(numbers(&mut spot).0.len(), 0, "sixty in a row were sound");
