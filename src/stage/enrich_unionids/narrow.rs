@@ -31,7 +31,7 @@ pub(super) fn to_who_may_need_asking(
     params: &Params,
 ) -> Result<(), StageError> {
     session.add_table(changed)?;
-    // What is asked about the table is asked of the rows that could tell. Whoever was first seen by this walk has none.
+    // What is asked about the table is asked of the rows that could tell, each once. Whoever was first seen by this walk has none.
     let looked = format!(
         "create temp table looked as
          select openid, unionid_missing, subscribe, fetched_at, errcode, refusals, true as is_suspect
@@ -39,7 +39,7 @@ pub(super) fn to_who_may_need_asking(
          union all
          select openid, unionid_missing, subscribe, fetched_at, errcode, refusals, false
          from profiles_before
-         where openid in (select openid from changed where active and first_seen_at < $walked_at)"
+         where ({SURELY_FRESH}) and openid in (select openid from changed where active and first_seen_at < $walked_at)"
     );
     session.execute(&looked, params)?;
     session.run(
