@@ -262,7 +262,7 @@ impl StageError {
 }
 
 /// Runs blocking work (DuckDB, files) on a thread of its own, stopping it when `stop` is called: DuckDB is interrupted,
-/// and the result is [`StageError::Interrupted`].
+/// and the result is [`StageError::Interrupted`]. What the session held is given back while the caller goes on.
 pub async fn blocking<T: Send + 'static>(
     engine: &Engine,
     stop: &CancellationToken,
@@ -270,20 +270,29 @@ pub async fn blocking<T: Send + 'static>(
 ) -> Result<T, StageError> {
     let engine = engine.clone();
     let (send_handle, handle) = tokio::sync::oneshot::channel();
-    let mut task = tokio::task::spawn_blocking(move || {
+    let (send_result, result) = tokio::sync::oneshot::channel();
+    let task = tokio::task::spawn_blocking(move || {
         let session = engine.session()?;
         // Nobody listens any more when the caller was dropped: then the work simply ends.
         let _ = send_handle.send(session.interrupt_handle());
-        work(&session)
+        let _ = send_result.send(work(&session));
+        Ok(())
     });
     let handle = handle.await.ok();
+    let mut result = Box::pin(async move {
+        match result.await {
+            Ok(done) => done,
+            // Without a result the work did not begin, or panicked.
+            Err(_) => Err(task.await?.err().unwrap_or(StageError::Interrupted)),
+        }
+    });
     tokio::select! {
-        result = &mut task => result?,
+        done = &mut result => done,
         () = stop.cancelled() => {
             if let Some(handle) = handle {
                 handle.interrupt();
             }
-            match task.await? {
+            match result.await {
                 Ok(done) => Ok(done),
                 Err(_) => Err(StageError::Interrupted),
             }

@@ -42,6 +42,10 @@ fn main() -> ExitCode {
             runtime.block_on(bare::reader(rest));
             return ExitCode::SUCCESS;
         }
+        Some((join::BARE, rest)) => {
+            join::bare_alone(rest);
+            return ExitCode::SUCCESS;
+        }
         _ => {}
     }
     let is_small = arguments.iter().any(|argument| argument == "--small");

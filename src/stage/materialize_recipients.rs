@@ -221,7 +221,8 @@ pub async fn hash_file(hands: &Hands, path: &str) -> Result<String, StageError> 
     let path = hands.lake.absolute(path);
     tokio::task::spawn_blocking(move || {
         let read_error = |source| LakeError::Read { path: path.clone(), source };
-        let mut file = std::fs::File::open(&path).map_err(read_error)?;
+        let file = std::fs::File::open(&path).map_err(read_error)?;
+        let mut file = std::io::BufReader::with_capacity(1 << 20, file);
         let mut hash = Sha256::new();
         std::io::copy(&mut file, &mut hash).map_err(read_error)?;
         Ok(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
