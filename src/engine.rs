@@ -11,8 +11,9 @@ mod local_time;
 mod read;
 mod session;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use chrono_tz::Tz;
 
@@ -37,6 +38,7 @@ pub struct Engine {
     pub(crate) threads: usize,
     pub(crate) spill: PathBuf,
     macros: Arc<Macros>,
+    facts: Arc<Mutex<HashMap<String, SqlFacts>>>,
 }
 
 impl Engine {
@@ -47,7 +49,18 @@ impl Engine {
             threads,
             spill: spill.into(),
             macros: Arc::new(LazyLock::new(Box::new(move || local_time_macros(timezone)))),
+            facts: Arc::default(),
         }
+    }
+
+    /// The facts of a SELECT that was looked at before: what it says of itself never changes.
+    pub fn known_facts(&self, sql: &str) -> Option<SqlFacts> {
+        self.facts.lock().expect("nobody panics with it").get(sql).cloned()
+    }
+
+    /// Keeps what a SELECT said of itself, for whoever asks again.
+    pub fn keep_facts(&self, sql: &str, facts: &SqlFacts) {
+        self.facts.lock().expect("nobody panics with it").insert(sql.to_owned(), facts.clone());
     }
 
     /// The statements that create `local_time(ts)` and `local_date(ts)`.

@@ -33,7 +33,11 @@ pub struct Ordered {
 pub fn ordered(settings: &Settings, pipeline: &Pipeline, engine: &Engine) -> Result<Ordered, StageError> {
     let has_sql = pipeline.stages.iter().any(|stage| !sql_of(stage).is_empty());
     let session = has_sql.then(|| engine.session()).transpose()?;
-    let ordered = order(settings, pipeline, &|sql| session.as_ref()?.inspect(sql).ok());
+    let ordered = order(settings, pipeline, &|sql| {
+        let facts = session.as_ref()?.inspect(sql).ok()?;
+        engine.keep_facts(sql, &facts);
+        Some(facts)
+    });
     if ordered.circle.is_empty() {
         return Ok(ordered);
     }

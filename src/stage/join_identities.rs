@@ -102,7 +102,7 @@ async fn any_doubled(cx: &StageContext<'_>, table: &TableName) -> Result<bool, S
     blocking(&cx.hands.sparing_engine(), cx.stop, move |session| {
         session.add_table(&source)?;
         let doubled = format!(
-            "select count(*) from (select 1 from {} group by hash(unionid, account, miniprogram) having count(*) > 1)",
+            "select count(*) - count(distinct hash(unionid, account, miniprogram)) from {}",
             crate::engine::quoted(&source.name)
         );
         Ok(session.count(&doubled, &Params::new())? > 0)

@@ -177,11 +177,17 @@ pub async fn tables_read(cx: &StageContext<'_>, sql: &str) -> Result<Vec<String>
 }
 
 async fn inspect(cx: &StageContext<'_>, sql: &str) -> Result<SqlFacts, StageError> {
-    let (sql, stage) = (sql.to_owned(), cx.stage.name.to_string());
-    blocking(&cx.hands.engine, cx.stop, move |session| {
-        session.inspect(&sql).map_err(|source| StageError::Sql { stage, source })
+    let engine = &cx.hands.engine;
+    if let Some(known) = engine.known_facts(sql) {
+        return Ok(known);
+    }
+    let (text, stage) = (sql.to_owned(), cx.stage.name.to_string());
+    let facts = blocking(engine, cx.stop, move |session| {
+        session.inspect(&text).map_err(|source| StageError::Sql { stage, source })
     })
-    .await
+    .await?;
+    engine.keep_facts(sql, &facts);
+    Ok(facts)
 }
 
 /// For SQL, the oldest of what it read; of nothing, the run's own time.

@@ -62,10 +62,15 @@ impl Filter {
         if self.plan.holdout > 0.0 {
             arms.push(("holdout", judged.send));
         }
-        for (arm, _) in &arms {
-            session.execute(&self.kept_sql(arm), &Params::new())?;
+        // Where nobody is left out and nobody's order is to be kept, the judged are the set.
+        let is_everybody = judged.reasons.is_empty() && arms.len() == 1 && !self.keeps_order();
+        if !is_everybody {
+            for (arm, _) in &arms {
+                session.execute(&self.kept_sql(arm), &Params::new())?;
+            }
         }
-        let numbered: Vec<String> = arms.iter().map(|(arm, before)| numbered_sql(arm, *before)).collect();
+        let from = |arm: &str| if is_everybody { "judged".to_owned() } else { format!("kept_{arm}") };
+        let numbered: Vec<String> = arms.iter().map(|(arm, before)| numbered_sql(arm, *before, &from(arm))).collect();
         let set = session.copy(&numbered.join(" union all "), &self.params, &self.set_target)?;
         let left = session.copy(&self.left_sql(), &self.params, &self.left_target)?;
         Ok(FrozenSet { judged, set, left })
@@ -263,13 +268,13 @@ impl Filter {
     }
 }
 
-/// Everybody of one arm with a number. `rowid` counts from 0 without a gap, and is read on all threads, which a window
+/// Everybody of one arm, of a table that holds nobody else, with a number. `rowid` counts from 0 without a gap, and is read on all threads, which a window
 /// over the whole set is not.
-fn numbered_sql(arm: &str, before: u64) -> String {
+fn numbered_sql(arm: &str, before: u64, from: &str) -> String {
     format!(
         "select $_run_id as run_id, $_pipeline as pipeline, $_stage as stage, rowid + {} as seq, $_account as account,
                 _openid as openid, _unionid as unionid, '{arm}' as arm, _variables as variables
-         from kept_{arm}",
+         from {from}",
         before + 1
     )
 }
