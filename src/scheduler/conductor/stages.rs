@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use tracing::Instrument;
 
 use super::beside::{Asking, Begun};
@@ -317,19 +318,20 @@ impl<'a> Stages<'a> {
     }
 }
 
-/// The only match over kinds.
+/// The only match over kinds. Each is on the heap: what a stage holds while it waits is large, and a caller's stack is not.
 pub(super) async fn execute(cx: &StageContext<'_>) -> Result<StageOutcome, StageError> {
-    match &cx.stage.kind {
-        StageKind::ExtractFollowers(plan) => stage::extract_followers::run(cx, plan).await,
-        StageKind::EnrichUnionids(plan) => stage::enrich_unionids::run(cx, plan).await,
-        StageKind::LoadUsers(plan) => stage::load_users::run(cx, plan).await,
-        StageKind::JoinIdentities(plan) => stage::join_identities::run(cx, plan).await,
-        StageKind::MeasureCoverage(plan) => stage::measure_coverage::run(cx, plan).await,
-        StageKind::Sql(plan) => stage::sql::run(cx, plan).await,
-        StageKind::MaterializeRecipients(plan) => stage::materialize_recipients::run(cx, plan).await,
-        StageKind::PushTemplate(plan) => stage::push_template::run(cx, plan).await,
-        StageKind::Publish(plan) => stage::publish::run(cx, plan).await,
-    }
+    let stage: BoxFuture<'_, _> = match &cx.stage.kind {
+        StageKind::ExtractFollowers(plan) => Box::pin(stage::extract_followers::run(cx, plan)),
+        StageKind::EnrichUnionids(plan) => Box::pin(stage::enrich_unionids::run(cx, plan)),
+        StageKind::LoadUsers(plan) => Box::pin(stage::load_users::run(cx, plan)),
+        StageKind::JoinIdentities(plan) => Box::pin(stage::join_identities::run(cx, plan)),
+        StageKind::MeasureCoverage(plan) => Box::pin(stage::measure_coverage::run(cx, plan)),
+        StageKind::Sql(plan) => Box::pin(stage::sql::run(cx, plan)),
+        StageKind::MaterializeRecipients(plan) => Box::pin(stage::materialize_recipients::run(cx, plan)),
+        StageKind::PushTemplate(plan) => Box::pin(stage::push_template::run(cx, plan)),
+        StageKind::Publish(plan) => Box::pin(stage::publish::run(cx, plan)),
+    };
+    stage.await
 }
 
 /// Whether a stage lets something out of the house: it runs after everything is checked and published.
