@@ -6,6 +6,7 @@ use super::measures::{local, size};
 use super::table::{grouped, plain};
 use crate::app::App;
 use crate::config::nearest;
+use crate::domain::tables::MEMBERSHIPS;
 use crate::scheduler::inventory::{self, Description, TableView};
 
 #[derive(Debug, clap::Args)]
@@ -62,6 +63,16 @@ fn list(tables: &[TableView], zone: chrono_tz::Tz) -> String {
     for table in tables {
         if table.is_live {
             rows.push(vec![table.table.clone(), String::new(), String::new(), String::new(), "live".to_owned()]);
+            continue;
+        }
+        if table.table == MEMBERSHIPS {
+            rows.push(vec![
+                table.table.clone(),
+                String::new(),
+                String::new(),
+                String::new(),
+                "as followers".to_owned(),
+            ]);
             continue;
         }
         let rows_of = |rows: u64, bytes: u64| [grouped(rows), size(bytes)];

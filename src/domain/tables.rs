@@ -52,6 +52,9 @@ const OPENID: ColumnSpec = column("openid", Text, "person towards the Official A
 const UNIONID: ColumnSpec = column("unionid", Text, "person towards the Open Platform account; NULL when unknown");
 const SEQ: ColumnSpec = column("seq", Integer, "number in the set, from 1");
 
+/// Since when and until when each person followed: read off followers and their changes, never written.
+pub const MEMBERSHIPS: &str = "memberships";
+
 /// Every declared table, in the order of the data.
 pub const TABLES: &[TableSpec] = &[
     TableSpec {
@@ -89,6 +92,18 @@ pub const TABLES: &[TableSpec] = &[
                 "when it happened, by the event; else the start of the walk that found it, UTC",
             ),
             column("source", Text, "walk or event"),
+        ],
+    },
+    TableSpec {
+        name: MEMBERSHIPS,
+        row: "a time during which a person followed, read off followers and follower_changes",
+        is_live: false,
+        columns: &[
+            ACCOUNT,
+            OPENID,
+            column("membership", Integer, "number of it for the person, from 1; more than 1: came back"),
+            column("followed_at", Timestamp, "since when, as far as walks and events tell, UTC"),
+            column("left_at", Timestamp, "until when; NULL while it lasts, UTC"),
         ],
     },
     TableSpec {

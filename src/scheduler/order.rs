@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use crate::config::Problems;
 use crate::config::settings::{Checks, Pipeline, Settings, SqlText, Stage, StageKind};
 use crate::domain::StageName;
+use crate::domain::tables::MEMBERSHIPS;
 use crate::engine::{Engine, SqlFacts};
 use crate::stage::join_identities::users_tables;
 use crate::stage::{StageError, measure_coverage};
@@ -127,7 +128,7 @@ fn makers(pipeline: &Pipeline) -> BTreeMap<String, Vec<StageName>> {
 pub fn makes(stage: &Stage) -> Vec<String> {
     let mut tables: Vec<String> = stage.table.iter().map(ToString::to_string).collect();
     let more: &[&str] = match &stage.kind {
-        StageKind::ExtractFollowers(_) => &["follower_changes"],
+        StageKind::ExtractFollowers(_) => &["follower_changes", MEMBERSHIPS],
         StageKind::EnrichUnionids(_) => &["identity_changes"],
         StageKind::LoadUsers(_) => &["quarantine"],
         StageKind::JoinIdentities(_) => &["identity_conflicts"],

@@ -201,7 +201,7 @@ fn check_staleness(
 ) -> Result<(), StageError> {
     let Some(most) = plan.max_staleness else { return Ok(()) };
     for source in sources {
-        for snapshot in cx.visible.slices(&source.name) {
+        for snapshot in cx.visible.behind(&source.name) {
             let age = (cx.hands.clock.now() - snapshot.as_of).to_std().unwrap_or_default();
             if age > most {
                 let slice = if snapshot.slice.is_empty() { String::new() } else { format!(" of `{}`", snapshot.slice) };

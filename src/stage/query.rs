@@ -239,8 +239,10 @@ async fn ask_into<T: Send + 'static>(
     let mut visible = Visible::default();
     visible.add(hands.ledger.current_snapshots().await.map_err(StageError::from)?);
     let names = || facts.tables.iter().map(|table| table.name.as_str());
+    // SQL names tables in any case.
     if names().any(|name| {
-        visible.names().any(|own| own.as_str().eq_ignore_ascii_case(name) && visible.hears_events(own.as_str()))
+        let own = visible.names().find(|own| own.as_str().eq_ignore_ascii_case(name));
+        visible.hears_events(own.map_or(&name.to_lowercase(), |own| own.as_str()))
     }) {
         let events = live::export_events(hands, &visible).await?;
         visible.lay_over(events);

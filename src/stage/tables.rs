@@ -2,13 +2,14 @@
 //! since their walk.
 
 pub mod events;
+mod memberships;
 
 use std::collections::BTreeMap;
 
 use self::events::Events;
 use crate::clock::Timestamp;
 use crate::domain::TableName;
-use crate::domain::tables::table_spec;
+use crate::domain::tables::{MEMBERSHIPS, table_spec};
 use crate::engine::TableSource;
 use crate::lake::Lake;
 use crate::ledger::SnapshotRecord;
@@ -38,6 +39,12 @@ impl Visible {
         self.tables.get(table).into_iter().flat_map(BTreeMap::values)
     }
 
+    /// The snapshots that a table's rows come from: its own, or those of the tables it is read off.
+    pub fn behind(&self, table: &str) -> impl Iterator<Item = &SnapshotRecord> {
+        let walked = (table == MEMBERSHIPS).then(|| self.walked());
+        self.slices(table).chain(walked.into_iter().flatten())
+    }
+
     /// Every snapshot.
     pub fn all(&self) -> impl Iterator<Item = &SnapshotRecord> {
         self.tables.values().flat_map(BTreeMap::values)
@@ -54,11 +61,14 @@ impl Visible {
 
     /// The oldest `as_of` among the slices of `tables`; `None` when none of them has a snapshot.
     pub fn as_of<'a>(&self, tables: impl IntoIterator<Item = &'a str>) -> Option<Timestamp> {
-        tables.into_iter().flat_map(|table| self.slices(table)).map(|snapshot| snapshot.as_of).min()
+        tables.into_iter().flat_map(|table| self.behind(table)).map(|snapshot| snapshot.as_of).min()
     }
 
     /// A table as the engine reads it: all parts of all slices; a declared table without a snapshot is there, empty.
     pub fn source(&self, lake: &Lake, table: &str) -> Option<TableSource> {
+        if let Some(memberships) = (table == MEMBERSHIPS).then(|| self.memberships(lake)).flatten() {
+            return Some(memberships);
+        }
         self.tables
             .get(table)
             .map(|slices| self.with_events(lake, source_of(lake, table, slices.values()), slices.values()))

@@ -9,6 +9,9 @@ use crate::house::{House, eventually, small};
 use crate::serve::{SOON, Serving};
 
 const APPLIED: &str = "select count(*) from callbacks where applied_at is not null";
+/// Who follows by their dated memberships, all of these, and who follows by the table of followers.
+const MEMBERS: &str = "select count(*) filter (left_at is null), count(*), \
+                       (select count(*) from followers where active) from memberships";
 const STANDING: &str = "select count(*) filter (where active), count(*) from followers";
 
 /// Every change of a person, in order, as `change source`.
@@ -62,6 +65,17 @@ async fn who_comes_and_goes_between_walks_is_in_the_tables_at_once_and_each_chan
     house.lianbo(&["callbacks", "replay"]).await.ends(0);
     assert_eq!(house.numbers("select count(*) from follower_changes").await, [4]);
 
+    let spans = |who: &str| {
+        let person = "membership, left_at is null, left_at >= followed_at".to_owned();
+        let sql = format!("select {person} from memberships where openid = '{who}' order by membership");
+        let house = &house;
+        async move { house.rows(&sql).await.into_iter().map(|row| row.join(" ")).collect::<Vec<_>>() }
+    };
+    assert_eq!(spans(gone).await, ["1 false true"]);
+    assert_eq!(spans(back).await, ["1 false true", "2 true "]);
+    assert_eq!(spans(&new).await, ["1 true "]);
+    assert_eq!(house.numbers(MEMBERS).await, [600, 602, 600]);
+
     let push = house.run("campaign", &[]).await.ends(0);
     let people = u64::try_from(matchable.len()).unwrap();
     assert_eq!(push.counts()[..2], [people - 1, people - 1]);
@@ -91,6 +105,8 @@ async fn who_comes_and_goes_between_walks_is_in_the_tables_at_once_and_each_chan
     house.pass(60);
     house.night().await;
     assert_eq!(changes(&house, silent).await, ["unfollow walk"]);
+    assert_eq!(spans(silent).await, ["1 false true"]);
+    assert_eq!(house.numbers(MEMBERS).await, [599, 602, 599]);
     assert_eq!(house.numbers("select count(*) from follower_changes").await, [5]);
     assert_eq!(changes(&house, back).await, ["unfollow event", "follow event"]);
 }

@@ -17,6 +17,7 @@ mod followers;
 mod guards;
 #[allow(dead_code, reason = "what stories share; not every story needs all of it")]
 mod house;
+mod https;
 mod kills;
 mod later_nights;
 mod many_nights;

@@ -10,7 +10,7 @@ use crate::config::settings::{Pipeline, Place, StageKind};
 use crate::domain::{PipelineName, StageName, TableName};
 
 /// Tables that exist from the start or are live views of the ledger: no stage may make one under another kind.
-const BUILT_IN: [&str; 17] = [
+const BUILT_IN: [&str; 18] = [
     "recipients",
     "left_out",
     "pushes",
@@ -25,6 +25,7 @@ const BUILT_IN: [&str; 17] = [
     "match_report",
     "coverage_by_segment",
     "follower_changes",
+    "memberships",
     "quarantine",
     "identity_conflicts",
     "identity_changes",

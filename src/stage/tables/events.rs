@@ -131,7 +131,7 @@ impl Visible {
 
     /// Whether events can concern a table.
     pub fn hears_events(&self, table: &str) -> bool {
-        self.slices(table).any(|snapshot| snapshot.events_to.is_some())
+        self.behind(table).any(|snapshot| snapshot.events_to.is_some())
     }
 
     /// The followers of the walk that these changes are of.
