@@ -3,8 +3,8 @@
 //! The way: the pages of a first walk ([`ahead`]), else the engine, say who needs asking, and where there is no call for all
 //! who is asked first ([`first`]) → batches of 100 go out
 //! `concurrency` wide ([`ask`]), one in sixty looked at twice ([`spot`]) → answers gather in parts, each written while the
-//! next gathers and recorded as soon as it is whole, so that a crash repeats at most 100 calls → one pass merges them with
-//! the profiles before ([`merge`]). A unionid that moved or that two openids share is asked for once more, singly, before it
+//! next gathers and recorded as soon as it is whole, so that a crash repeats at most 100 calls (or 32 more than
+//! `concurrency`) → one pass merges them with the profiles before ([`merge`]). A unionid that moved or that two openids share is asked for once more, singly, before it
 //! is believed.
 
 mod ahead;

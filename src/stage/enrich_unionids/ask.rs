@@ -18,10 +18,11 @@ use crate::lake::{Fingerprints, Lake, LakeError, WholeFile};
 use crate::stage::{StageContext, StageError};
 use crate::wechat::{Answer, Claim, Endpoint, ProfileBatch, ShortAnswer, WeChat, WeChatError};
 
-/// A crash repeats at most so many calls for details: those in flight, those gathered, those being written.
+/// A crash repeats at most so many calls for details: those in flight, those gathered, those being written; where so many or
+/// nearly so many are in flight, those and two of the shortest parts.
 const MOST_REPEATED: usize = 100;
-/// The most calls in flight, so that the parts do not become too short.
-const WIDEST: usize = 68;
+/// Calls of the shortest part.
+const SHORTEST_PART: usize = 16;
 /// Parts that are written and recorded at a time; the next gathers meanwhile.
 const WRITTEN_AT_ONCE: usize = 1;
 /// Recorded parts on their way to the disk at a time: whoever gathers does not wait for it.
@@ -117,8 +118,8 @@ pub(super) struct Asking<'a, 'b> {
 impl<'a, 'b> Asking<'a, 'b> {
     /// `total`: how many will be asked, as far as that is known.
     pub fn new(cx: &'a StageContext<'b>, account: &'a AccountName, tally: &'a mut Tally, total: Option<u64>) -> Self {
-        let width = cx.hands.account(account).concurrency.clamp(1, WIDEST);
-        let calls_a_part = (MOST_REPEATED - width) / (WRITTEN_AT_ONCE + 1);
+        let width = cx.hands.account(account).concurrency.max(1);
+        let calls_a_part = (MOST_REPEATED.saturating_sub(width) / (WRITTEN_AT_ONCE + 1)).max(SHORTEST_PART);
         Self {
             cx,
             account,
@@ -203,7 +204,7 @@ impl<'a, 'b> Asking<'a, 'b> {
     fn may_begin(&self) -> bool {
         let in_doubt = self.calls.len() + self.held;
         self.calls.len() < self.width
-            && in_doubt < MOST_REPEATED - self.calls_a_part
+            && in_doubt < self.width + self.calls_a_part
             && self.failed.is_none()
             && !self.cx.stop.is_cancelled()
             && self.tally.budget.has_room(&self.cx.calls)
