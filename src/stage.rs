@@ -116,7 +116,13 @@ impl StageContext<'_> {
 
     /// The id of a snapshot that this stage makes: one a run, stage and attempt.
     pub fn new_snapshot_id(&self) -> String {
-        format!("{}-{}", self.run.run_id, self.hands.clock.random_id(4))
+        format!("{}-{}", self.run.run_id, self.hands.clock.random_id(8))
+    }
+
+    /// A name for one of very many files of a run: so long that no two of a night, nor of all nights, are the same. A file
+    /// under a name that is taken would replace the other.
+    pub fn new_file_name(&self) -> String {
+        format!("{}-{}", self.run.run_id, self.hands.clock.random_id(16))
     }
 
     /// Waits before something is asked again.
