@@ -129,12 +129,17 @@ impl Session {
         Ok(())
     }
 
-    /// Keeps the footers of the parts that are read: for whoever asks the same many parts more than once.
+    /// Keeps the footers of the parts that are read: for whoever asks the same `parts` more than once. Those of thousands are
+    /// more than memory should hold, and are read again.
     ///
     /// # Errors
     ///
     /// [`EngineError::Sql`].
-    pub fn keep_footers(&self) -> Result<(), EngineError> {
+    pub fn keep_footers(&self, parts: usize) -> Result<(), EngineError> {
+        const MOST_PARTS: usize = 512;
+        if parts > MOST_PARTS {
+            return Ok(());
+        }
         self.run("set parquet_metadata_cache = true")
     }
 
