@@ -320,7 +320,7 @@ async fn stream_needed(
     let (tell_total, total) = tokio::sync::oneshot::channel();
     // Looking at few joins few; else it is everybody with everybody.
     let engine: Engine = if inputs.changed.is_some() { cx.hands.sparing_engine() } else { cx.hands.joining_engine() };
-    let tables = [inputs.followers.clone(), inputs.profiles.clone(), inputs.fetched.clone()];
+    let tables = [inputs.followers.clone(), inputs.profiles.clone().alike(), inputs.fetched.clone()];
     let mut params = inputs.stale.params();
     params.insert("walked_at".to_owned(), Param::Timestamp(inputs.as_of));
     let changed = inputs.changed.as_ref().map(|changed| narrow::source(&cx.hands.lake, changed));

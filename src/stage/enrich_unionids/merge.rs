@@ -47,7 +47,7 @@ pub async fn merge(
     }
     let fetched =
         TableSource { parts: parts.iter().map(|(_, path)| lake.absolute(path)).collect(), ..inputs.fetched.clone() };
-    let tables = vec![inputs.followers.clone(), inputs.profiles.clone(), fetched];
+    let tables = vec![inputs.followers.clone(), inputs.profiles.clone().alike(), fetched];
     let is_first = are_ours && tally.is_complete && inputs.profiles.parts.is_empty();
     let needs_no_look = is_first && tally.is_plain();
     let looked = if needs_no_look {
