@@ -75,6 +75,17 @@ impl Hands {
     /// The engine for the house's own passes. Where memory is short they take a quarter of it: beside DuckDB's own count there
     /// is what its readers and writers hold, and millions are to take no more than fifty thousand.
     pub fn sparing_engine(&self) -> Engine {
+        self.engine_with(4)
+    }
+
+    /// The same for passes that join everybody with everybody. Of ten million people a quarter of little memory does not hold
+    /// the pieces that such a join is cut into; half of it does.
+    pub fn joining_engine(&self) -> Engine {
+        self.engine_with(2)
+    }
+
+    /// The engine with one part in so many of the memory, where that is short.
+    fn engine_with(&self, one_in: u64) -> Engine {
         const AMPLE_BYTES: u64 = 1_000_000_000;
         const BYTES_A_THREAD: u64 = 256_000_000;
         let limit = self.settings.engine.memory_limit_bytes;
@@ -82,7 +93,7 @@ impl Hands {
             return self.engine.clone();
         }
         let threads = usize::try_from(limit / BYTES_A_THREAD).unwrap_or(1).max(1);
-        self.engine.within(limit / 4, threads)
+        self.engine.within(limit / one_in, threads)
     }
 }
 
@@ -116,7 +127,13 @@ impl StageContext<'_> {
 
     /// The id of a snapshot that this stage makes: one a run, stage and attempt.
     pub fn new_snapshot_id(&self) -> String {
-        format!("{}-{}", self.run.run_id, self.hands.clock.random_id(4))
+        format!("{}-{}", self.run.run_id, self.hands.clock.random_id(8))
+    }
+
+    /// A name for one of very many files of a run: so long that no two of a night, nor of all nights, are the same. A file
+    /// under a name that is taken would replace the other.
+    pub fn new_file_name(&self) -> String {
+        format!("{}-{}", self.run.run_id, self.hands.clock.random_id(16))
     }
 
     /// Waits before something is asked again.

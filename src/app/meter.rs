@@ -14,7 +14,7 @@ use futures::future::BoxFuture;
 use crate::clock::{Clock, Timestamp};
 use crate::config::settings::Account;
 use crate::domain::{AccountName, LATE_RESET, QuotaDay};
-use crate::ledger::{Ledger, LedgerError, QuotaCharge, QuotaFigure as NotedFigure};
+use crate::ledger::{Ledger, LedgerError, QuotaCharge, QuotaFigure as NotedFigure, Usage};
 use crate::wechat::{CallEnd, CallMeter, Endpoint, QuotaFigure, Refused, StoreError};
 
 /// Calls for details reserved at once.
@@ -149,13 +149,18 @@ impl LedgerMeter {
         self.ledger.reserve_calls(&charge, block(endpoint)).await.map_err(store)
     }
 
+    /// What the ledger has of an endpoint's day.
+    async fn usage(&self, endpoint: Endpoint, day: QuotaDay) -> Result<Option<Usage>, LedgerError> {
+        let usage = self.ledger.usage(Some(&self.account), Some(day)).await?;
+        Ok(usage.into_iter().find(|usage| usage.endpoint == endpoint.as_str()))
+    }
+
     /// Our ceiling, WeChat's own figure or its documented default: the lower of what is known.
     async fn limit(&self, endpoint: Endpoint, day: QuotaDay) -> Result<Option<u64>, LedgerError> {
         if is_never_refused(endpoint) {
             return Ok(None);
         }
-        let usage = self.ledger.usage(Some(&self.account), Some(day)).await?;
-        let noted = usage.iter().find(|usage| usage.endpoint == endpoint.as_str()).and_then(|usage| usage.wechat_limit);
+        let noted = self.usage(endpoint, day).await?.and_then(|usage| usage.wechat_limit);
         let known = noted.or_else(|| endpoint.documented_daily_limit());
         let ceiling = self.ceilings.get(endpoint.as_str()).copied();
         Ok(match (ceiling, known) {
@@ -221,10 +226,22 @@ impl CallMeter for LedgerMeter {
                 let noted = NotedFigure { limit, used, at: now };
                 self.ledger.note_wechat_quota(&self.account, name, day, noted).await.map_err(StoreError::new)?;
             }
-            let usage = self.ledger.usage(Some(&self.account), Some(day)).await.map_err(StoreError::new)?;
-            let counted = usage.iter().find(|usage| usage.endpoint == name).map_or(0, |usage| usage.calls);
+            let usage = self.usage(endpoint, day).await.map_err(StoreError::new)?;
+            let counted = usage.map_or(0, |usage| usage.calls);
             let unmade = self.notes().held.get(&(endpoint, day)).map_or(0, |held| held.calls);
             Ok(counted.saturating_sub(unmade))
+        })
+    }
+
+    fn goes_by_default(&self, endpoint: Endpoint) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(async move {
+            let Some(default) = endpoint.documented_daily_limit() else { return Ok(false) };
+            let ceiling = self.ceilings.get(endpoint.as_str()).copied();
+            if is_never_refused(endpoint) || ceiling.is_some_and(|ceiling| ceiling <= default) {
+                return Ok(false);
+            }
+            let usage = self.usage(endpoint, QuotaDay::of(self.clock.now())).await.map_err(StoreError::new)?;
+            Ok(usage.is_none_or(|usage| usage.wechat_limit.is_none() && usage.exhausted_at.is_none()))
         })
     }
 

@@ -135,6 +135,34 @@ async fn the_lower_of_our_ceiling_and_the_figure_of_wechat_holds() {
     assert!(meter.before(Endpoint::QuotaGet).await.is_ok() && meter.before(Endpoint::StableToken).await.is_ok());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_is_allowed_more_than_the_documented_default_is_asked_for_its_figure_before_it_is_refused() {
+    use crate::ledger::QuotaCharge;
+
+    let mut options = Options::default();
+    options.quota.insert("user/get".to_owned(), 502);
+    let wechat = Simulator::start(options).await.unwrap();
+    let day = QuotaDay::of(Clock::default().now());
+    for (more, pages) in
+        [("", 2), ("[accounts.main.quota]\n\"user/get\" = 501", 1), ("[accounts.main.quota]\n\"user/get\" = 500", 0)]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = settings(folder.path(), &wechat.base_url(), more);
+        let app = open(&settings).await;
+        let (main, ledger) = (AccountName::new("main"), Ledger::open(&settings.ledger.path).await.unwrap());
+        let charge = QuotaCharge { account: &main, endpoint: "user/get", day, limit: None, keep: 0 };
+        ledger.reserve_calls(&charge, 500).await.unwrap();
+        let asked_before = wechat.calls().get("openapi/quota/get").copied().unwrap_or(0);
+        let mut walked = 0;
+        while main_account(&app).followers_page(None).await.is_ok() {
+            walked += 1;
+        }
+        assert_eq!(walked, pages, "{more}");
+        let asked = wechat.calls().get("openapi/quota/get").copied().unwrap_or(0) - asked_before;
+        assert_eq!(asked, u64::from(pages > 0), "once a day is enough: {more}");
+    }
+}
+
 #[tokio::test]
 async fn a_day_is_closed_by_refusals_past_a_minute_and_not_by_one() {
     let folder = tempfile::tempdir().unwrap();

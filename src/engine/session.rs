@@ -63,13 +63,26 @@ impl TableSource {
                 if nulls.is_empty() { "1 as empty".to_owned() } else { nulls.join(", ") }
             );
         }
+        // Whoever asks for columns by name has every part opened before the first row. The parts of one folder were written
+        // by one hand: the first says what is in all of them.
+        self.select_over_parts(if self.is_of_one_folder() { "" } else { ", union_by_name = true" })
+    }
+
+    /// The same rows, where it is known that every part has all the columns: the parts are opened one after the other. All of
+    /// thousands at once are hundreds of megabytes that no limit counts.
+    #[must_use]
+    pub fn alike(self) -> Self {
+        if self.sql.is_some() || self.parts.is_empty() || self.columns.is_empty() {
+            return self;
+        }
+        Self { sql: Some(self.select_over_parts("")), ..self }
+    }
+
+    fn select_over_parts(&self, options: &str) -> String {
         let columns: Vec<String> = self.columns.iter().map(|(name, _)| quoted(name)).collect();
         let columns = if columns.is_empty() { "*".to_owned() } else { columns.join(", ") };
         let files: Vec<String> = self.parts.iter().map(|part| text(&part.to_string_lossy())).collect();
-        // Whoever asks for columns by name has every part opened before the first row. The parts of one folder were written
-        // by one hand: the first says what is in all of them.
-        let by_name = if self.is_of_one_folder() { "" } else { ", union_by_name = true" };
-        format!("select {columns} from read_parquet([{}]{by_name})", files.join(", "))
+        format!("select {columns} from read_parquet([{}]{options})", files.join(", "))
     }
 
     fn is_of_one_folder(&self) -> bool {
@@ -129,12 +142,17 @@ impl Session {
         Ok(())
     }
 
-    /// Keeps the footers of the parts that are read: for whoever asks the same many parts more than once.
+    /// Keeps the footers of the parts that are read: for whoever asks the same `parts` more than once. Those of thousands are
+    /// more than memory should hold, and are read again.
     ///
     /// # Errors
     ///
     /// [`EngineError::Sql`].
-    pub fn keep_footers(&self) -> Result<(), EngineError> {
+    pub fn keep_footers(&self, parts: usize) -> Result<(), EngineError> {
+        const MOST_PARTS: usize = 512;
+        if parts > MOST_PARTS {
+            return Ok(());
+        }
         self.run("set parquet_metadata_cache = true")
     }
 
@@ -319,6 +337,21 @@ mod tests {
         // A process that was killed may have left something under the unfinished name.
         std::fs::write(unfinished(&target), "half").unwrap();
         assert_eq!(session.copy("select 1 as a", &Params::new(), &target).unwrap().rows, 1);
+    }
+
+    #[test]
+    fn parts_that_are_alike_are_read_by_the_names_of_their_columns_from_whatever_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (folder.path().join("one"), folder.path().join("other"));
+        let mut all = table(&one, "p", "select 'a' as id, 1 as n, true as more");
+        all.parts.extend(table(&other, "p", "select 2 as n, 'b' as id").parts);
+        all.columns = [("id", "VARCHAR"), ("n", "INTEGER")].map(|(name, ty)| (name.to_owned(), ty.to_owned())).to_vec();
+        let all = all.alike();
+        assert!(!all.select().contains("union_by_name"), "{}", all.select());
+        let session = session(folder.path());
+        session.add_table(&all).unwrap();
+        let right = "select count(*) from p where (id, n) in (('a', 1), ('b', 2))";
+        assert_eq!(session.count(right, &Params::new()).unwrap(), 2);
     }
 
     #[test]

@@ -318,14 +318,15 @@ async fn stream_needed(
 ) -> Result<(u64, mpsc::Receiver<Vec<OpenId>>, tokio::task::JoinHandle<Result<(), StageError>>), StageError> {
     let (send, receive) = mpsc::channel::<Vec<OpenId>>(64);
     let (tell_total, total) = tokio::sync::oneshot::channel();
-    let engine: Engine = cx.hands.engine.clone();
-    let tables = [inputs.followers.clone(), inputs.profiles.clone(), inputs.fetched.clone()];
+    // Looking at few joins few; else it is everybody with everybody.
+    let engine: Engine = if inputs.changed.is_some() { cx.hands.sparing_engine() } else { cx.hands.joining_engine() };
+    let tables = [inputs.followers.clone(), inputs.profiles.clone().alike(), inputs.fetched.clone()];
     let mut params = inputs.stale.params();
     params.insert("walked_at".to_owned(), Param::Timestamp(inputs.as_of));
     let changed = inputs.changed.as_ref().map(|changed| narrow::source(&cx.hands.lake, changed));
     let reader = tokio::task::spawn_blocking(move || {
         let session = engine.session()?;
-        session.keep_footers()?;
+        session.keep_footers(tables.iter().map(|table| table.parts.len()).sum())?;
         for table in &tables {
             session.add_table(table)?;
         }

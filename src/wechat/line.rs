@@ -43,6 +43,15 @@ impl Line {
         self.meter.told(endpoint, figure).await
     }
 
+    /// Whether the meter refuses further calls by the documented default alone.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] of the meter.
+    pub async fn goes_by_default(&self, endpoint: Endpoint) -> Result<bool, StoreError> {
+        self.meter.goes_by_default(endpoint).await
+    }
+
     /// One metered try. Not for sends.
     pub async fn ask<T: Answer>(&self, request: Request, counts: Option<&CallCounts>) -> Result<T, WeChatError> {
         let endpoint = request.endpoint;

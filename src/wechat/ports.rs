@@ -81,6 +81,10 @@ pub trait CallMeter: Send + Sync {
     /// calls of ours it has counted today by our own count.
     fn told(&self, endpoint: Endpoint, figure: Option<QuotaFigure>) -> BoxFuture<'_, Result<u64, StoreError>>;
 
+    /// Whether a call that is refused before it is made is so by the documented default alone: WeChat has not said what the
+    /// account's figure of today is, and larger accounts have larger ones.
+    fn goes_by_default(&self, endpoint: Endpoint) -> BoxFuture<'_, Result<bool, StoreError>>;
+
     /// Must not block. A call whose future was dropped is never told.
     fn after(&self, endpoint: Endpoint, end: CallEnd);
 }

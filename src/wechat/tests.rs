@@ -158,6 +158,10 @@ impl CallMeter for Meter {
         async { Ok(1) }.boxed()
     }
 
+    fn goes_by_default(&self, _: Endpoint) -> BoxFuture<'_, Result<bool, StoreError>> {
+        async { Ok(false) }.boxed()
+    }
+
     fn after(&self, endpoint: Endpoint, end: CallEnd) {
         self.ends.lock().unwrap().push((endpoint, end));
     }

@@ -354,7 +354,7 @@ impl<'a, 'b> Asking<'a, 'b> {
         let next = ProfilePart::new(self.account.clone(), self.calls_a_part * BATCH);
         let full = std::mem::replace(&mut self.part, next);
         let (hands, account) = (self.cx.hands.clone(), self.account.clone());
-        let path = format!("work/profiles/{account}/{}.parquet", self.cx.new_snapshot_id());
+        let path = format!("work/profiles/{account}/{}.parquet", self.cx.new_file_name());
         self.flushing.spawn(async move {
             let lake = hands.lake.clone();
             let (part, file) = tokio::task::spawn_blocking(move || full.write_soon(&lake, &path)).await??;

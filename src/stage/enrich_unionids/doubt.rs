@@ -102,8 +102,8 @@ impl Doubt<'_, '_> {
     /// What the answers so far tell. `confirmed`: where to write the answers that are believed, and whether those are among
     /// them whose unionid nobody had before.
     async fn look(&self, confirmed: Option<(PathBuf, bool)>) -> Result<Found, StageError> {
-        let tables = [fetched_source(self.cx, self.account).await?, self.inputs.profiles.clone()];
-        blocking(&self.cx.hands.sparing_engine(), self.cx.stop, move |session| {
+        let tables = [fetched_source(self.cx, self.account).await?, self.inputs.profiles.clone().alike()];
+        blocking(&self.cx.hands.joining_engine(), self.cx.stop, move |session| {
             for table in &tables {
                 session.add_table(table)?;
             }

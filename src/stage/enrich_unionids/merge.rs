@@ -47,14 +47,15 @@ pub async fn merge(
     }
     let fetched =
         TableSource { parts: parts.iter().map(|(_, path)| lake.absolute(path)).collect(), ..inputs.fetched.clone() };
-    let tables = vec![inputs.followers.clone(), inputs.profiles.clone(), fetched];
+    let tables = vec![inputs.followers.clone(), inputs.profiles.clone().alike(), fetched];
     let is_first = are_ours && tally.is_complete && inputs.profiles.parts.is_empty();
     let needs_no_look = is_first && tally.is_plain();
     let looked = if needs_no_look {
         let (rows, with_unionid) = (tally.asked, tally.with_unionid);
         Look { doubtful: Vec::new(), is_plain: true, rows, with_unionid, not_asked: 0 }
     } else {
-        look(cx, tables.clone(), !(are_ours && tally.is_distinct)).await?
+        let may_be_doubled = !(are_ours && tally.is_distinct);
+        look(cx, tables.clone(), (may_be_doubled, !tally.is_complete)).await?
     };
     if looked.is_plain && !parts.is_empty() {
         return adopt(cx, table, account, (inputs, tables), (parts, &looked)).await;
@@ -74,7 +75,7 @@ pub async fn merge(
         ("run_at".to_owned(), Param::Timestamp(cx.run.run_at)),
     ]);
     let pass = Pass { tables, confirmed, changes_before, profiles_target, changes_target };
-    let done = blocking(&cx.hands.sparing_engine(), cx.stop, move |session| pass.run(session, &params)).await?;
+    let done = blocking(&cx.hands.joining_engine(), cx.stop, move |session| pass.run(session, &params)).await?;
     let profiles = NewSnapshot {
         table: table.clone(),
         slice: account.to_string(),
@@ -122,16 +123,23 @@ struct Look {
     not_asked: u64,
 }
 
-async fn look(cx: &StageContext<'_>, tables: Vec<TableSource>, may_be_doubled: bool) -> Result<Look, StageError> {
-    blocking(&cx.hands.sparing_engine(), cx.stop, move |session| {
+/// `may_be_doubled`: somebody may stand in the fetched parts twice. `may_lack`: not everybody who needed it was asked.
+async fn look(
+    cx: &StageContext<'_>,
+    tables: Vec<TableSource>,
+    (may_be_doubled, may_lack): (bool, bool),
+) -> Result<Look, StageError> {
+    let lake = cx.hands.lake.clone();
+    blocking(&cx.hands.joining_engine(), cx.stop, move |session| {
         let has_before = tables.iter().any(|table| table.name == "profiles_before" && !table.parts.is_empty());
         for table in &tables {
             session.add_table(table)?;
         }
-        let is_doubled = make_latest(session, may_be_doubled)?;
+        let differ = if has_before { Differ::default() } else { Differ::read(session, &lake)? };
+        let is_doubled = make_latest(session, may_be_doubled && !differ.openids)?;
         let count = |what: &str| session.count(&format!("select count({what}) from latest"), &Params::new());
         let (rows, with_unionid) = (count("*")?, count("unionid")?);
-        let is_shared = count("distinct unionid")? < with_unionid;
+        let is_shared = !differ.unionids && count("distinct unionid")? < with_unionid;
         let mut doubtful = HashSet::new();
         if has_before || is_shared {
             session.stream::<StageError>(DOUBTFUL, &Params::new(), |rows| {
@@ -142,7 +150,7 @@ async fn look(cx: &StageContext<'_>, tables: Vec<TableSource>, may_be_doubled: b
             })?;
         }
         let is_plain = !has_before && !is_doubled && doubtful.is_empty();
-        let not_asked = if is_plain {
+        let not_asked = if is_plain && may_lack {
             session.count(&format!("select count(*) from (select 1 {NOT_ASKED_FROM})"), &Params::new())?
         } else {
             0
@@ -150,6 +158,29 @@ async fn look(cx: &StageContext<'_>, tables: Vec<TableSource>, may_be_doubled: b
         Ok(Look { doubtful: doubtful.into_iter().collect(), is_plain, rows, with_unionid, not_asked })
     })
     .await
+}
+
+/// Whether nobody stands in the fetched parts twice, and no two have one unionid; for certain where it is true.
+#[derive(Debug, Default)]
+struct Differ {
+    openids: bool,
+    unionids: bool,
+}
+
+impl Differ {
+    /// By one reading of all ids in flat memory: the engine would hold every one of them, or spill them.
+    fn read(session: &Session, lake: &Lake) -> Result<Self, StageError> {
+        let (mut openids, mut unionids) = (lake.fingerprints(), lake.fingerprints());
+        session.stream::<StageError>("select openid, unionid from fetched", &Params::new(), |rows| {
+            for ((_, values), prints) in rows.columns.iter().zip([&mut openids, &mut unionids]) {
+                if let Values::Text(ids) = values {
+                    ids.iter().flatten().for_each(|id| prints.note(id));
+                }
+            }
+            Ok(true)
+        })?;
+        Ok(Self { openids: openids.are_distinct(), unionids: unionids.are_distinct() })
+    }
 }
 
 /// The fetched parts become the table's parts as they are, with one more for whoever was not asked.
@@ -176,7 +207,7 @@ async fn adopt(
         let path = Lake::part_path(table, account.as_str(), &id, 0);
         let target = lake.absolute(&path);
         let params = Params::from([("account".to_owned(), Param::Text(account.to_string()))]);
-        let written = blocking(&cx.hands.sparing_engine(), cx.stop, move |session| {
+        let written = blocking(&cx.hands.joining_engine(), cx.stop, move |session| {
             for table in &tables {
                 session.add_table(table)?;
             }

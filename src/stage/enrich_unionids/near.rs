@@ -166,7 +166,7 @@ struct Done {
 
 impl Pass {
     fn run(&self, session: &Session) -> Result<Came, StageError> {
-        session.keep_footers()?;
+        session.keep_footers(self.before.parts.len())?;
         for table in [&self.changed, &self.fetched, &self.confirmed, &self.changes_before] {
             session.add_table(table)?;
         }
@@ -232,12 +232,13 @@ impl Pass {
     }
 }
 
-/// The rows of before that anything about tonight's answers could concern, and the part that each is in.
+/// The rows of before that anything about tonight's answers could concern, and the part that each is in. All parts have these
+/// columns: they are read one after the other, where a union by name would open every one of thousands at once.
 fn known_sql(parts: &[PathBuf]) -> String {
     let files: Vec<String> = parts.iter().map(|part| text(&part.to_string_lossy())).collect();
     format!(
         "select openid, unionid, unionid_missing, errcode, refusals, filename
-         from read_parquet([{}], filename = true, union_by_name = true)
+         from read_parquet([{}], filename = true)
          where openid in (select openid from latest) or unionid in (select unionid from latest)
             or openid in (select openid from changed where active) or unionid_missing = 'not_asked'",
         files.join(", ")
@@ -274,7 +275,7 @@ fn counts<'p>(session: &Session, parts: impl Iterator<Item = &'p PathBuf>) -> Re
         "create temp table counted as
          select count(*), count(*) filter (unionid_missing is null), count(*) filter (unionid_missing = 'not_asked'),
                 count(*) filter (unionid_missing = 'quarantined')
-         from read_parquet([{}], union_by_name = true)",
+         from read_parquet([{}])",
         files.join(", ")
     );
     session.run(&sql)?;
