@@ -2,7 +2,7 @@
 //!
 //! The way of the data: a path tells format and compression (`format`) → bytes are unpacked into one sliding buffer
 //! (`source`) → the encoding is settled at the first byte that is not ASCII (`encoding`) → rows are cut out of the bytes
-//! (`csv`, `json`) → the header is matched to our column names (`layout`) → good rows and refused ones collect into
+//! (`csv`, `json`; workbooks by `sheet`) → the header is matched to our column names (`layout`) → good rows and refused ones collect into
 //! batches for the caller's sink (`batch`). Memory stays flat: one buffer of a few MiB and one batch.
 //!
 //! Not here: who is a user, what happens to one that comes twice, where rows are kept, types of columns beyond what
@@ -15,6 +15,7 @@ mod error;
 mod format;
 mod json;
 mod layout;
+mod sheet;
 mod source;
 mod utf16;
 
@@ -25,6 +26,7 @@ use crate::domain::Rows;
 pub use encoding::Encoding;
 pub use error::ExportError;
 pub use format::{Compression, Format};
+pub use sheet::Sheet;
 
 /// Where a batch goes. What fails in it comes back through [`ExportError::from_sink`].
 pub type Sink<'a> = dyn FnMut(Batch) -> Result<(), ExportError> + 'a;
@@ -40,8 +42,19 @@ pub struct ReadOptions<'a> {
     /// Our names of the columns to keep beside `openid`, `unionid` and `updated_at`; `None`: all.
     pub keep: Option<&'a [String]>,
     pub encoding: Encoding,
+    /// Of a workbook; `None`: the first that is not hidden.
+    pub sheet: Option<Sheet<'a>>,
+    /// The row of a sheet that names the columns, the first being 1; `None`: the first that is not blank.
+    pub header_row: Option<u32>,
     /// A batch goes to the sink when it holds this many rows, good and bad together.
     pub batch_rows: usize,
+}
+
+impl<'a> ReadOptions<'a> {
+    /// Everything is found out, and everything kept.
+    pub fn of_columns(columns: &'a [(String, String)]) -> Self {
+        Self { columns, keep: None, encoding: Encoding::Auto, sheet: None, header_row: None, batch_rows: 1000 }
+    }
 }
 
 /// Some rows of a file, good and bad.
@@ -57,7 +70,7 @@ pub struct Batch {
 /// A row that was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadRow {
-    /// The physical line on which the row begins; the first line of the file is 1.
+    /// The physical line on which the row begins, of a sheet its row; the first is 1.
     pub line: u64,
     pub reason: String,
     /// The row as it stands in the file, what cannot be decoded replaced, cut to 2000 characters.
@@ -110,6 +123,7 @@ pub fn header(path: &Path, options: &ReadOptions<'_>) -> Result<Vec<String>, Exp
     let layout = match format {
         Format::Csv { delimiter } => csv::layout(path, compression, delimiter, options)?,
         Format::Ndjson | Format::Json => json::layout(path, compression, format, options)?,
+        Format::Sheet => sheet::layout(path, compression, options)?,
         Format::Parquet => return Err(ExportError::ForTheEngine { file: path.to_owned() }),
     };
     Ok(layout.columns.into_iter().map(|column| column.name).collect())
@@ -127,6 +141,7 @@ pub fn read_file(path: &Path, options: &ReadOptions<'_>, sink: &mut Sink<'_>) ->
     match format {
         Format::Csv { delimiter } => csv::read(&job, delimiter, sink),
         Format::Ndjson | Format::Json => json::read(&job, format, sink),
+        Format::Sheet => sheet::read(&job, sink),
         Format::Parquet => Err(ExportError::ForTheEngine { file: path.to_owned() }),
     }
 }

@@ -276,6 +276,10 @@ pub struct LoadUsers {
     pub files: String,
     pub files_place: Place,
     pub encoding: Encoding,
+    /// `None`: the first that is not hidden.
+    pub sheet: Option<SheetChoice>,
+    /// The first row of a sheet is 1; `None`: the first that is not blank.
+    pub header_row: Option<u32>,
     /// Our name → the export's name, in the order of the file. Always holds `openid`; `unionid` and `updated_at` where mapped or left at their own names.
     pub columns: Vec<(String, String)>,
     pub columns_place: Option<Place>,
@@ -286,6 +290,14 @@ pub struct LoadUsers {
     pub max_age: Option<Duration>,
     /// Share of a file's rows, 0 to 1.
     pub max_bad: f64,
+}
+
+/// A sheet of a workbook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SheetChoice {
+    Name(String),
+    /// From the left; the first is 1.
+    Number(u32),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

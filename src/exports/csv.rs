@@ -42,7 +42,7 @@ pub(super) fn read(job: &Job<'_>, delimiter: u8, sink: &mut Sink<'_>) -> Result<
         rows.flush_if_full()?;
         reader.pass()?;
     }
-    rows.end(&reader.decoder, super::source::size_on_disk(job.path)?)
+    rows.end(reader.decoder.encoding(), super::source::size_on_disk(job.path)?)
 }
 
 /// What comes next in the file; `bytes` from the window's beginning.

@@ -14,6 +14,8 @@ pub enum Format {
     Ndjson,
     /// One array of objects, or one object a line.
     Json,
+    /// A workbook, xlsx or xls.
+    Sheet,
     /// Left to the engine.
     Parquet,
 }
@@ -30,7 +32,7 @@ impl Format {
     /// Format and compression by the endings of the name, whatever their case: `users.CSV.gz`.
     ///
     /// # Errors
-    /// [`ExportError::Workbook`] for Excel files, [`ExportError::UnknownFormat`] for everything else not listed.
+    /// [`ExportError::UnknownFormat`] for everything not listed.
     pub fn of_path(path: &Path) -> Result<(Self, Compression), ExportError> {
         let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
         let (stem, compression) = if let Some(stem) = name.strip_suffix(".gz") {
@@ -47,7 +49,7 @@ impl Format {
             "ndjson" | "jsonl" => Self::Ndjson,
             "json" => Self::Json,
             "parquet" if compression == Compression::None => Self::Parquet,
-            "xlsx" | "xls" | "xlsm" => return Err(ExportError::Workbook { file: path.to_owned() }),
+            "xlsx" | "xlsm" | "xls" => Self::Sheet,
             "" => return Err(unknown(path, "a name without an ending".to_owned())),
             _ => return Err(unknown(path, format!(".{ending}{}", compression.ending()))),
         };
@@ -83,16 +85,9 @@ mod tests {
         assert_eq!(of("d/a.b.TSV.GZ").unwrap(), (Format::Csv { delimiter: b'\t' }, Compression::Gzip));
         assert_eq!(of("用户.jsonl.zst").unwrap(), (Format::Ndjson, Compression::Zstd));
         assert_eq!(of("a.json").unwrap(), (Format::Json, Compression::None));
+        assert_eq!(of("data/用户.XLSX").unwrap(), (Format::Sheet, Compression::None));
+        assert_eq!(of("a.xls.gz").unwrap(), (Format::Sheet, Compression::Gzip));
         assert_eq!(of("a.parquet").unwrap(), (Format::Parquet, Compression::None));
-    }
-
-    #[test]
-    fn a_workbook_is_refused_with_a_way_out() {
-        let refused = of("data/用户.xlsx").unwrap_err().to_string();
-        assert_eq!(
-            refused,
-            "the export data/用户.xlsx is an Excel workbook, which is not supported yet: save it as csv"
-        );
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub(super) fn read(job: &Job<'_>, format: Format, sink: &mut Sink<'_>) -> Result
         rows.flush_if_full()?;
         pieces.pass()?;
     }
-    rows.end(&pieces.decoder, super::source::size_on_disk(job.path)?)
+    rows.end(pieces.decoder.encoding(), super::source::size_on_disk(job.path)?)
 }
 
 fn bad(pieces: &Pieces, bytes: usize, reason: String) -> BadRow {

@@ -5,7 +5,7 @@
 //! as large as the longest row looked at, and rows are bounded by [`MAX_ROW_BYTES`]. Knows nothing of fields or text.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::utf16::Utf16;
@@ -42,18 +42,9 @@ pub(super) enum Line {
 impl Source {
     /// Opens a file and looks at its first bytes, to refuse a file that its name belies.
     pub(super) fn open(path: &Path, compression: Compression) -> Result<Self, ExportError> {
-        let failed = |source| ExportError::Open { file: path.to_owned(), source };
-        let file = File::open(path).map_err(failed)?;
-        let reader: Box<dyn Read> = match compression {
-            Compression::None => Box::new(file),
-            Compression::Gzip => {
-                Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(FIRST_WINDOW_BYTES, file)))
-            }
-            Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(file).map_err(failed)?),
-        };
         let mut source = Self {
             file: path.to_owned(),
-            reader,
+            reader: reader(path, compression)?,
             buffer: vec![0; FIRST_WINDOW_BYTES],
             at: 0,
             filled: 0,
@@ -163,8 +154,8 @@ impl Source {
 
     fn refuse_foreign(&self) -> Result<(), ExportError> {
         let (holds, instead) = match self.window() {
-            [b'P', b'K', 3, 4, ..] => ("an Excel workbook or another zip archive", "save it as csv"),
-            [0xD0, 0xCF, 0x11, 0xE0, ..] => ("an old Excel workbook", "save it as csv"),
+            [b'P', b'K', 3, 4, ..] => ("an Excel workbook or another zip archive", "let its name end in .xlsx"),
+            [0xD0, 0xCF, 0x11, 0xE0, ..] => ("an old Excel workbook", "let its name end in .xls"),
             [0x1F, 0x8B, ..] => ("gzip data", "let its name end in .gz"),
             [0x28, 0xB5, 0x2F, 0xFD, ..] => ("zstd data", "let its name end in .zst"),
             [b'P', b'A', b'R', b'1', ..] => ("Parquet", "let its name end in .parquet"),
@@ -172,6 +163,39 @@ impl Source {
         };
         Err(ExportError::Mislabelled { file: self.file.clone(), holds, instead })
     }
+}
+
+/// The bytes of a file, unpacked while they are read.
+fn reader(path: &Path, compression: Compression) -> Result<Box<dyn Read>, ExportError> {
+    let failed = |source| ExportError::Open { file: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    Ok(match compression {
+        Compression::None => Box::new(file),
+        Compression::Gzip => {
+            Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(FIRST_WINDOW_BYTES, file)))
+        }
+        Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(file).map_err(failed)?),
+    })
+}
+
+/// A file for who must jump about in it: the file itself, or what it unpacks to (at most `most` bytes) in one without a name.
+pub(super) fn unpacked(path: &Path, compression: Compression, most: u64) -> Result<File, ExportError> {
+    let failed = |source| ExportError::Open { file: path.to_owned(), source };
+    if compression == Compression::None {
+        return File::open(path).map_err(failed);
+    }
+    let mut plain = tempfile::tempfile().map_err(failed)?;
+    let mut packed = reader(path, compression)?.take(most + 1);
+    let bytes = io::copy(&mut packed, &mut plain).map_err(|source| ExportError::Read {
+        file: path.to_owned(),
+        line: 1,
+        source,
+    })?;
+    if bytes > most {
+        return Err(ExportError::TooLarge { file: path.to_owned(), most });
+    }
+    plain.seek(SeekFrom::Start(0)).map_err(failed)?;
+    Ok(plain)
 }
 
 /// The size of a file as it lies there, in bytes.

@@ -43,7 +43,7 @@ impl Read {
 }
 
 fn options<'a>(columns: &'a [(String, String)]) -> ReadOptions<'a> {
-    ReadOptions { columns, keep: None, encoding: Encoding::Auto, batch_rows: 1000 }
+    ReadOptions::of_columns(columns)
 }
 
 fn read_with(path: &Path, options: &ReadOptions<'_>) -> Result<Read, ExportError> {

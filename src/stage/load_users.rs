@@ -17,7 +17,7 @@ use self::stage_files::{Staged, stage_file};
 use self::times::Unread;
 use super::{NewSnapshot, StageContext, StageError, StageOutcome, StageReport, blocking};
 use crate::clock::Timestamp;
-use crate::config::settings::{Encoding, LoadUsers};
+use crate::config::settings::{Encoding, LoadUsers, SheetChoice};
 use crate::domain::TableName;
 use crate::domain::tables::table_spec;
 use crate::exports;
@@ -220,12 +220,21 @@ pub fn shown_files(root: &std::path::Path, pattern: &str) -> String {
     names.join(", ")
 }
 
-/// The encoding that a stage asks for.
-pub fn encoding_of(plan: &LoadUsers) -> exports::Encoding {
-    match plan.encoding {
-        Encoding::Auto => exports::Encoding::Auto,
-        Encoding::Utf8 => exports::Encoding::Utf8,
-        Encoding::Gb18030 => exports::Encoding::Gb18030,
+/// How a stage wants its files to be read.
+pub fn options_of(plan: &LoadUsers) -> exports::ReadOptions<'_> {
+    exports::ReadOptions {
+        keep: plan.keep.as_deref(),
+        encoding: match plan.encoding {
+            Encoding::Auto => exports::Encoding::Auto,
+            Encoding::Utf8 => exports::Encoding::Utf8,
+            Encoding::Gb18030 => exports::Encoding::Gb18030,
+        },
+        sheet: plan.sheet.as_ref().map(|sheet| match sheet {
+            SheetChoice::Name(name) => exports::Sheet::Name(name),
+            SheetChoice::Number(number) => exports::Sheet::Number(*number),
+        }),
+        header_row: plan.header_row,
+        ..exports::ReadOptions::of_columns(&plan.columns)
     }
 }
 

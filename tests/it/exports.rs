@@ -38,6 +38,22 @@ fn utf16(text: &str) -> Vec<u8> {
     [0xFF, 0xFE].into_iter().chain(text.encode_utf16().flat_map(u16::to_le_bytes)).collect()
 }
 
+/// As a spreadsheet program would save it: times as days since 1900.
+fn workbook(people: &[[&str; 4]]) -> Vec<u8> {
+    use rust_xlsxwriter::{ExcelDateTime, Format, Workbook};
+    let mut book = Workbook::new();
+    let sheet = book.add_worksheet().set_name("用户").unwrap();
+    sheet.write_row(0, 0, HEADER.trim_end().split(',')).unwrap();
+    let time = Format::new().set_num_format("yyyy-mm-dd hh:mm");
+    for (row, [openid, unionid, at, city]) in (1..).zip(people) {
+        for (column, text) in [(0, openid), (1, unionid), (3, city)].into_iter().filter(|(_, text)| !text.is_empty()) {
+            sheet.write_string(row, column, *text).unwrap();
+        }
+        sheet.write_datetime_with_format(row, 2, ExcelDateTime::parse_from_str(at).unwrap(), &time).unwrap();
+    }
+    book.save_to_buffer().unwrap()
+}
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     packed.write_all(bytes).unwrap();
@@ -50,7 +66,8 @@ async fn the_same_people_come_out_of_every_kind_of_file() {
     let csv = format!("{HEADER}oA,uA,2026-11-24 10:00:00,上海\noB,,2026-11-23,北京\n");
     let json = r#"{"openid":"oA","unionid":"uA","last_login":1795485600,"城市":"上海"}
 {"openid":"oB","unionid":null,"last_login":"2026-11-22T16:00:00Z","城市":"北京"}"#;
-    let files: [(&str, Vec<u8>); 8] = [
+    let people = [["oA", "uA", "2026-11-24 10:00:00", "上海"], ["oB", "", "2026-11-23", "北京"]];
+    let files: [(&str, Vec<u8>); 11] = [
         ("plain.csv", csv.clone().into_bytes()),
         ("marked.csv", format!("\u{FEFF}{csv}").into_bytes()),
         ("chinese.csv", encoding_rs::GB18030.encode(&csv).0.into_owned()),
@@ -59,6 +76,9 @@ async fn the_same_people_come_out_of_every_kind_of_file() {
         ("packed.csv.gz", gzip(csv.as_bytes())),
         ("packed.tsv.zst", zstd::encode_all(csv.replace(',', "\t").as_bytes(), 1).unwrap()),
         ("lines.ndjson", json.as_bytes().to_vec()),
+        ("book.xlsx", workbook(&people)),
+        ("packed.xlsx.gz", gzip(&workbook(&people))),
+        ("old.xls", include_bytes!("exports/users.xls").to_vec()),
     ];
     for (name, bytes) in files {
         house.hand_over(name, &bytes);

@@ -9,9 +9,9 @@ use super::{Columns, KnownTables, has_column};
 use crate::config::settings::{LoadUsers, Settings, StageKind};
 use crate::domain::tables::{TABLES, table_spec};
 use crate::engine::{EngineError, Params, Session, TableSource, text};
-use crate::exports::{self, Format, ReadOptions};
+use crate::exports::{self, Format};
 use crate::scheduler::order::makes;
-use crate::stage::load_users::{encoding_of, files_of};
+use crate::stage::load_users::{files_of, options_of};
 
 /// How many of an export's files are looked at, the newest first.
 const FILES: usize = 16;
@@ -164,11 +164,9 @@ fn header(file: &Path, session: &Session, plan: &LoadUsers) -> Option<(Columns, 
         let select = format!("select * from read_parquet({})", text(&file.to_string_lossy()));
         return Some((under_our_names(plan, session.bind(&select, &Params::new()).ok()?), true));
     }
-    let options =
-        ReadOptions { columns: &plan.columns, keep: plan.keep.as_deref(), encoding: encoding_of(plan), batch_rows: 1 };
-    let names = exports::header(file, &options).ok()?;
+    let names = exports::header(file, &options_of(plan)).ok()?;
     let columns = names.into_iter().map(|name| (name, "VARCHAR".to_owned())).collect();
-    Some((columns, matches!(format, Format::Csv { .. })))
+    Some((columns, matches!(format, Format::Csv { .. } | Format::Sheet)))
 }
 
 fn under_our_names(plan: &LoadUsers, found: Columns) -> Columns {

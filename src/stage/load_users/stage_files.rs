@@ -1,4 +1,4 @@
-//! One file of an export into parts that the fold reads: texts for csv and JSON, the file itself for Parquet.
+//! One file of an export into parts that the fold reads: texts for csv, JSON and sheets, the file itself for Parquet.
 
 use std::path::PathBuf;
 
@@ -63,12 +63,7 @@ pub fn stage_file(session: &Session, job: &Job) -> Result<Staged, StageError> {
 }
 
 fn stage_text(job: &Job) -> Result<Staged, StageError> {
-    let options = ReadOptions {
-        columns: &job.plan.columns,
-        keep: job.plan.keep.as_deref(),
-        encoding: super::encoding_of(&job.plan),
-        batch_rows: BATCH_ROWS,
-    };
+    let options = ReadOptions { batch_rows: BATCH_ROWS, ..super::options_of(&job.plan) };
     let mut writer = StagingWriter::new(job);
     let mut lake_error: Option<LakeError> = None;
     let report = exports::read_file(&job.file, &options, &mut |batch| {
