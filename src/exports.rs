@@ -1,6 +1,6 @@
 //! Exports: reading the files a mini program hands over, row by row, whatever wrote them.
 //!
-//! The way of the data: a path tells format and compression (`format`) → bytes are unpacked into one sliding buffer
+//! The way of the data: a name tells format and compression (`format`), of a zip its members (`input`) → bytes are unpacked into one sliding buffer
 //! (`source`) → the encoding is settled at the first byte that is not ASCII (`encoding`) → rows are cut out of the bytes
 //! (`csv`, `json`; workbooks by `sheet`) → the header is matched to our column names (`layout`) → good rows and refused ones collect into
 //! batches for the caller's sink (`batch`). Memory stays flat: one buffer of a few MiB and one batch.
@@ -13,19 +13,19 @@ mod csv;
 mod encoding;
 mod error;
 mod format;
+mod input;
 mod json;
 mod layout;
 mod sheet;
 mod source;
 mod utf16;
 
-use std::path::Path;
-
 use crate::domain::Rows;
 
 pub use encoding::Encoding;
 pub use error::ExportError;
 pub use format::{Compression, Format};
+pub use input::Input;
 pub use sheet::Sheet;
 
 /// Where a batch goes. What fails in it comes back through [`ExportError::from_sink`].
@@ -42,6 +42,8 @@ pub struct ReadOptions<'a> {
     /// Our names of the columns to keep beside `openid`, `unionid` and `updated_at`; `None`: all.
     pub keep: Option<&'a [String]>,
     pub encoding: Encoding,
+    /// Between the fields of csv and tsv files; `None`: found out, of tsv a tab.
+    pub delimiter: Option<u8>,
     /// Of a workbook; `None`: the first that is not hidden.
     pub sheet: Option<Sheet<'a>>,
     /// The row of a sheet that names the columns, the first being 1; `None`: the first that is not blank.
@@ -53,7 +55,15 @@ pub struct ReadOptions<'a> {
 impl<'a> ReadOptions<'a> {
     /// Everything is found out, and everything kept.
     pub fn of_columns(columns: &'a [(String, String)]) -> Self {
-        Self { columns, keep: None, encoding: Encoding::Auto, sheet: None, header_row: None, batch_rows: 1000 }
+        Self {
+            columns,
+            keep: None,
+            encoding: Encoding::Auto,
+            delimiter: None,
+            sheet: None,
+            header_row: None,
+            batch_rows: 1000,
+        }
     }
 }
 
@@ -118,13 +128,13 @@ pub enum ColumnKind {
 ///
 /// # Errors
 /// As [`read_file`], but for the sink's.
-pub fn header(path: &Path, options: &ReadOptions<'_>) -> Result<Vec<String>, ExportError> {
-    let (format, compression) = Format::of_path(path)?;
-    let layout = match format {
-        Format::Csv { delimiter } => csv::layout(path, compression, delimiter, options)?,
-        Format::Ndjson | Format::Json => json::layout(path, compression, format, options)?,
-        Format::Sheet => sheet::layout(path, compression, options)?,
-        Format::Parquet => return Err(ExportError::ForTheEngine { file: path.to_owned() }),
+pub fn header(input: &Input, options: &ReadOptions<'_>) -> Result<Vec<String>, ExportError> {
+    let job = Job { input, options };
+    let layout = match input.format()?.0 {
+        Format::Csv { delimiter } => csv::layout(&job, delimiter)?,
+        format @ (Format::Ndjson | Format::Json) => json::layout(&job, format)?,
+        Format::Sheet => sheet::layout(&job)?,
+        Format::Parquet => return Err(ExportError::ForTheEngine { file: input.shown().to_owned() }),
     };
     Ok(layout.columns.into_iter().map(|column| column.name).collect())
 }
@@ -135,21 +145,19 @@ pub fn header(path: &Path, options: &ReadOptions<'_>) -> Result<Vec<String>, Exp
 /// A file of another kind than its name says, a header without a column that was asked for (nothing has reached the
 /// sink then), a file that ends in the middle, and what the sink returned. A row that is wrong by itself is no error:
 /// it comes as a [`BadRow`].
-pub fn read_file(path: &Path, options: &ReadOptions<'_>, sink: &mut Sink<'_>) -> Result<FileReport, ExportError> {
-    let (format, compression) = Format::of_path(path)?;
-    let job = Job { path, compression, options };
-    match format {
+pub fn read_file(input: &Input, options: &ReadOptions<'_>, sink: &mut Sink<'_>) -> Result<FileReport, ExportError> {
+    let job = Job { input, options };
+    match input.format()?.0 {
         Format::Csv { delimiter } => csv::read(&job, delimiter, sink),
-        Format::Ndjson | Format::Json => json::read(&job, format, sink),
+        format @ (Format::Ndjson | Format::Json) => json::read(&job, format, sink),
         Format::Sheet => sheet::read(&job, sink),
-        Format::Parquet => Err(ExportError::ForTheEngine { file: path.to_owned() }),
+        Format::Parquet => Err(ExportError::ForTheEngine { file: input.shown().to_owned() }),
     }
 }
 
 /// One file to be read.
 struct Job<'a> {
-    path: &'a Path,
-    compression: Compression,
+    input: &'a Input,
     options: &'a ReadOptions<'a>,
 }
 

@@ -276,6 +276,8 @@ pub struct LoadUsers {
     pub files: String,
     pub files_place: Place,
     pub encoding: Encoding,
+    /// Between the fields of csv files; `None`: found out.
+    pub delimiter: Option<u8>,
     /// `None`: the first that is not hidden.
     pub sheet: Option<SheetChoice>,
     /// The first row of a sheet is 1; `None`: the first that is not blank.

@@ -363,6 +363,8 @@ fn a_wrong_pipeline_tells_where_and_what_instead() {
         ("[stages.p]\nkind = \"enrich_unionids\"\n[stages.fans]\nkind = \"extract_followers\"\n".into(), vec![(1, 1, "table of followers `followers`", "fans")]),
         (format!("{load}source.files = \"x/*.xlsz\"\n"), vec![(3, 16, "kind of export", "did you mean `.xls")]),
         (format!("{load}source = {{ files = \"x/*.xlsx\", shet = 1, header_row = 0 }}\n"), vec![(3, 32, "unknown key `shet`", "did you mean `sheet`?"), (3, 55, "0 is not a number of rows", "1 to 1048576")]),
+        (format!("{load}source = {{ files = \"x/*.zip\", delimiter = \"::\" }}\n"), vec![(3, 43, "\"::\" is not a value of `delimiter`", "`tab`")]),
+        (format!("{load}source = {{ files = \"x/*.ndjson\", delimiter = \";\" }}\n"), vec![(3, 34, "`delimiter` means nothing for .ndjson files", "csv")]),
         (format!("{load}source = {{ files = \"x/*.csv.gz\", sheet = \"用户\" }}\n"), vec![(3, 34, "`sheet` means nothing for .csv files", "xlsx")]),
         (format!("{load}source.files = \"x/*.cvs\"\n"), vec![(3, 16, "kind of export", "did you mean `.csv`?")]),
         (format!("{load}source.database = \"mysql://u:hunter2@h/d\"\n"), vec![(3, 8, "not supported yet", "source.files")]),

@@ -15,7 +15,7 @@ pub enum ExportError {
 
     #[error(
         "the export {} is of no known kind (found {found}; accepted are .csv, .tsv, .ndjson, .jsonl, .json, \
-         .xlsx, .xlsm, .xls and .parquet, all but the last also with .gz or .zst): rename it or narrow source.files",
+         .xlsx, .xlsm, .xls and .parquet, all but the last also with .gz or .zst, and .zip of these): rename it or narrow source.files",
         file.display()
     )]
     UnknownFormat { file: PathBuf, found: String },
@@ -23,7 +23,7 @@ pub enum ExportError {
     #[error("the workbook {} cannot be opened: it is damaged, cut off or still being written", file.display())]
     BrokenBook { file: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
 
-    #[error("the workbook {} is protected by a password: hand over one without", file.display())]
+    #[error("the export {} is protected by a password: hand over one without", file.display())]
     Locked { file: PathBuf },
 
     #[error(
@@ -40,6 +40,21 @@ pub enum ExportError {
 
     #[error("sheet {sheet:?} of the workbook {} cannot be read past row {row}: it is damaged", file.display())]
     BrokenSheet { file: PathBuf, sheet: String, row: u32, source: Box<dyn std::error::Error + Send + Sync> },
+
+    #[error("the zip {} cannot be opened: it is damaged, cut off or still being written", file.display())]
+    BrokenZip { file: PathBuf, source: zip::result::ZipError },
+
+    #[error("the zip {} holds no file: put the export into it", file.display())]
+    EmptyZip { file: PathBuf },
+
+    #[error("the zip {} holds more than {most} files, more than are read of one: split it", file.display())]
+    TooManyMembers { file: PathBuf, most: usize },
+
+    #[error("{} is packed by {method}, which is not read: pack the zip anew the usual way (deflate)", file.display())]
+    UnknownPacking { file: PathBuf, method: String },
+
+    #[error("{} is Parquet inside of a zip, where it cannot be read: Parquet is packed already, hand it over as it is", file.display())]
+    PackedParquet { file: PathBuf },
 
     #[error(
         "the export {} unpacks to more than {most} bytes, more than is read of one file: split it",

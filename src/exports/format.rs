@@ -8,8 +8,9 @@ use super::ExportError;
 /// How rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// A header and one row a line, fields in double quotes where they need it.
-    Csv { delimiter: u8 },
+    /// A header and one row a line, fields in double quotes where they need it; without a delimiter it is
+    /// found out.
+    Csv { delimiter: Option<u8> },
     /// One JSON object a line.
     Ndjson,
     /// One array of objects, or one object a line.
@@ -44,8 +45,8 @@ impl Format {
         };
         let ending = stem.rsplit_once('.').map_or("", |(_, ending)| ending);
         let format = match ending {
-            "csv" => Self::Csv { delimiter: b',' },
-            "tsv" => Self::Csv { delimiter: b'\t' },
+            "csv" => Self::Csv { delimiter: None },
+            "tsv" => Self::Csv { delimiter: Some(b'\t') },
             "ndjson" | "jsonl" => Self::Ndjson,
             "json" => Self::Json,
             "parquet" if compression == Compression::None => Self::Parquet,
@@ -81,8 +82,8 @@ mod tests {
 
     #[test]
     fn endings_tell_format_and_compression() {
-        assert_eq!(of("d/a.csv").unwrap(), (Format::Csv { delimiter: b',' }, Compression::None));
-        assert_eq!(of("d/a.b.TSV.GZ").unwrap(), (Format::Csv { delimiter: b'\t' }, Compression::Gzip));
+        assert_eq!(of("d/a.csv").unwrap(), (Format::Csv { delimiter: None }, Compression::None));
+        assert_eq!(of("d/a.b.TSV.GZ").unwrap(), (Format::Csv { delimiter: Some(b'\t') }, Compression::Gzip));
         assert_eq!(of("用户.jsonl.zst").unwrap(), (Format::Ndjson, Compression::Zstd));
         assert_eq!(of("a.json").unwrap(), (Format::Json, Compression::None));
         assert_eq!(of("data/用户.XLSX").unwrap(), (Format::Sheet, Compression::None));

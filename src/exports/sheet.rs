@@ -15,7 +15,7 @@ use self::book::{Book, Row};
 use self::value::{Value, place};
 use super::batch::Collector;
 use super::layout::{Layout, cleaned_names, trimmed};
-use super::{BadRow, ColumnKind, Compression, Encoding, ExportError, FileReport, Job, ReadOptions, Sink};
+use super::{BadRow, ColumnKind, Encoding, ExportError, FileReport, Job, ReadOptions, Sink};
 
 /// Characters of a refused row that are kept.
 const RAW_CHARS: usize = 2000;
@@ -29,19 +29,20 @@ pub enum Sheet<'a> {
 }
 
 /// The columns of a workbook's sheet.
-pub(super) fn layout(path: &Path, compression: Compression, options: &ReadOptions<'_>) -> Result<Layout, ExportError> {
-    let mut book = Book::open(path, compression, options.sheet)?;
+pub(super) fn layout(job: &Job<'_>) -> Result<Layout, ExportError> {
+    let options = job.options;
+    let mut book = Book::open(job.input, options.sheet)?;
     let mut header = None;
     book.each_row(&mut |row| {
         header = Header::of_row(row, options);
         Ok(if header.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
-    Ok(header.ok_or_else(|| no_header(&book, options))?.layout(path, options)?.1)
+    Ok(header.ok_or_else(|| no_header(&book, options))?.layout(job.input.shown(), options)?.1)
 }
 
 /// Reads a whole sheet.
 pub(super) fn read(job: &Job<'_>, sink: &mut Sink<'_>) -> Result<FileReport, ExportError> {
-    let mut book = Book::open(job.path, job.compression, job.options.sheet)?;
+    let mut book = Book::open(job.input, job.options.sheet)?;
     let sheet = book.sheet().to_owned();
     let mut sink = Some(sink);
     let mut reading: Option<Reading<'_>> = None;
@@ -49,7 +50,7 @@ pub(super) fn read(job: &Job<'_>, sink: &mut Sink<'_>) -> Result<FileReport, Exp
         if let Some(reading) = &mut reading {
             reading.take(row)?;
         } else if let Some(header) = Header::of_row(row, job.options) {
-            let (header, layout) = header.layout(job.path, job.options)?;
+            let (header, layout) = header.layout(job.input.shown(), job.options)?;
             let sink = sink.take().expect("there is one header");
             let rows = Collector::new(&layout, job.options.batch_rows, sink);
             reading = Some(Reading { header, layout, rows, sheet: &sheet, last_row: row.number });
@@ -57,7 +58,7 @@ pub(super) fn read(job: &Job<'_>, sink: &mut Sink<'_>) -> Result<FileReport, Exp
         Ok(ControlFlow::Continue(()))
     })?;
     let reading = reading.ok_or_else(|| no_header(&book, job.options))?;
-    reading.rows.end(Encoding::Utf8, super::source::size_on_disk(job.path)?)
+    reading.rows.end(Encoding::Utf8, job.input.bytes()?)
 }
 
 fn no_header(book: &Book, options: &ReadOptions<'_>) -> ExportError {

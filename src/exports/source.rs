@@ -4,17 +4,18 @@
 //! twice (a row whose quote is never closed) is still in the window, so that nothing need be read again. The window is
 //! as large as the longest row looked at, and rows are bounded by [`MAX_ROW_BYTES`]. Knows nothing of fields or text.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
 
 use super::utf16::Utf16;
-use super::{Compression, ExportError};
+use super::{ExportError, Input};
 
 /// A row longer than this is no row of an export.
 pub(super) const MAX_ROW_BYTES: usize = 1 << 20;
 
 const FIRST_WINDOW_BYTES: usize = 256 << 10;
+/// Enough of a header to tell UTF-16 that does not say so.
+const UTF16_SAMPLE_BYTES: usize = 256;
 
 /// A window on the bytes of one file.
 pub(super) struct Source {
@@ -41,17 +42,17 @@ pub(super) enum Line {
 
 impl Source {
     /// Opens a file and looks at its first bytes, to refuse a file that its name belies.
-    pub(super) fn open(path: &Path, compression: Compression) -> Result<Self, ExportError> {
+    pub(super) fn open(input: &Input) -> Result<Self, ExportError> {
         let mut source = Self {
-            file: path.to_owned(),
-            reader: reader(path, compression)?,
+            file: input.shown().to_owned(),
+            reader: input.reader()?,
             buffer: vec![0; FIRST_WINDOW_BYTES],
             at: 0,
             filled: 0,
             ended: false,
             line: 1,
         };
-        source.reach(4)?;
+        source.reach(UTF16_SAMPLE_BYTES)?;
         source.read_utf16()?;
         source.refuse_foreign()?;
         Ok(source)
@@ -64,7 +65,7 @@ impl Source {
         let reader = std::mem::replace(&mut self.reader, Box::new(io::empty()));
         self.reader = Box::new(Utf16::new(begun.chain(reader), encoding));
         (self.at, self.filled, self.ended) = (0, 0, false);
-        self.reach(4).map(drop)
+        self.reach(UTF16_SAMPLE_BYTES).map(drop)
     }
 
     pub(super) fn file(&self) -> &Path {
@@ -163,45 +164,6 @@ impl Source {
         };
         Err(ExportError::Mislabelled { file: self.file.clone(), holds, instead })
     }
-}
-
-/// The bytes of a file, unpacked while they are read.
-fn reader(path: &Path, compression: Compression) -> Result<Box<dyn Read>, ExportError> {
-    let failed = |source| ExportError::Open { file: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
-    Ok(match compression {
-        Compression::None => Box::new(file),
-        Compression::Gzip => {
-            Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(FIRST_WINDOW_BYTES, file)))
-        }
-        Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(file).map_err(failed)?),
-    })
-}
-
-/// A file for who must jump about in it: the file itself, or what it unpacks to (at most `most` bytes) in one without a name.
-pub(super) fn unpacked(path: &Path, compression: Compression, most: u64) -> Result<File, ExportError> {
-    let failed = |source| ExportError::Open { file: path.to_owned(), source };
-    if compression == Compression::None {
-        return File::open(path).map_err(failed);
-    }
-    let mut plain = tempfile::tempfile().map_err(failed)?;
-    let mut packed = reader(path, compression)?.take(most + 1);
-    let bytes = io::copy(&mut packed, &mut plain).map_err(|source| ExportError::Read {
-        file: path.to_owned(),
-        line: 1,
-        source,
-    })?;
-    if bytes > most {
-        return Err(ExportError::TooLarge { file: path.to_owned(), most });
-    }
-    plain.seek(SeekFrom::Start(0)).map_err(failed)?;
-    Ok(plain)
-}
-
-/// The size of a file as it lies there, in bytes.
-pub(super) fn size_on_disk(path: &Path) -> Result<u64, ExportError> {
-    let failed = |source| ExportError::Open { file: path.to_owned(), source };
-    Ok(std::fs::metadata(path).map_err(failed)?.len())
 }
 
 /// The offset right behind the first line break.

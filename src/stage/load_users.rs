@@ -20,7 +20,7 @@ use crate::clock::Timestamp;
 use crate::config::settings::{Encoding, LoadUsers, SheetChoice};
 use crate::domain::TableName;
 use crate::domain::tables::table_spec;
-use crate::exports;
+use crate::exports::{self, Input};
 use crate::lake::Lake;
 use crate::redact;
 
@@ -33,6 +33,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome
     let table = cx.stage.table.as_ref().expect("a load stage has a table");
     let files = matching_files(cx, plan)?;
     let as_of = newest_change(&files)?;
+    let inputs = inputs_of(&files)?;
     if let Some(max_age) = plan.max_age {
         let age = (cx.hands.clock.now() - as_of).to_std().unwrap_or_default();
         if age > max_age {
@@ -43,7 +44,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome
         }
     }
     let work = format!("work/load/{}", cx.new_snapshot_id());
-    let loaded = load(cx, plan, &files, &work).await;
+    let loaded = load(cx, plan, &inputs, &work).await;
     for path in std::fs::read_dir(cx.hands.lake.absolute(&work)).into_iter().flatten().flatten() {
         cx.hands.lake.remove(&format!("{work}/{}", path.file_name().to_string_lossy()))?;
     }
@@ -71,7 +72,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome
         columns: table_spec("quarantine").expect("quarantine is declared").sql_columns(),
     };
     let mut detail = json!({
-        "files": files.len(), "rows": loaded.rows_in, "quarantined": loaded.quarantine.rows,
+        "files": inputs.len(), "rows": loaded.rows_in, "quarantined": loaded.quarantine.rows,
         "duplicates": loaded.rows_in.saturating_sub(loaded.users.rows + loaded.quarantine.rows),
     });
     if let Some((rows, first)) = loaded.unread_times {
@@ -98,15 +99,15 @@ struct Loaded {
     unread_times: Option<(u64, String)>,
 }
 
-async fn load(cx: &StageContext<'_>, plan: &LoadUsers, files: &[PathBuf], work: &str) -> Result<Loaded, StageError> {
+async fn load(cx: &StageContext<'_>, plan: &LoadUsers, inputs: &[Input], work: &str) -> Result<Loaded, StageError> {
     let mut staged = Vec::new();
-    for (number, file) in files.iter().enumerate() {
+    for (number, input) in inputs.iter().enumerate() {
         if cx.stop.is_cancelled() {
             return Err(StageError::Interrupted);
         }
         let job = stage_files::Job {
-            file: file.clone(),
-            shown: shown(cx, file),
+            input: input.clone(),
+            shown: shown(cx, input.shown()),
             number: u32::try_from(number).unwrap_or(u32::MAX),
             plan: plan.clone(),
             lake: cx.hands.lake.clone(),
@@ -116,7 +117,7 @@ async fn load(cx: &StageContext<'_>, plan: &LoadUsers, files: &[PathBuf], work: 
         let one: Staged = blocking(&cx.hands.engine, cx.stop, move |session| stage_file(session, &job)).await?;
         check_bad_rows(plan, &one)?;
         staged.push(one);
-        cx.tell("files", u64::try_from(staged.len()).unwrap_or(0), u64::try_from(files.len()).ok());
+        cx.tell("files", u64::try_from(staged.len()).unwrap_or(0), u64::try_from(inputs.len()).ok());
     }
     let id = cx.new_snapshot_id();
     let table = cx.stage.table.as_ref().expect("a load stage has a table");
@@ -140,14 +141,14 @@ async fn load(cx: &StageContext<'_>, plan: &LoadUsers, files: &[PathBuf], work: 
         columns: folded.columns,
         quarantine: folded.quarantine,
         quarantine_path,
-        unread_times: folded.unread_times.map(|unread| tell_unread(cx, &unread, files)),
+        unread_times: folded.unread_times.map(|unread| tell_unread(cx, &unread, inputs)),
     })
 }
 
 /// Says that people count as the oldest because their `updated_at` cannot be read.
-fn tell_unread(cx: &StageContext<'_>, unread: &Unread, files: &[PathBuf]) -> (u64, String) {
+fn tell_unread(cx: &StageContext<'_>, unread: &Unread, inputs: &[Input]) -> (u64, String) {
     let (number, line, value) = &unread.first;
-    let file = usize::try_from(*number).ok().and_then(|at| files.get(at)).map(|file| shown(cx, file));
+    let file = usize::try_from(*number).ok().and_then(|at| inputs.get(at)).map(|input| shown(cx, input.shown()));
     let place = format!("{} line {line}", file.unwrap_or_default());
     // Where columns are mixed up an id may stand there.
     let value = if value.chars().count() > 20 { redact::shortened(value) } else { value.clone() };
@@ -197,6 +198,15 @@ fn matching_files(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<Vec<PathBuf
     Ok(files)
 }
 
+/// What the files hold: a zip may hold several.
+fn inputs_of(files: &[PathBuf]) -> Result<Vec<Input>, StageError> {
+    let mut inputs = Vec::new();
+    for file in files {
+        inputs.extend(Input::all_of(file)?);
+    }
+    Ok(inputs)
+}
+
 /// The files that a glob names below a workspace, sorted by name.
 pub fn files_of(root: &std::path::Path, pattern: &str) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = glob::glob(&root.join(pattern).to_string_lossy())
@@ -229,6 +239,7 @@ pub fn options_of(plan: &LoadUsers) -> exports::ReadOptions<'_> {
             Encoding::Utf8 => exports::Encoding::Utf8,
             Encoding::Gb18030 => exports::Encoding::Gb18030,
         },
+        delimiter: plan.delimiter,
         sheet: plan.sheet.as_ref().map(|sheet| match sheet {
             SheetChoice::Name(name) => exports::Sheet::Name(name),
             SheetChoice::Number(number) => exports::Sheet::Number(*number),

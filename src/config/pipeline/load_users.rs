@@ -10,9 +10,13 @@ use crate::config::settings::{Encoding, LoadUsers, Place, SheetChoice, StageKind
 use crate::config::units;
 
 /// Kinds of files that can be read, each also with one of [`COMPRESSIONS`] behind it.
-const FORMATS: [&str; 9] = ["csv", "tsv", "ndjson", "jsonl", "json", "xlsx", "xlsm", "xls", "parquet"];
-/// Those that have sheets.
-const SHEETS: [&str; 3] = ["xlsx", "xlsm", "xls"];
+const FORMATS: [&str; 10] = ["csv", "tsv", "ndjson", "jsonl", "json", "xlsx", "xlsm", "xls", "parquet", "zip"];
+/// Those that have sheets, or may hold such.
+const SHEETS: [&str; 4] = ["xlsx", "xlsm", "xls", "zip"];
+/// Those that have delimiters, or may hold such.
+const DELIMITED: [&str; 3] = ["csv", "tsv", "zip"];
+/// What may stand between fields.
+const DELIMITERS: [(&str, u8); 5] = [(",", b','), (";", b';'), ("|", b'|'), ("tab", b'\t'), ("\t", b'\t')];
 const COMPRESSIONS: [&str; 2] = ["gz", "zst"];
 /// As many as a sheet can have.
 const MAX_SHEET_ROWS: u64 = 1 << 20;
@@ -32,12 +36,13 @@ pub(super) fn read(stage: &mut StageReader<'_>) -> Option<StageKind> {
     let keep = stage.section.take("keep").and_then(|field| field.words());
     let max_age = stage.section.take("max_age").and_then(|field| field.positive_duration());
     let max_bad = stage.section.take("max_bad").and_then(|field| field.share());
-    let Source { files, files_place, encoding, sheet, header_row } = source?;
+    let Source { files, files_place, encoding, delimiter, sheet, header_row } = source?;
     Some(StageKind::LoadUsers(Box::new(LoadUsers {
         miniprogram: miniprogram?,
         files,
         files_place,
         encoding,
+        delimiter,
         sheet,
         header_row,
         columns,
@@ -63,6 +68,7 @@ struct Source {
     files: String,
     files_place: Place,
     encoding: Encoding,
+    delimiter: Option<u8>,
     sheet: Option<SheetChoice>,
     header_row: Option<u32>,
 }
@@ -80,6 +86,7 @@ fn source(mut section: Section<'_>) -> Option<Source> {
             ("gb18030", Encoding::Gb18030),
         ])
     });
+    let delimiter = section.take("delimiter");
     let sheet = section.take("sheet");
     let header_row = section.take("header_row");
     let page = section.page;
@@ -103,10 +110,14 @@ fn source(mut section: Section<'_>) -> Option<Source> {
     for key in [&sheet, &header_row].into_iter().flatten() {
         refuse_beside(key, &files, &SHEETS);
     }
+    if let Some(key) = &delimiter {
+        refuse_beside(key, &files, &DELIMITED);
+    }
     Some(Source {
         files,
         files_place: field.place(),
         encoding: encoding.unwrap_or(Encoding::Auto),
+        delimiter: delimiter.and_then(|field| field.choice(&DELIMITERS)),
         sheet: sheet.as_ref().and_then(sheet_choice),
         header_row: header_row
             .and_then(|field| field.count("rows", 1..=MAX_SHEET_ROWS))

@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use calamine::{Data, Reader as _, SheetType, SheetVisible, Xls, XlsError, Xlsx, XlsxError};
 
 use super::Sheet;
-use crate::exports::source::unpacked;
-use crate::exports::{Compression, ExportError};
+use crate::exports::{ExportError, Input};
 
 /// A workbook that unpacks to more than this is none that people work with; a sheet ends at a million rows.
 const MAX_UNPACKED_BYTES: u64 = 4 << 30;
@@ -41,15 +40,20 @@ pub(super) type EachRow<'a> = dyn FnMut(&Row) -> Result<ControlFlow<()>, ExportE
 impl Book {
     /// Opens a workbook, whatever of both kinds its name says it is, and finds the sheet; left to itself the first that
     /// can be seen.
-    pub(super) fn open(path: &Path, compression: Compression, asked: Option<Sheet<'_>>) -> Result<Self, ExportError> {
-        let mut file = unpacked(path, compression, MAX_UNPACKED_BYTES)?;
+    pub(super) fn open(input: &Input, asked: Option<Sheet<'_>>) -> Result<Self, ExportError> {
+        let path = input.shown();
+        let mut file = input.unpacked(MAX_UNPACKED_BYTES)?;
         let kind = match begins(path, &mut file)? {
             [b'P', b'K', 3, 4] => {
                 let file = refuse_giant(path, BufReader::new(file))?;
                 Kind::Xlsx(Box::new(Xlsx::new(file).map_err(|fault| of_xlsx(path, fault))?))
             }
             [0xD0, 0xCF, 0x11, 0xE0] => {
-                Kind::Xls(Box::new(Xls::new(BufReader::new(file)).map_err(|fault| of_xls(path, fault))?))
+                let beside = file.try_clone().map_err(|source| ExportError::Open { file: path.to_owned(), source })?;
+                let book = Xls::new(BufReader::new(file));
+                Kind::Xls(Box::new(book.map_err(|fault| {
+                    if is_wrapped(beside) { ExportError::Locked { file: path.to_owned() } } else { of_xls(path, fault) }
+                })?))
             }
             _ => {
                 let holds = "neither an xlsx nor an xls workbook (a web page or text, perhaps)";
@@ -200,16 +204,19 @@ fn of_xlsx(path: &Path, fault: XlsxError) -> ExportError {
     }
 }
 
-/// A protected xlsx comes wrapped like an xls without a workbook in it.
 fn of_xls(path: &Path, fault: XlsError) -> ExportError {
     let file = path.to_owned();
-    let is_wrapped = || {
-        let name: Vec<u8> = "EncryptedPackage".encode_utf16().flat_map(u16::to_le_bytes).collect();
-        std::fs::read(path).is_ok_and(|bytes| bytes.windows(name.len()).any(|window| window == name))
-    };
     match fault {
         XlsError::Password => ExportError::Locked { file },
-        _ if is_wrapped() => ExportError::Locked { file },
         fault => ExportError::BrokenBook { file, source: Box::new(fault) },
     }
+}
+
+/// A protected xlsx comes wrapped like an xls without a workbook in it.
+fn is_wrapped(mut file: File) -> bool {
+    const LOOKED_AT_BYTES: u64 = 64 << 20;
+    let name: Vec<u8> = "EncryptedPackage".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let mut bytes = Vec::new();
+    let is_read = file.seek(SeekFrom::Start(0)).is_ok() && file.take(LOOKED_AT_BYTES).read_to_end(&mut bytes).is_ok();
+    is_read && bytes.windows(name.len()).any(|window| window == name)
 }

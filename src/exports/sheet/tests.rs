@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rust_xlsxwriter::{ExcelDateTime, Format, Formula, Workbook, Worksheet};
 
 use crate::domain::Values;
-use crate::exports::{Batch, ExportError, FileReport, ReadOptions, Sheet, header, read_file};
+use crate::exports::{Batch, ExportError, FileReport, Input, ReadOptions, Sheet, header, read_file};
 
 /// What came out: rows as `openid|…`, refused rows as `row: reason`.
 struct Found {
@@ -32,7 +32,7 @@ fn book(sheets: &[(&str, Fill<'_>)]) -> (tempfile::TempDir, PathBuf) {
 
 fn read(path: &std::path::Path, options: &ReadOptions<'_>) -> Result<Found, ExportError> {
     let (mut rows, mut bad) = (Vec::new(), Vec::new());
-    let report = read_file(path, options, &mut |batch: Batch| {
+    let report = read_file(&Input::of_file(path), options, &mut |batch: Batch| {
         for at in 0..batch.rows.len() {
             let shown = |values: &Values| match values {
                 Values::Text(values) => values[at].clone().unwrap_or_else(|| "-".to_owned()),
@@ -75,7 +75,10 @@ fn the_first_sheet_that_can_be_seen_is_read_below_its_first_row_that_says_someth
     let found = read(&path, &ReadOptions::of_columns(&[])).unwrap();
     assert_eq!(found.rows, ["oA|uA|a\nb|true|13800138000|3", "oB|-|-|-|19.9|6"]);
     assert_eq!((found.report.rows, found.report.bad, found.report.blank), (2, 0, 2));
-    assert_eq!(header(&path, &ReadOptions::of_columns(&[])).unwrap(), ["openid", "unionid", "note", "vip", "n"]);
+    assert_eq!(
+        header(&Input::of_file(&path), &ReadOptions::of_columns(&[])).unwrap(),
+        ["openid", "unionid", "note", "vip", "n"]
+    );
     let by_number = ReadOptions { sheet: Some(Sheet::Number(2)), ..ReadOptions::of_columns(&[]) };
     assert_eq!(read(&path, &by_number).unwrap().rows.len(), 2);
     let by_name = ReadOptions { sheet: Some(Sheet::Name("codes")), ..ReadOptions::of_columns(&[]) };

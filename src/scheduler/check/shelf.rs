@@ -3,13 +3,13 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::{Columns, KnownTables, has_column};
 use crate::config::settings::{LoadUsers, Settings, StageKind};
 use crate::domain::tables::{TABLES, table_spec};
 use crate::engine::{EngineError, Params, Session, TableSource, text};
-use crate::exports::{self, Format};
+use crate::exports::{self, Format, Input};
 use crate::scheduler::order::makes;
 use crate::stage::load_users::{files_of, options_of};
 
@@ -134,8 +134,9 @@ fn users_columns(settings: &Settings, session: &Session, plan: &LoadUsers) -> Op
         .collect();
     let mut types_are_known = true;
     let mut has_header = false;
-    for file in newest_first(files_of(&settings.root, &plan.files)).into_iter().take(FILES) {
-        let Some((header, are_known)) = header(&file, session, plan) else { continue };
+    let files = newest_first(files_of(&settings.root, &plan.files));
+    for input in files.iter().flat_map(|file| Input::all_of(file).unwrap_or_default()).take(FILES) {
+        let Some((header, are_known)) = header(&input, session, plan) else { continue };
         has_header = true;
         types_are_known &= are_known;
         for column in header {
@@ -158,13 +159,14 @@ fn newest_first(mut files: Vec<PathBuf>) -> Vec<PathBuf> {
 }
 
 /// One file's columns under our names, and whether their types are known: JSON tells them only when it is read to its end.
-fn header(file: &Path, session: &Session, plan: &LoadUsers) -> Option<(Columns, bool)> {
-    let (format, _) = Format::of_path(file).ok()?;
+fn header(input: &Input, session: &Session, plan: &LoadUsers) -> Option<(Columns, bool)> {
+    let (format, _) = input.format().ok()?;
     if format == Format::Parquet {
+        let file = input.file_itself().ok()?;
         let select = format!("select * from read_parquet({})", text(&file.to_string_lossy()));
         return Some((under_our_names(plan, session.bind(&select, &Params::new()).ok()?), true));
     }
-    let names = exports::header(file, &options_of(plan)).ok()?;
+    let names = exports::header(input, &options_of(plan)).ok()?;
     let columns = names.into_iter().map(|name| (name, "VARCHAR".to_owned())).collect();
     Some((columns, matches!(format, Format::Csv { .. } | Format::Sheet)))
 }

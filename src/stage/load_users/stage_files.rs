@@ -6,7 +6,7 @@ use crate::config::settings::LoadUsers;
 use crate::domain::tables::table_spec;
 use crate::domain::{ColumnType, Rows, Values};
 use crate::engine::{Params, Session, TableSource, quoted};
-use crate::exports::{self, ColumnKind, ExportError, FileReport, Format, ReadOptions};
+use crate::exports::{self, ColumnKind, ExportError, FileReport, Format, Input, ReadOptions};
 use crate::lake::{Lake, LakeError, PartWriter};
 use crate::stage::StageError;
 
@@ -14,7 +14,7 @@ use crate::stage::StageError;
 const BATCH_ROWS: usize = 20_000;
 
 pub struct Job {
-    pub file: PathBuf,
+    pub input: Input,
     /// As messages and `quarantine` name it.
     pub shown: String,
     pub number: u32,
@@ -58,7 +58,7 @@ pub struct Staged {
 ///
 /// [`StageError::Export`] for what is wrong with the file as a whole.
 pub fn stage_file(session: &Session, job: &Job) -> Result<Staged, StageError> {
-    let (format, _) = Format::of_path(&job.file)?;
+    let (format, _) = job.input.format()?;
     if matches!(format, Format::Parquet) { stage_parquet(session, job) } else { stage_text(job) }
 }
 
@@ -66,7 +66,7 @@ fn stage_text(job: &Job) -> Result<Staged, StageError> {
     let options = ReadOptions { batch_rows: BATCH_ROWS, ..super::options_of(&job.plan) };
     let mut writer = StagingWriter::new(job);
     let mut lake_error: Option<LakeError> = None;
-    let report = exports::read_file(&job.file, &options, &mut |batch| {
+    let report = exports::read_file(&job.input, &options, &mut |batch| {
         if lake_error.is_none() {
             lake_error = writer.take(batch.rows, batch.bad).err();
         }
@@ -186,8 +186,8 @@ impl<'a> StagingWriter<'a> {
 }
 
 fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
-    let table =
-        TableSource { name: "export".to_owned(), columns: Vec::new(), parts: vec![job.file.clone()], sql: None };
+    let file = job.input.file_itself()?;
+    let table = TableSource { name: "export".to_owned(), columns: Vec::new(), parts: vec![file.to_owned()], sql: None };
     session.add_table(&table).map_err(|error| {
         StageError::Rule(format!(
             "{}: this is not a Parquet file, or not a whole one: {error}; export it anew",
@@ -209,7 +209,7 @@ fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
              from read_parquet({path}, file_row_number = true) as export_rows where {blank}",
             source = crate::engine::text(&job.source),
             file = crate::engine::text(&job.shown),
-            path = crate::engine::text(&job.file.to_string_lossy()),
+            path = crate::engine::text(&file.to_string_lossy()),
         );
         session.copy(&sql, &Params::new(), &target)?;
         quarantine.push(target);
@@ -217,7 +217,7 @@ fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
     Ok(Staged {
         number: job.number,
         shown: job.shown.clone(),
-        parts: vec![job.file.clone()],
+        parts: vec![file.to_owned()],
         columns,
         is_parquet: true,
         rows: all - bad,
