@@ -5,6 +5,7 @@
 //! too many bad rows or a value that is not of its type fail the stage, and the table before stays as it was.
 
 mod fold;
+pub mod partitions;
 mod stage_files;
 mod times;
 
@@ -209,14 +210,28 @@ fn inputs_of(files: &[PathBuf]) -> Result<Vec<Input>, StageError> {
 
 /// The files that a glob names below a workspace, sorted by name.
 pub fn files_of(root: &std::path::Path, pattern: &str) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = glob::glob(&root.join(pattern).to_string_lossy())
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|path| path.is_file())
-        .collect();
+    let mut files = Vec::new();
+    for path in glob::glob(&root.join(pattern).to_string_lossy()).into_iter().flatten().flatten() {
+        if path.is_file() {
+            files.push(path);
+        } else if path.extension().is_some_and(|ending| ending == "parquet") {
+            files.extend(files_inside(&path));
+        }
+    }
     files.sort();
+    files.dedup();
     files
+}
+
+/// A folder that is called like a file is how Spark writes one; names that begin with `_` or `.` are its own notes.
+fn files_inside(folder: &std::path::Path) -> Vec<PathBuf> {
+    let pattern = PathBuf::from(glob::Pattern::escape(&folder.to_string_lossy())).join("**/*.parquet");
+    let is_note = |path: &PathBuf| {
+        let inside = path.strip_prefix(folder).unwrap_or(path);
+        inside.components().any(|part| part.as_os_str().to_string_lossy().starts_with(['_', '.']))
+    };
+    let found = glob::glob(&pattern.to_string_lossy()).into_iter().flatten().flatten();
+    found.filter(|path| path.is_file() && !is_note(path)).collect()
 }
 
 /// The files that a glob names, the first of them, as people know them.

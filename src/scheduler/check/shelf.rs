@@ -11,7 +11,7 @@ use crate::domain::tables::{TABLES, table_spec};
 use crate::engine::{EngineError, Params, Session, TableSource, text};
 use crate::exports::{self, Format, Input};
 use crate::scheduler::order::makes;
-use crate::stage::load_users::{files_of, options_of};
+use crate::stage::load_users::{files_of, options_of, partitions};
 
 /// How many of an export's files are looked at, the newest first.
 const FILES: usize = 16;
@@ -136,7 +136,7 @@ fn users_columns(settings: &Settings, session: &Session, plan: &LoadUsers) -> Op
     let mut has_header = false;
     let files = newest_first(files_of(&settings.root, &plan.files));
     for input in files.iter().flat_map(|file| Input::all_of(file).unwrap_or_default()).take(FILES) {
-        let Some((header, are_known)) = header(&input, session, plan) else { continue };
+        let Some((header, are_known)) = header(settings, &input, (session, plan)) else { continue };
         has_header = true;
         types_are_known &= are_known;
         for column in header {
@@ -159,12 +159,19 @@ fn newest_first(mut files: Vec<PathBuf>) -> Vec<PathBuf> {
 }
 
 /// One file's columns under our names, and whether their types are known: JSON tells them only when it is read to its end.
-fn header(input: &Input, session: &Session, plan: &LoadUsers) -> Option<(Columns, bool)> {
+fn header(settings: &Settings, input: &Input, of: (&Session, &LoadUsers)) -> Option<(Columns, bool)> {
+    let (session, plan) = of;
     let (format, _) = input.format().ok()?;
     if format == Format::Parquet {
         let file = input.file_itself().ok()?;
         let select = format!("select * from read_parquet({})", text(&file.to_string_lossy()));
-        return Some((under_our_names(plan, session.bind(&select, &Params::new()).ok()?), true));
+        let mut found = session.bind(&select, &Params::new()).ok()?;
+        let shown = file.strip_prefix(&settings.root).unwrap_or(file);
+        for (name, _) in partitions::of_path(shown) {
+            found.retain(|(own, _)| !own.eq_ignore_ascii_case(&name));
+            found.push((name, "VARCHAR".to_owned()));
+        }
+        return Some((under_our_names(plan, found), true));
     }
     let names = exports::header(input, &options_of(plan)).ok()?;
     let columns = names.into_iter().map(|name| (name, "VARCHAR".to_owned())).collect();

@@ -121,8 +121,8 @@ impl Job {
                         let value = stored.map_or_else(
                             || "cast(null as varchar)".to_owned(),
                             |column| match column.natural_type.as_str() {
-                                WITH_ZONE => format!("cast(cast({} as timestamp) as varchar)", quoted(&column.stored)),
-                                _ => format!("cast({} as varchar)", quoted(&column.stored)),
+                                WITH_ZONE => format!("cast(cast({} as timestamp) as varchar)", column.sql),
+                                _ => format!("cast({} as varchar)", column.sql),
                             },
                         );
                         format!("{value} as {}", quoted(name))
@@ -130,7 +130,7 @@ impl Job {
                     .collect();
                 let at = file.columns.iter().find(|column| column.name == UPDATED_AT).map_or_else(
                     || "cast(null as timestamp)".to_owned(),
-                    |column| times::utc(&quoted(&column.stored), &column.natural_type),
+                    |column| times::utc(&column.sql, &column.natural_type),
                 );
                 let files: Vec<String> = file.parts.iter().map(|part| text(&part.to_string_lossy())).collect();
                 let (line, option) =

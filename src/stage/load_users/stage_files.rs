@@ -1,7 +1,8 @@
 //! One file of an export into parts that the fold reads: texts for csv, JSON and sheets, the file itself for Parquet.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::partitions;
 use crate::config::settings::LoadUsers;
 use crate::domain::tables::table_spec;
 use crate::domain::{ColumnType, Rows, Values};
@@ -31,8 +32,8 @@ pub struct Job {
 pub struct StagedColumn {
     /// Our name.
     pub name: String,
-    /// Its name in the parts.
-    pub stored: String,
+    /// What it is in the parts, as SQL: a column of theirs, or one value for all.
+    pub sql: String,
     /// The type its values have by themselves.
     pub natural_type: String,
 }
@@ -82,7 +83,7 @@ fn stage_text(job: &Job) -> Result<Staged, StageError> {
         .iter()
         .map(|column| StagedColumn {
             name: column.name.clone(),
-            stored: column.name.clone(),
+            sql: quoted(&column.name),
             natural_type: match column.kind {
                 ColumnKind::Integer => "BIGINT",
                 ColumnKind::Number => "DOUBLE",
@@ -195,9 +196,9 @@ fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
         ))
     })?;
     let found = session.bind("select * from export", &Params::new())?;
-    let columns = map_columns(job, &found)?;
+    let columns = map_columns(job, &with_partitions(job, &found))?;
     let openid = columns.iter().find(|column| column.name == "openid").expect("openid is always mapped");
-    let blank = format!("trim(coalesce(cast({} as varchar), '')) = ''", quoted(&openid.stored));
+    let blank = format!("trim(coalesce(cast({} as varchar), '')) = ''", openid.sql);
     let all = session.count("select count(*) from export", &Params::new())?;
     let bad = session.count(&format!("select count(*) from export where {blank}"), &Params::new())?;
     let mut quarantine = Vec::new();
@@ -227,17 +228,31 @@ fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
     })
 }
 
+/// The columns of a Parquet file by their own names. What a folder says stands where the file has the same column, as Hive
+/// and Spark have it.
+fn with_partitions(job: &Job, found: &[(String, String)]) -> Vec<StagedColumn> {
+    let own =
+        found.iter().map(|(name, ty)| StagedColumn { name: name.clone(), sql: quoted(name), natural_type: ty.clone() });
+    let mut columns: Vec<StagedColumn> = own.collect();
+    for (name, value) in partitions::of_path(Path::new(&job.shown)) {
+        columns.retain(|column| !column.name.eq_ignore_ascii_case(&name));
+        let sql = value.map_or_else(|| "cast(null as varchar)".to_owned(), |value| crate::engine::text(&value));
+        columns.push(StagedColumn { name, sql, natural_type: "VARCHAR".to_owned() });
+    }
+    columns
+}
+
 /// The columns of a Parquet export under our names.
 ///
 /// # Errors
 ///
 /// [`StageError::Rule`] naming the column that is missing and those that are there.
-fn map_columns(job: &Job, found: &[(String, String)]) -> Result<Vec<StagedColumn>, StageError> {
+fn map_columns(job: &Job, found: &[StagedColumn]) -> Result<Vec<StagedColumn>, StageError> {
     let plan = &job.plan;
     let mut columns = Vec::new();
     for (ours, theirs) in &plan.columns {
-        let Some((_, ty)) = found.iter().find(|(name, _)| name == theirs) else {
-            let there: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        let Some(column) = found.iter().find(|column| column.name == *theirs) else {
+            let there: Vec<&str> = found.iter().map(|column| column.name.as_str()).collect();
             return Err(StageError::Rule(format!(
                 "{}: column `{theirs}` (for `{ours}`) is missing; the file has {}; mend `columns` or the export",
                 job.shown,
@@ -246,15 +261,16 @@ fn map_columns(job: &Job, found: &[(String, String)]) -> Result<Vec<StagedColumn
         };
         let is_standard = ["openid", "unionid", "updated_at"].contains(&ours.as_str());
         if is_standard || plan.keep.as_ref().is_none_or(|keep| keep.contains(ours)) {
-            columns.push(StagedColumn { name: ours.clone(), stored: theirs.clone(), natural_type: ty.clone() });
+            columns.push(StagedColumn { name: ours.clone(), ..column.clone() });
         }
     }
-    for (name, ty) in found {
+    for column in found {
+        let name = &column.name;
         let is_mapped = plan.columns.iter().any(|(ours, theirs)| theirs == name || ours == name);
         let is_standard = ["openid", "unionid", "updated_at"].contains(&name.as_str());
         let is_kept = plan.keep.as_ref().is_none_or(|keep| keep.contains(name)) || is_standard;
         if !is_mapped && is_kept {
-            columns.push(StagedColumn { name: name.clone(), stored: name.clone(), natural_type: ty.clone() });
+            columns.push(column.clone());
         }
     }
     Ok(columns)
