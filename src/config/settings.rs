@@ -289,9 +289,18 @@ pub struct LoadUsers {
     pub types: BTreeMap<String, String>,
     /// Columns (our names) to keep beside the standard ones; `None`: all.
     pub keep: Option<Vec<String>>,
+    pub on_new_column: OnNewColumn,
     pub max_age: Option<Duration>,
     /// Share of a file's rows, 0 to 1.
     pub max_bad: f64,
+}
+
+/// What becomes of a column that nothing names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnNewColumn {
+    Keep,
+    Ignore,
+    Fail,
 }
 
 /// A sheet of a workbook.

@@ -366,6 +366,8 @@ fn a_wrong_pipeline_tells_where_and_what_instead() {
         (format!("{load}source = {{ files = \"x/*.zip\", delimiter = \"::\" }}\n"), vec![(3, 43, "\"::\" is not a value of `delimiter`", "`tab`")]),
         (format!("{load}source = {{ files = \"x/*.ndjson\", delimiter = \";\" }}\n"), vec![(3, 34, "`delimiter` means nothing for .ndjson files", "csv")]),
         (format!("{load}source = {{ files = \"x/*.csv.gz\", sheet = \"用户\" }}\n"), vec![(3, 34, "`sheet` means nothing for .csv files", "xlsx")]),
+        (format!("{load}source.files = \"x/*.csv\"\non_new_column = \"ignor\"\n"), vec![(4, 17, "\"ignor\" is not a value of `on_new_column`", "did you mean `ignore`?")]),
+        (format!("{load}source.files = \"x/*.csv\"\nkeep = [\"a\"]\non_new_column = \"fail\"\n"), vec![(5, 1, "`keep` says already", "leave out one of both")]),
         (format!("{load}source.files = \"x/*.cvs\"\n"), vec![(3, 16, "kind of export", "did you mean `.csv`?")]),
         (format!("{load}source.database = \"mysql://u:hunter2@h/d\"\n"), vec![(3, 8, "not supported yet", "source.files")]),
         (load.into(), vec![(1, 1, "`source.files` is missing", "data/exports")]),

@@ -4,6 +4,7 @@
 //! to the newest `updated_at`, gives columns their types and drops rows without an openid → the table. A missing column,
 //! too many bad rows or a value that is not of its type fail the stage, and the table before stays as it was.
 
+mod contract;
 mod fold;
 pub mod partitions;
 mod stage_files;
@@ -14,6 +15,7 @@ use std::time::SystemTime;
 
 use serde_json::json;
 
+use self::contract::Contract;
 use self::stage_files::{Staged, stage_file};
 use self::times::Unread;
 use super::{NewSnapshot, StageContext, StageError, StageOutcome, StageReport, blocking};
@@ -101,6 +103,12 @@ struct Loaded {
 }
 
 async fn load(cx: &StageContext<'_>, plan: &LoadUsers, inputs: &[Input], work: &str) -> Result<Loaded, StageError> {
+    let table = cx.stage.table.as_ref().expect("a load stage has a table");
+    let before: Vec<PathBuf> = cx
+        .visible
+        .slice(table.as_str(), plan.miniprogram.as_str())
+        .map(|before| before.parts.iter().map(|part| cx.hands.lake.absolute(part)).collect())
+        .unwrap_or_default();
     let mut staged = Vec::new();
     for (number, input) in inputs.iter().enumerate() {
         if cx.stop.is_cancelled() {
@@ -115,13 +123,18 @@ async fn load(cx: &StageContext<'_>, plan: &LoadUsers, inputs: &[Input], work: &
             work: work.to_owned(),
             source: cx.stage.name.to_string(),
         };
-        let one: Staged = blocking(&cx.hands.engine, cx.stop, move |session| stage_file(session, &job)).await?;
+        let before = before.clone();
+        let work = move |session: &crate::engine::Session| {
+            stage_file(session, &job).map_err(|error| {
+                Contract { stage: &job.source, plan: &job.plan, before: &before }.explained(session, error)
+            })
+        };
+        let one: Staged = blocking(&cx.hands.engine, cx.stop, work).await?;
         check_bad_rows(plan, &one)?;
         staged.push(one);
         cx.tell("files", u64::try_from(staged.len()).unwrap_or(0), u64::try_from(inputs.len()).ok());
     }
     let id = cx.new_snapshot_id();
-    let table = cx.stage.table.as_ref().expect("a load stage has a table");
     let users_path = Lake::part_path(table, plan.miniprogram.as_str(), &id, 1);
     let quarantine_path = Lake::part_path(&TableName::new("quarantine"), cx.stage.name.as_str(), &id, 1);
     let rows_in = staged.iter().map(|file| file.rows + file.bad).sum();
@@ -130,6 +143,7 @@ async fn load(cx: &StageContext<'_>, plan: &LoadUsers, inputs: &[Input], work: &
         plan: plan.clone(),
         timezone: cx.hands.settings.timezone,
         staged,
+        before,
         users_target: cx.hands.lake.absolute(&users_path),
         quarantine_target: cx.hands.lake.absolute(&quarantine_path),
     };

@@ -48,3 +48,53 @@ async fn folders_of_parquet_files_are_columns_of_the_people_in_them() {
     ];
     assert_eq!(users, expected);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn columns_that_come_go_or_change_are_told_with_file_and_value_and_the_table_stays() {
+    let keys = format!("{CSV}columns = {{ city = \"城市\" }}\ntypes = {{ age = \"integer\" }}\n");
+    let house = loading(&format!("{keys}on_new_column = \"fail\"")).await;
+    let file = "data/exports/mall/a.csv";
+    house.write(file, "openid,unionid,城市,age\noA,uA,上海,31\n");
+    house.run("load", &[]).await.ends(0);
+    let new = "openid,unionid,城市,age,手机 号\noA,uA,上海,31,13800138000\n";
+    for (content, told) in [
+        (new, "a.csv: the column `手机 号` (such as `13800138000`) is new"),
+        (new, "`types = { \"手机 号\" = \"varchar\" }`"),
+        (
+            "openid,unionid,城市\noA,uA,上海\n",
+            "a.csv: the column `age` has vanished (in the table before it was such as `31`)",
+        ),
+        ("openid,unionid,城市,Age\noA,uA,上海,31\n", "did you mean `Age`?"),
+        ("openid,unionid,age\noA,uA,31\n", "no column \"城市\" for city"),
+        ("openid,unionid,age\noA,uA,31\n", "it was such as `上海`"),
+        (
+            "openid,unionid,城市,age\noA,uA,上海,old\n",
+            "a.csv: 1 rows have a value that is not of its declared type, first on line 2: age is not a",
+        ),
+        ("openid,unionid,城市,age\noA,uA,上海,old\n", ": `old`;"),
+    ] {
+        house.write(file, content);
+        let failed = house.run("load", &["--fresh"]).await.ends(1);
+        assert!(failed.text().contains(told), "{told}: {failed:?}");
+        assert_eq!(house.rows("select city, age from mall_users").await, [["上海", "31"]]);
+    }
+    house.write(file, new);
+    house.write("pipelines/load.toml", &stage(&format!("{keys}on_new_column = \"ignore\"")));
+    house.run("load", &["--fresh"]).await.ends(0);
+    let columns = || house.rows("select column_name from (describe mall_users)");
+    let known = ["miniprogram", "openid", "unionid", "updated_at", "city", "age"].map(|name| vec![name.to_owned()]);
+    assert_eq!(columns().await, known);
+    house.write("pipelines/load.toml", &stage(&keys));
+    house.run("load", &[]).await.ends(0);
+    assert_eq!(columns().await.len(), known.len() + 1, "it is kept unless the stage says otherwise");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_share_of_bad_rows_is_each_files_own() {
+    let house = loading(&format!("{CSV}max_bad = 0.1")).await;
+    let many: String = (0..100).map(|person| format!("o{person},u{person}\n")).collect();
+    house.write("data/exports/mall/large.csv", &format!("openid,unionid\n{many}"));
+    house.write("data/exports/mall/small.csv", "openid,unionid\noA,uA\n,uB\n");
+    let failed = house.run("load", &[]).await.ends(1);
+    assert!(failed.text().contains("small.csv: 1 of 2 rows are bad (50.0 %, first line 3: no openid)"), "{failed:?}");
+}

@@ -6,7 +6,7 @@ use super::stage::StageReader;
 use crate::config::file::{Field, Section};
 use crate::config::problems::nearest;
 use crate::config::resolve::defaults;
-use crate::config::settings::{Encoding, LoadUsers, Place, SheetChoice, StageKind};
+use crate::config::settings::{Encoding, LoadUsers, OnNewColumn, Place, SheetChoice, StageKind};
 use crate::config::units;
 
 /// Kinds of files that can be read, each also with one of [`COMPRESSIONS`] behind it.
@@ -18,6 +18,8 @@ const DELIMITED: [&str; 3] = ["csv", "tsv", "zip"];
 /// What may stand between fields.
 const DELIMITERS: [(&str, u8); 5] = [(",", b','), (";", b';'), ("|", b'|'), ("tab", b'\t'), ("\t", b'\t')];
 const COMPRESSIONS: [&str; 2] = ["gz", "zst"];
+const ON_NEW_COLUMN: [(&str, OnNewColumn); 3] =
+    [("keep", OnNewColumn::Keep), ("ignore", OnNewColumn::Ignore), ("fail", OnNewColumn::Fail)];
 /// As many as a sheet can have.
 const MAX_SHEET_ROWS: u64 = 1 << 20;
 /// Columns that every table of users has by itself.
@@ -33,7 +35,20 @@ pub(super) fn read(stage: &mut StageReader<'_>) -> Option<StageKind> {
     let types = stage.section.section("types", "`types`");
     let types = types.fields().into_iter().filter_map(|field| Some((field.name.to_owned(), column_type(&field)?)));
     let types: BTreeMap<String, String> = types.collect();
-    let keep = stage.section.take("keep").and_then(|field| field.words());
+    let keep_field = stage.section.take("keep");
+    let keep = keep_field.as_ref().and_then(Field::words);
+    let on_new_column = stage.section.take("on_new_column").and_then(|field| {
+        let found = field.choice(&ON_NEW_COLUMN)?;
+        if found != OnNewColumn::Keep && keep_field.is_some() {
+            let hint = "leave out one of both; name the columns that are expected in `columns` or `types`";
+            field.refuse_key("`keep` says already which columns there are", hint);
+        }
+        Some(found)
+    });
+    let on_new_column = on_new_column.unwrap_or(OnNewColumn::Keep);
+    // Ignoring what nothing names is keeping what is named.
+    let named = || columns.iter().map(|(ours, _)| ours).chain(types.keys()).cloned().collect();
+    let keep = if on_new_column == OnNewColumn::Ignore { Some(named()) } else { keep };
     let max_age = stage.section.take("max_age").and_then(|field| field.positive_duration());
     let max_bad = stage.section.take("max_bad").and_then(|field| field.share());
     let Source { files, files_place, encoding, delimiter, sheet, header_row } = source?;
@@ -49,6 +64,7 @@ pub(super) fn read(stage: &mut StageReader<'_>) -> Option<StageKind> {
         columns_place: columns_field.map(|field| field.place()),
         types,
         keep,
+        on_new_column,
         max_age,
         max_bad: max_bad.unwrap_or(defaults::MAX_BAD),
     })))

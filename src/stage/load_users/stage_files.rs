@@ -47,6 +47,8 @@ pub struct Staged {
     pub columns: Vec<StagedColumn>,
     /// Whether the parts are the export itself, so that line numbers come from the reader.
     pub is_parquet: bool,
+    /// Whether a row may leave a column out, which then says no more than that nobody had a value.
+    pub may_omit: bool,
     pub rows: u64,
     pub bad: u64,
     pub first_bad: Option<(u64, String)>,
@@ -99,6 +101,7 @@ fn stage_text(job: &Job) -> Result<Staged, StageError> {
         parts,
         columns,
         is_parquet: false,
+        may_omit: matches!(job.input.format()?.0, Format::Ndjson | Format::Json),
         rows: report.rows,
         bad: report.bad,
         first_bad,
@@ -221,6 +224,7 @@ fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
         parts: vec![file.to_owned()],
         columns,
         is_parquet: true,
+        may_omit: false,
         rows: all - bad,
         bad,
         first_bad: (bad > 0).then(|| (0, "no openid".to_owned())),
