@@ -291,6 +291,8 @@ pub struct LoadUsers {
     pub keep: Option<Vec<String>>,
     pub on_new_column: OnNewColumn,
     pub max_age: Option<Duration>,
+    /// How long a missing or old file is waited for, a time of day in the workspace's zone.
+    pub wait_until: Option<NaiveTime>,
     /// Share of a file's rows, 0 to 1.
     pub max_bad: f64,
 }

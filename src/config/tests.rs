@@ -368,6 +368,8 @@ fn a_wrong_pipeline_tells_where_and_what_instead() {
         (format!("{load}source = {{ files = \"x/*.csv.gz\", sheet = \"用户\" }}\n"), vec![(3, 34, "`sheet` means nothing for .csv files", "xlsx")]),
         (format!("{load}source.files = \"x/*.csv\"\non_new_column = \"ignor\"\n"), vec![(4, 17, "\"ignor\" is not a value of `on_new_column`", "did you mean `ignore`?")]),
         (format!("{load}source.files = \"x/*.csv\"\nkeep = [\"a\"]\non_new_column = \"fail\"\n"), vec![(5, 1, "`keep` says already", "leave out one of both")]),
+        (format!("{load}source.files = \"x/*.csv\"\nwait_until = \"3am\"\n"), vec![(4, 14, "\"3am\" is not a time of day", "\"03:00\"")]),
+        (format!("{load}source.files = \"x/*.csv\"\nwait_til = \"03:00\"\n"), vec![(4, 1, "unknown key `wait_til`", "did you mean `wait_until`?")]),
         (format!("{load}source.files = \"x/*.cvs\"\n"), vec![(3, 16, "kind of export", "did you mean `.csv`?")]),
         (format!("{load}source.database = \"mysql://u:hunter2@h/d\"\n"), vec![(3, 8, "not supported yet", "source.files")]),
         (load.into(), vec![(1, 1, "`source.files` is missing", "data/exports")]),

@@ -238,7 +238,10 @@ impl Reader {
 /// The delimiter that a first line `sep=;` names, as Excel writes it; the line is no row.
 fn named_delimiter(source: &mut Source) -> Result<Option<u8>, ExportError> {
     let Line::EndsAt(bytes) = source.line_from(0)? else { return Ok(None) };
-    let line = source.window()[..bytes].trim_ascii_end();
+    let mut line = &source.window()[..bytes];
+    while let [rest @ .., b'\r' | b'\n'] = line {
+        line = rest;
+    }
     let Some([delimiter]) = line.strip_prefix(b"sep=") else { return Ok(None) };
     let delimiter = *delimiter;
     source.pass(bytes, 1);

@@ -58,6 +58,11 @@ impl Input {
         &self.shown
     }
 
+    /// The file that holds it on the disk.
+    pub fn on_disk(&self) -> &Path {
+        &self.file
+    }
+
     /// The file on the disk, if this is one by itself.
     ///
     /// # Errors

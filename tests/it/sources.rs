@@ -1,7 +1,9 @@
 //! What a stage says of the files it is handed: folders that are columns, columns that come and go, files that are late or
 //! the same as before.
 
-use crate::house::{EXPORT, House, small};
+use std::time::Duration;
+
+use crate::house::{EXPORT, House, comes_true, ended, signal, small};
 
 /// A house with a pipeline of one stage that loads, `keys` its keys, and no export yet.
 async fn loading(keys: &str) -> House {
@@ -17,6 +19,7 @@ fn stage(keys: &str) -> String {
     format!("[stages.mall_users]\nkind = \"load_users\"\nminiprogram = \"mall\"\n{keys}\n")
 }
 
+const SOON: Duration = Duration::from_secs(60);
 const CSV: &str = "source.files = \"data/exports/mall/*.csv\"\n";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -97,4 +100,57 @@ async fn the_share_of_bad_rows_is_each_files_own() {
     house.write("data/exports/mall/small.csv", "openid,unionid\noA,uA\n,uB\n");
     let failed = house.run("load", &[]).await.ends(1);
     assert!(failed.text().contains("small.csv: 1 of 2 rows are bad (50.0 %, first line 3: no openid)"), "{failed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_file_is_waited_for_until_an_hour_and_the_wait_can_be_stopped() {
+    let house = loading(CSV).await;
+    let waiting = |hours: i64| {
+        let at = house.now() + chrono::TimeDelta::hours(hours);
+        let hour = at.with_timezone(&chrono_tz::Asia::Shanghai).format("%H:%M");
+        house.write("pipelines/load.toml", &stage(&format!("{CSV}wait_until = \"{hour}\"")));
+    };
+    waiting(13);
+    let failed = house.run("load", &[]).await.ends(1);
+    assert!(failed.text().contains("no file matches") && failed.text().contains("has passed"), "{failed:?}");
+    waiting(2);
+    let running = async || house.numbers("select count(*) from runs where status = 'running'").await == [1];
+    let child = house.begin("load");
+    comes_true(SOON, running).await;
+    signal(&child, "-TERM");
+    ended(child).await.ends(75);
+    let child = house.begin("load");
+    comes_true(SOON, running).await;
+    house.write("data/exports/mall/a.csv", "openid,unionid\noA,uA\n");
+    ended(child).await.ends(0);
+    assert_eq!(house.rows("select openid, unionid from mall_users").await, [["oA", "uA"]]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_are_the_same_as_before_are_not_read_again() {
+    let house = loading(CSV).await;
+    let file = "data/exports/mall/a.csv";
+    house.write(file, "openid,unionid\noA,uA\n,uB\noC,uC\n");
+    house.edit("pipelines/load.toml", "minip", "max_bad = 0.5\nminip");
+    house.run("load", &[]).await.ends(0);
+    let parts = || {
+        let in_tables = |path: &std::path::PathBuf| path.starts_with(house.path("data/lake/tables"));
+        house.files().into_keys().filter(in_tables).collect::<std::collections::BTreeSet<_>>()
+    };
+    let (before, users) = (parts(), house.rows("from mall_users order by openid").await);
+    house.write(file, &house.read(file));
+    let again = house.run("load", &[]).await.ends(0).stage("mall_users");
+    assert_eq!((&again["detail"]["unchanged"], &again["rows_out"]), (&true.into(), &2.into()), "{again}");
+    assert_eq!(parts(), before, "no part was written");
+    assert_eq!(house.rows("from mall_users order by openid").await, users);
+    assert_eq!(house.rows("select line, reason from quarantine").await, [["3", "no openid"]]);
+    house.lianbo(&["vacuum", "--keep", "1"]).await.ends(0);
+    assert_eq!(house.rows("from mall_users order by openid").await, users, "parts of two snapshots stay");
+    house.write(file, "openid,unionid\noA,uX\n");
+    let changed = house.run("load", &[]).await.ends(0).stage("mall_users");
+    assert_eq!(changed["detail"]["unchanged"], serde_json::Value::Null, "{changed}");
+    assert_eq!(house.rows("select unionid from mall_users").await, [["uX"]]);
+    house.edit("pipelines/load.toml", "minip", "keep = []\nminip");
+    let told_otherwise = house.run("load", &[]).await.ends(0).stage("mall_users");
+    assert_eq!(told_otherwise["detail"]["unchanged"], serde_json::Value::Null, "{told_otherwise}");
 }

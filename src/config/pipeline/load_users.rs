@@ -50,6 +50,7 @@ pub(super) fn read(stage: &mut StageReader<'_>) -> Option<StageKind> {
     let named = || columns.iter().map(|(ours, _)| ours).chain(types.keys()).cloned().collect();
     let keep = if on_new_column == OnNewColumn::Ignore { Some(named()) } else { keep };
     let max_age = stage.section.take("max_age").and_then(|field| field.positive_duration());
+    let wait_until = stage.section.take("wait_until").and_then(|field| field.unit(units::time_of_day));
     let max_bad = stage.section.take("max_bad").and_then(|field| field.share());
     let Source { files, files_place, encoding, delimiter, sheet, header_row } = source?;
     Some(StageKind::LoadUsers(Box::new(LoadUsers {
@@ -66,6 +67,7 @@ pub(super) fn read(stage: &mut StageReader<'_>) -> Option<StageKind> {
         keep,
         on_new_column,
         max_age,
+        wait_until,
         max_bad: max_bad.unwrap_or(defaults::MAX_BAD),
     })))
 }

@@ -43,7 +43,7 @@ impl Contract<'_> {
         let there: Vec<&str> =
             staged.iter().flat_map(|file| &file.columns).map(|column| column.name.as_str()).collect();
         let kept = self.plan.keep.iter().flatten().map(|name| ("keep", name));
-        let named = kept.chain(self.typed().map(|name| ("types", name)));
+        let named = self.typed().map(|name| ("types", name)).chain(kept);
         let has_rows = staged.iter().any(|file| file.rows > 0);
         for (key, name) in named {
             if has_rows && !is_standard(name) && !there.contains(&name.as_str()) {
