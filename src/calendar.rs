@@ -10,7 +10,7 @@
 //! `croner` reads patterns and finds the next matching local time; where that lies in real time is decided here, since
 //! its own answer may lie before the point it was asked about. What to do about a fire that was missed is not here.
 
-use chrono::{Days, NaiveDate, NaiveDateTime, Offset, TimeDelta, TimeZone, Timelike};
+use chrono::{Days, NaiveDate, NaiveDateTime, NaiveTime, Offset, TimeDelta, TimeZone, Timelike};
 use chrono_tz::Tz;
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
@@ -147,6 +147,13 @@ fn offset_change(zone: Tz, from: Timestamp, to: Timestamp) -> Option<Timestamp> 
     Some(changed)
 }
 
+/// The first instant at or after `from` at which the clocks of `zone` show a time of day.
+pub fn next_time_of_day(time: NaiveTime, zone: Tz, from: Timestamp) -> Timestamp {
+    let today = local_time(zone, from).date();
+    let days = [Some(today), today.succ_opt()].into_iter().flatten();
+    days.map(|day| instant(zone, day.and_time(time))).find(|at| *at >= from).unwrap_or(from)
+}
+
 /// Whether `now` lies in the window.
 pub fn in_window(window: Window, zone: Tz, now: Timestamp) -> bool {
     openings(window, zone, now).any(|(opens, closes)| opens <= now && now < closes)
@@ -183,7 +190,6 @@ fn opening(window: Window, zone: Tz, day: NaiveDate) -> Option<(Timestamp, Times
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chrono::NaiveTime;
     use chrono_tz::America::New_York;
     use chrono_tz::Asia::Shanghai;
     use chrono_tz::Australia::Lord_Howe;
@@ -206,6 +212,17 @@ mod tests {
     fn window(from: &str, to: &str) -> Window {
         let time = |text| NaiveTime::parse_from_str(text, "%H:%M").expect("a time");
         Window { from: time(from), to: time(to) }
+    }
+
+    #[test]
+    fn a_time_of_day_comes_today_or_tomorrow() {
+        let three = NaiveTime::from_hms_opt(3, 0, 0).unwrap();
+        let next = |from| next_time_of_day(three, Shanghai, utc(from));
+        assert_eq!(next("2026-11-23 18:30:00"), utc("2026-11-23 19:00:00"));
+        assert_eq!(next("2026-11-23 19:00:00"), utc("2026-11-23 19:00:00"));
+        assert_eq!(next("2026-11-23 19:00:01"), utc("2026-11-24 19:00:00"));
+        let gap = NaiveTime::from_hms_opt(2, 30, 0).unwrap();
+        assert_eq!(next_time_of_day(gap, Berlin, utc("2026-03-29 00:00:00")), utc("2026-03-29 01:00:00"));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Exports: reading the files a mini program hands over, row by row, whatever wrote them.
 //!
-//! The way of the data: a path tells format and compression (`format`) → bytes are unpacked into one sliding buffer
+//! The way of the data: a name tells format and compression (`format`), of a zip its members (`input`) → bytes are unpacked into one sliding buffer
 //! (`source`) → the encoding is settled at the first byte that is not ASCII (`encoding`) → rows are cut out of the bytes
-//! (`csv`, `json`) → the header is matched to our column names (`layout`) → good rows and refused ones collect into
+//! (`csv`, `json`; workbooks by `sheet`) → the header is matched to our column names (`layout`) → good rows and refused ones collect into
 //! batches for the caller's sink (`batch`). Memory stays flat: one buffer of a few MiB and one batch.
 //!
 //! Not here: who is a user, what happens to one that comes twice, where rows are kept, types of columns beyond what
@@ -13,18 +13,20 @@ mod csv;
 mod encoding;
 mod error;
 mod format;
+mod input;
 mod json;
 mod layout;
+mod sheet;
 mod source;
 mod utf16;
-
-use std::path::Path;
 
 use crate::domain::Rows;
 
 pub use encoding::Encoding;
 pub use error::ExportError;
 pub use format::{Compression, Format};
+pub use input::Input;
+pub use sheet::Sheet;
 
 /// Where a batch goes. What fails in it comes back through [`ExportError::from_sink`].
 pub type Sink<'a> = dyn FnMut(Batch) -> Result<(), ExportError> + 'a;
@@ -40,8 +42,29 @@ pub struct ReadOptions<'a> {
     /// Our names of the columns to keep beside `openid`, `unionid` and `updated_at`; `None`: all.
     pub keep: Option<&'a [String]>,
     pub encoding: Encoding,
+    /// Between the fields of csv and tsv files; `None`: found out, of tsv a tab.
+    pub delimiter: Option<u8>,
+    /// Of a workbook; `None`: the first that is not hidden.
+    pub sheet: Option<Sheet<'a>>,
+    /// The row of a sheet that names the columns, the first being 1; `None`: the first that is not blank.
+    pub header_row: Option<u32>,
     /// A batch goes to the sink when it holds this many rows, good and bad together.
     pub batch_rows: usize,
+}
+
+impl<'a> ReadOptions<'a> {
+    /// Everything is found out, and everything kept.
+    pub fn of_columns(columns: &'a [(String, String)]) -> Self {
+        Self {
+            columns,
+            keep: None,
+            encoding: Encoding::Auto,
+            delimiter: None,
+            sheet: None,
+            header_row: None,
+            batch_rows: 1000,
+        }
+    }
 }
 
 /// Some rows of a file, good and bad.
@@ -57,7 +80,7 @@ pub struct Batch {
 /// A row that was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadRow {
-    /// The physical line on which the row begins; the first line of the file is 1.
+    /// The physical line on which the row begins, of a sheet its row; the first is 1.
     pub line: u64,
     pub reason: String,
     /// The row as it stands in the file, what cannot be decoded replaced, cut to 2000 characters.
@@ -105,12 +128,13 @@ pub enum ColumnKind {
 ///
 /// # Errors
 /// As [`read_file`], but for the sink's.
-pub fn header(path: &Path, options: &ReadOptions<'_>) -> Result<Vec<String>, ExportError> {
-    let (format, compression) = Format::of_path(path)?;
-    let layout = match format {
-        Format::Csv { delimiter } => csv::layout(path, compression, delimiter, options)?,
-        Format::Ndjson | Format::Json => json::layout(path, compression, format, options)?,
-        Format::Parquet => return Err(ExportError::ForTheEngine { file: path.to_owned() }),
+pub fn header(input: &Input, options: &ReadOptions<'_>) -> Result<Vec<String>, ExportError> {
+    let job = Job { input, options };
+    let layout = match input.format()?.0 {
+        Format::Csv { delimiter } => csv::layout(&job, delimiter)?,
+        format @ (Format::Ndjson | Format::Json) => json::layout(&job, format)?,
+        Format::Sheet => sheet::layout(&job)?,
+        Format::Parquet => return Err(ExportError::ForTheEngine { file: input.shown().to_owned() }),
     };
     Ok(layout.columns.into_iter().map(|column| column.name).collect())
 }
@@ -121,20 +145,19 @@ pub fn header(path: &Path, options: &ReadOptions<'_>) -> Result<Vec<String>, Exp
 /// A file of another kind than its name says, a header without a column that was asked for (nothing has reached the
 /// sink then), a file that ends in the middle, and what the sink returned. A row that is wrong by itself is no error:
 /// it comes as a [`BadRow`].
-pub fn read_file(path: &Path, options: &ReadOptions<'_>, sink: &mut Sink<'_>) -> Result<FileReport, ExportError> {
-    let (format, compression) = Format::of_path(path)?;
-    let job = Job { path, compression, options };
-    match format {
+pub fn read_file(input: &Input, options: &ReadOptions<'_>, sink: &mut Sink<'_>) -> Result<FileReport, ExportError> {
+    let job = Job { input, options };
+    match input.format()?.0 {
         Format::Csv { delimiter } => csv::read(&job, delimiter, sink),
-        Format::Ndjson | Format::Json => json::read(&job, format, sink),
-        Format::Parquet => Err(ExportError::ForTheEngine { file: path.to_owned() }),
+        format @ (Format::Ndjson | Format::Json) => json::read(&job, format, sink),
+        Format::Sheet => sheet::read(&job, sink),
+        Format::Parquet => Err(ExportError::ForTheEngine { file: input.shown().to_owned() }),
     }
 }
 
 /// One file to be read.
 struct Job<'a> {
-    path: &'a Path,
-    compression: Compression,
+    input: &'a Input,
     options: &'a ReadOptions<'a>,
 }
 

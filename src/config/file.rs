@@ -326,6 +326,10 @@ impl<'a> Field<'a> {
         Some(self.texts()?.into_iter().map(|item| item.text).collect())
     }
 
+    pub fn is_text(&self) -> bool {
+        matches!(self.value.get_ref(), DeValue::String(_))
+    }
+
     pub fn is_table(&self) -> bool {
         matches!(self.value.get_ref(), DeValue::Table(_))
     }

@@ -276,6 +276,12 @@ pub struct LoadUsers {
     pub files: String,
     pub files_place: Place,
     pub encoding: Encoding,
+    /// Between the fields of csv files; `None`: found out.
+    pub delimiter: Option<u8>,
+    /// `None`: the first that is not hidden.
+    pub sheet: Option<SheetChoice>,
+    /// The first row of a sheet is 1; `None`: the first that is not blank.
+    pub header_row: Option<u32>,
     /// Our name → the export's name, in the order of the file. Always holds `openid`; `unionid` and `updated_at` where mapped or left at their own names.
     pub columns: Vec<(String, String)>,
     pub columns_place: Option<Place>,
@@ -283,9 +289,28 @@ pub struct LoadUsers {
     pub types: BTreeMap<String, String>,
     /// Columns (our names) to keep beside the standard ones; `None`: all.
     pub keep: Option<Vec<String>>,
+    pub on_new_column: OnNewColumn,
     pub max_age: Option<Duration>,
+    /// How long a missing or old file is waited for, a time of day in the workspace's zone.
+    pub wait_until: Option<NaiveTime>,
     /// Share of a file's rows, 0 to 1.
     pub max_bad: f64,
+}
+
+/// What becomes of a column that nothing names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnNewColumn {
+    Keep,
+    Ignore,
+    Fail,
+}
+
+/// A sheet of a workbook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SheetChoice {
+    Name(String),
+    /// From the left; the first is 1.
+    Number(u32),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -132,6 +132,12 @@ pub(super) fn window(text: &str) -> Result<Window, Unread> {
     }
 }
 
+/// `03:00`.
+pub(super) fn time_of_day(text: &str) -> Result<NaiveTime, Unread> {
+    NaiveTime::parse_from_str(text.trim(), "%H:%M")
+        .map_err(|_| unread(format!("\"{text}\" is not a time of day"), "write hours and minutes: \"03:00\""))
+}
+
 /// A zone by its name (`Asia/Shanghai`).
 pub(super) fn timezone(text: &str) -> Result<Tz, Unread> {
     Tz::from_str(text).map_err(|_| {

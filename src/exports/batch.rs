@@ -3,7 +3,7 @@
 //! A row is put together value by value and then either finished or refused; a refused row leaves no trace in the
 //! columns. Columns may be added while reading: rows already collected have no value in them.
 
-use super::encoding::{Decoder, Encoding};
+use super::encoding::Encoding;
 use super::layout::{Layout, OPENID, cleaned_id};
 use super::{BadRow, Batch, ColumnKind, ColumnReport, ExportError, FileReport, LINE_COLUMN, Sink};
 use crate::domain::{Rows, Values};
@@ -123,15 +123,15 @@ impl<'a> Collector<'a> {
     }
 
     /// Hands over what is left and says what the file was.
-    pub(super) fn end(mut self, decoder: &Decoder, bytes: u64) -> Result<FileReport, ExportError> {
+    pub(super) fn end(mut self, encoding: Encoding, bytes: u64) -> Result<FileReport, ExportError> {
         self.flush()?;
-        debug_assert_ne!(decoder.encoding(), Encoding::Auto);
+        debug_assert_ne!(encoding, Encoding::Auto);
         let columns = self.columns.iter();
         Ok(FileReport {
             rows: self.row_count,
             bad: self.bad_count,
             blank: self.blank_count,
-            encoding: decoder.encoding(),
+            encoding,
             columns: columns
                 .map(|column| ColumnReport {
                     name: column.name.clone(),

@@ -1,36 +1,32 @@
-//! Comma- and tab-separated files: a header, then a row a line, or more lines where a quoted field holds line breaks.
+//! Files of fields between delimiters (comma, tab, semicolon, pipe): a header, then a row a line, or more lines where a quoted field holds line breaks.
 //!
 //! Rows are cut as bytes, decoded whole, and taken field by field. A quote opens a field only at its beginning.
 //! A quote that is never closed would swallow the rest of the file, or pair with the next quote in it and swallow what
 //! is between: either is noticed, the line it stands on is refused, and reading goes on at the next line.
 //! Within one line stray quotes are kept as the text they are (`"小明"同学`).
 
-use std::path::Path;
-
 use super::batch::Collector;
 use super::encoding::Decoder;
-use super::layout::{Layout, cleaned_names};
+use super::layout::{Layout, cleaned_names, has_all};
 use super::source::{Line, MAX_ROW_BYTES, Source};
-use super::{BadRow, ColumnKind, Compression, ExportError, FileReport, Job, ReadOptions, Sink};
+use super::{BadRow, ColumnKind, Encoding, ExportError, FileReport, Job, ReadOptions, Sink};
 
 /// A row with more line breaks than this is taken for a quote that was never closed.
 const MAX_ROW_LINES: u64 = 1000;
 
+/// What stands between fields, the likeliest first.
+const DELIMITERS: [u8; 4] = [b',', b'\t', b';', b'|'];
+
 /// The columns of a file, as [`read`] will give them.
-pub(super) fn layout(
-    path: &Path,
-    compression: Compression,
-    delimiter: u8,
-    options: &ReadOptions<'_>,
-) -> Result<Layout, ExportError> {
-    let reader = Reader::open(path, compression, delimiter, options)?;
-    Layout::of_header(path, &reader.header, options)
+pub(super) fn layout(job: &Job<'_>, delimiter: Option<u8>) -> Result<Layout, ExportError> {
+    let reader = Reader::open(job, delimiter)?;
+    Layout::of_header(job.input.shown(), &reader.header, job.options)
 }
 
 /// Reads a whole file.
-pub(super) fn read(job: &Job<'_>, delimiter: u8, sink: &mut Sink<'_>) -> Result<FileReport, ExportError> {
-    let mut reader = Reader::open(job.path, job.compression, delimiter, job.options)?;
-    let layout = Layout::of_header(job.path, &reader.header, job.options)?;
+pub(super) fn read(job: &Job<'_>, delimiter: Option<u8>, sink: &mut Sink<'_>) -> Result<FileReport, ExportError> {
+    let mut reader = Reader::open(job, delimiter)?;
+    let layout = Layout::of_header(job.input.shown(), &reader.header, job.options)?;
     let mut rows = Collector::new(&layout, job.options.batch_rows, sink);
     loop {
         match reader.next()? {
@@ -42,7 +38,7 @@ pub(super) fn read(job: &Job<'_>, delimiter: u8, sink: &mut Sink<'_>) -> Result<
         rows.flush_if_full()?;
         reader.pass()?;
     }
-    rows.end(&reader.decoder, super::source::size_on_disk(job.path)?)
+    rows.end(reader.decoder.encoding(), job.input.bytes()?)
 }
 
 /// What comes next in the file; `bytes` from the window's beginning.
@@ -75,28 +71,29 @@ struct Reader {
 
 impl Reader {
     /// Opens a file and reads its header.
-    fn open(
-        path: &Path,
-        compression: Compression,
-        delimiter: u8,
-        options: &ReadOptions<'_>,
-    ) -> Result<Self, ExportError> {
-        let mut source = Source::open(path, compression)?;
-        let decoder = Decoder::start(&mut source, options.encoding)?;
+    fn open(job: &Job<'_>, delimiter: Option<u8>) -> Result<Self, ExportError> {
+        let mut source = Source::open(job.input)?;
+        let decoder = Decoder::start(&mut source, job.options.encoding)?;
+        let named = named_delimiter(&mut source)?;
+        let known = job.options.delimiter.or(named).or(delimiter);
         let mut reader = Self {
             source,
             decoder,
-            fields: Splitter::new(delimiter),
-            decoded_fields: Splitter::new(delimiter),
+            fields: Splitter::new(known.unwrap_or(DELIMITERS[0])),
+            decoded_fields: Splitter::new(known.unwrap_or(DELIMITERS[0])),
             header: Vec::new(),
             passing: Passing::Bytes { bytes: 0, lines: 0 },
         };
+        if known.is_none() {
+            reader.find_delimiter(job.options)?;
+        }
+        let file = || job.input.shown().to_owned();
         loop {
             match reader.next()? {
-                Next::End => return Err(ExportError::NoHeader { file: path.to_owned() }),
+                Next::End => return Err(ExportError::NoHeader { file: file() }),
                 Next::Blank => reader.pass()?,
                 Next::Refused { reason, .. } => {
-                    return Err(ExportError::BadHeader { file: path.to_owned(), reason });
+                    return Err(ExportError::BadHeader { file: file(), reason });
                 }
                 Next::Row { bytes } => {
                     reader.header = reader.names(bytes)?;
@@ -105,6 +102,41 @@ impl Reader {
                 }
             }
         }
+    }
+
+    /// Settles on the delimiter by which the header has the columns asked for; where none does, or several, on the one that
+    /// cuts it into the most fields.
+    fn find_delimiter(&mut self, options: &ReadOptions<'_>) -> Result<(), ExportError> {
+        while let Next::Blank = self.next()? {
+            self.pass()?;
+        }
+        let mut best = (false, 0);
+        let mut found = DELIMITERS[0];
+        for delimiter in DELIMITERS {
+            self.set_delimiter(delimiter);
+            let Next::Row { bytes } = self.next()? else { continue };
+            let names = self.names(bytes)?;
+            let worth = (has_all(&names, options), names.len());
+            if worth > best {
+                (best, found) = (worth, delimiter);
+            }
+        }
+        self.set_delimiter(found);
+        Ok(())
+    }
+
+    fn set_delimiter(&mut self, delimiter: u8) {
+        self.fields = Splitter::new(delimiter);
+        self.decoded_fields = Splitter::new(delimiter);
+    }
+
+    /// Lets the splitter of bytes know of an encoding in which the delimiter may be half of a character.
+    fn look_at_encoding(&mut self, bytes: usize) -> Result<(), ExportError> {
+        if self.fields.delimiter.is_ascii_punctuation() && self.fields.delimiter >= 0x40 {
+            self.decoder.settle(&mut self.source, bytes)?;
+            self.fields.is_double_byte = self.decoder.settled() == Some(Encoding::Gb18030);
+        }
+        Ok(())
     }
 
     fn names(&mut self, bytes: usize) -> Result<Vec<String>, ExportError> {
@@ -132,6 +164,7 @@ impl Reader {
         }
         let mut bytes = end;
         let mut lines = 1;
+        self.look_at_encoding(bytes)?;
         let mut split = self.fields.split(&self.source.window()[..bytes]);
         while split == Split::Open && lines <= MAX_ROW_LINES {
             match self.source.line_from(bytes)? {
@@ -139,6 +172,7 @@ impl Reader {
                 Line::TooLong | Line::None => break,
             }
             lines += 1;
+            self.look_at_encoding(bytes)?;
             split = self.fields.go_on(&self.source.window()[..bytes]);
         }
         self.decoder.settle(&mut self.source, bytes)?;
@@ -201,6 +235,19 @@ impl Reader {
     }
 }
 
+/// The delimiter that a first line `sep=;` names, as Excel writes it; the line is no row.
+fn named_delimiter(source: &mut Source) -> Result<Option<u8>, ExportError> {
+    let Line::EndsAt(bytes) = source.line_from(0)? else { return Ok(None) };
+    let mut line = &source.window()[..bytes];
+    while let [rest @ .., b'\r' | b'\n'] = line {
+        line = rest;
+    }
+    let Some([delimiter]) = line.strip_prefix(b"sep=") else { return Ok(None) };
+    let delimiter = *delimiter;
+    source.pass(bytes, 1);
+    Ok(Some(delimiter))
+}
+
 /// Where a field stands in its row.
 #[derive(Debug, Clone, Copy)]
 struct Field {
@@ -230,6 +277,8 @@ enum Split {
 /// Cuts a row into fields.
 struct Splitter {
     delimiter: u8,
+    /// Whether a byte from 0x80 on may be followed by one that looks like the delimiter and belongs to it.
+    is_double_byte: bool,
     fields: Vec<Field>,
     /// How far the row has been looked at.
     at: usize,
@@ -239,7 +288,22 @@ struct Splitter {
 
 impl Splitter {
     fn new(delimiter: u8) -> Self {
-        Self { delimiter, fields: Vec::new(), at: 0, open: None }
+        Self { delimiter, is_double_byte: false, fields: Vec::new(), at: 0, open: None }
+    }
+
+    /// Where the next delimiter stands in bytes that begin with a character.
+    fn delimiter_in(&self, bytes: &[u8]) -> Option<usize> {
+        if !self.is_double_byte {
+            return bytes.iter().position(|byte| *byte == self.delimiter);
+        }
+        let mut at = 0;
+        while let Some(byte) = bytes.get(at) {
+            if *byte == self.delimiter {
+                return Some(at);
+            }
+            at += if *byte < 0x80 { 1 } else { 2 };
+        }
+        None
     }
 
     /// Starts with a row of one line.
@@ -264,8 +328,7 @@ impl Splitter {
                 self.open = Some(Field { start: self.at, end: self.at, doubled_quotes: false });
                 continue;
             } else {
-                let delimiter = self.delimiter;
-                let length = row[self.at..end].iter().position(|byte| *byte == delimiter);
+                let length = self.delimiter_in(&row[self.at..end]);
                 let field_end = length.map_or(end, |length| self.at + length);
                 self.fields.push(Field { start: self.at, end: field_end, doubled_quotes: false });
                 self.at = field_end;
@@ -289,8 +352,7 @@ impl Splitter {
             }
             field.end = quote;
             let behind = &row[quote + 1..];
-            let delimiter = self.delimiter;
-            let length = behind.iter().position(|byte| *byte == delimiter).unwrap_or(behind.len());
+            let length = self.delimiter_in(behind).unwrap_or(behind.len());
             self.at = quote + 1 + length;
             if behind[..length].iter().any(|byte| !matches!(byte, b' ' | b'\t')) {
                 if row[field.start..quote].contains(&b'\n') {
@@ -307,3 +369,6 @@ impl Splitter {
         Split::Open
     }
 }
+
+#[cfg(test)]
+mod tests;

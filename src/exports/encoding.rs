@@ -1,6 +1,6 @@
 //! From bytes to text: UTF-8 or GB18030 (which includes GBK and GB2312), a row at a time.
 //!
-//! Line breaks, commas, tabs and quotes are single bytes in both and part of no other character, so rows are cut as
+//! Line breaks, commas, semicolons, tabs and quotes are single bytes in both and part of no other character (a pipe may be), so rows are cut as
 //! bytes and decoded after: what cannot be decoded spoils its own row only. Left to itself, the encoding is settled by
 //! the first MiB that begins with the first row that is not plain ASCII; until then the two are the same.
 
@@ -95,7 +95,7 @@ impl Decoder {
 /// valid two-byte UTF-8 by accident (女, 联通), so those say nothing.
 fn guess(sample: &[u8]) -> Encoding {
     let (mut for_utf8, mut against) = (0_u64, 0_u64);
-    for piece in sample.split(|byte| matches!(byte, b'\n' | b',')).filter(|piece| !piece.is_ascii()) {
+    for piece in sample.split(|byte| matches!(byte, b'\n' | b',' | b';' | b'\t')).filter(|piece| !piece.is_ascii()) {
         match std::str::from_utf8(piece) {
             Ok(_) => for_utf8 += u64::from(piece.iter().any(|byte| *byte >= 0xE0)),
             // The sample ends within a character: no evidence.

@@ -14,14 +14,53 @@ pub enum ExportError {
     Read { file: PathBuf, line: u64, source: io::Error },
 
     #[error(
-        "the export {} is of no known kind (found {found}; accepted are .csv, .tsv, .ndjson, .jsonl, .json and \
-         .parquet, all but the last also with .gz or .zst): rename it or narrow source.files",
+        "the export {} is of no known kind (found {found}; accepted are .csv, .tsv, .ndjson, .jsonl, .json, \
+         .xlsx, .xlsm, .xls and .parquet, all but the last also with .gz or .zst, and .zip of these): rename it or narrow source.files",
         file.display()
     )]
     UnknownFormat { file: PathBuf, found: String },
 
-    #[error("the export {} is an Excel workbook, which is not supported yet: save it as csv", file.display())]
-    Workbook { file: PathBuf },
+    #[error("the workbook {} cannot be opened: it is damaged, cut off or still being written", file.display())]
+    BrokenBook { file: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+
+    #[error("the export {} is protected by a password: hand over one without", file.display())]
+    Locked { file: PathBuf },
+
+    #[error(
+        "the workbook {} has no {}; its sheets are {}: correct source.sheet, or name the sheet as it was",
+        file.display(), asked.trim_start_matches("a "), listed(sheets)
+    )]
+    NoSheet { file: PathBuf, asked: String, sheets: Vec<String> },
+
+    #[error(
+        "sheet {sheet:?} of the workbook {} has no header {}: it must name the columns; source.header_row says in which row",
+        file.display(), row.map_or("row".to_owned(), |row| format!("in row {row}"))
+    )]
+    NoSheetHeader { file: PathBuf, sheet: String, row: Option<u32> },
+
+    #[error("sheet {sheet:?} of the workbook {} cannot be read past row {row}: it is damaged", file.display())]
+    BrokenSheet { file: PathBuf, sheet: String, row: u32, source: Box<dyn std::error::Error + Send + Sync> },
+
+    #[error("the zip {} cannot be opened: it is damaged, cut off or still being written", file.display())]
+    BrokenZip { file: PathBuf, source: zip::result::ZipError },
+
+    #[error("the zip {} holds no file: put the export into it", file.display())]
+    EmptyZip { file: PathBuf },
+
+    #[error("the zip {} holds more than {most} files, more than are read of one: split it", file.display())]
+    TooManyMembers { file: PathBuf, most: usize },
+
+    #[error("{} is packed by {method}, which is not read: pack the zip anew the usual way (deflate)", file.display())]
+    UnknownPacking { file: PathBuf, method: String },
+
+    #[error("{} is Parquet inside of a zip, where it cannot be read: Parquet is packed already, hand it over as it is", file.display())]
+    PackedParquet { file: PathBuf },
+
+    #[error(
+        "the export {} unpacks to more than {most} bytes, more than is read of one file: split it",
+        file.display()
+    )]
+    TooLarge { file: PathBuf, most: u64 },
 
     #[error("the export {} holds {holds}, which its name does not say: {instead}", file.display())]
     Mislabelled { file: PathBuf, holds: &'static str, instead: &'static str },

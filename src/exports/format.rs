@@ -8,12 +8,15 @@ use super::ExportError;
 /// How rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// A header and one row a line, fields in double quotes where they need it.
-    Csv { delimiter: u8 },
+    /// A header and one row a line, fields in double quotes where they need it; without a delimiter it is
+    /// found out.
+    Csv { delimiter: Option<u8> },
     /// One JSON object a line.
     Ndjson,
     /// One array of objects, or one object a line.
     Json,
+    /// A workbook, xlsx or xls.
+    Sheet,
     /// Left to the engine.
     Parquet,
 }
@@ -30,7 +33,7 @@ impl Format {
     /// Format and compression by the endings of the name, whatever their case: `users.CSV.gz`.
     ///
     /// # Errors
-    /// [`ExportError::Workbook`] for Excel files, [`ExportError::UnknownFormat`] for everything else not listed.
+    /// [`ExportError::UnknownFormat`] for everything not listed.
     pub fn of_path(path: &Path) -> Result<(Self, Compression), ExportError> {
         let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
         let (stem, compression) = if let Some(stem) = name.strip_suffix(".gz") {
@@ -42,12 +45,12 @@ impl Format {
         };
         let ending = stem.rsplit_once('.').map_or("", |(_, ending)| ending);
         let format = match ending {
-            "csv" => Self::Csv { delimiter: b',' },
-            "tsv" => Self::Csv { delimiter: b'\t' },
+            "csv" => Self::Csv { delimiter: None },
+            "tsv" => Self::Csv { delimiter: Some(b'\t') },
             "ndjson" | "jsonl" => Self::Ndjson,
             "json" => Self::Json,
             "parquet" if compression == Compression::None => Self::Parquet,
-            "xlsx" | "xls" | "xlsm" => return Err(ExportError::Workbook { file: path.to_owned() }),
+            "xlsx" | "xlsm" | "xls" => Self::Sheet,
             "" => return Err(unknown(path, "a name without an ending".to_owned())),
             _ => return Err(unknown(path, format!(".{ending}{}", compression.ending()))),
         };
@@ -79,20 +82,13 @@ mod tests {
 
     #[test]
     fn endings_tell_format_and_compression() {
-        assert_eq!(of("d/a.csv").unwrap(), (Format::Csv { delimiter: b',' }, Compression::None));
-        assert_eq!(of("d/a.b.TSV.GZ").unwrap(), (Format::Csv { delimiter: b'\t' }, Compression::Gzip));
+        assert_eq!(of("d/a.csv").unwrap(), (Format::Csv { delimiter: None }, Compression::None));
+        assert_eq!(of("d/a.b.TSV.GZ").unwrap(), (Format::Csv { delimiter: Some(b'\t') }, Compression::Gzip));
         assert_eq!(of("用户.jsonl.zst").unwrap(), (Format::Ndjson, Compression::Zstd));
         assert_eq!(of("a.json").unwrap(), (Format::Json, Compression::None));
+        assert_eq!(of("data/用户.XLSX").unwrap(), (Format::Sheet, Compression::None));
+        assert_eq!(of("a.xls.gz").unwrap(), (Format::Sheet, Compression::Gzip));
         assert_eq!(of("a.parquet").unwrap(), (Format::Parquet, Compression::None));
-    }
-
-    #[test]
-    fn a_workbook_is_refused_with_a_way_out() {
-        let refused = of("data/用户.xlsx").unwrap_err().to_string();
-        assert_eq!(
-            refused,
-            "the export data/用户.xlsx is an Excel workbook, which is not supported yet: save it as csv"
-        );
     }
 
     #[test]

@@ -18,20 +18,14 @@ use serde_json::value::RawValue;
 use self::pieces::{Piece, Pieces};
 use super::batch::Collector;
 use super::layout::{self, Layout};
-use super::{BadRow, ColumnKind, Compression, ExportError, FileReport, Format, Job, ReadOptions, Sink};
+use super::{BadRow, ColumnKind, ExportError, FileReport, Format, Job, ReadOptions, Sink};
 
 /// The rows whose keys are the columns.
 const HEADER_ROWS: usize = 1000;
 
 /// The columns of a file, as far as its first rows tell.
-pub(super) fn layout(
-    path: &Path,
-    compression: Compression,
-    format: Format,
-    options: &ReadOptions<'_>,
-) -> Result<Layout, ExportError> {
-    let job = Job { path, compression, options };
-    Ok(Keys::of_first_rows(&job, format)?.layout)
+pub(super) fn layout(job: &Job<'_>, format: Format) -> Result<Layout, ExportError> {
+    Ok(Keys::of_first_rows(job, format)?.layout)
 }
 
 /// Reads a whole file.
@@ -53,7 +47,7 @@ pub(super) fn read(job: &Job<'_>, format: Format, sink: &mut Sink<'_>) -> Result
         rows.flush_if_full()?;
         pieces.pass()?;
     }
-    rows.end(&pieces.decoder, super::source::size_on_disk(job.path)?)
+    rows.end(pieces.decoder.encoding(), job.input.bytes()?)
 }
 
 fn bad(pieces: &Pieces, bytes: usize, reason: String) -> BadRow {
@@ -130,20 +124,20 @@ impl<'a> Keys<'a> {
         }
         if seen == 0 && format == Format::Json && !pieces.is_array() {
             let reason = "it is empty; an export without anybody is []";
-            return Err(ExportError::BrokenJson { file: job.path.to_owned(), line: 1, reason });
+            return Err(ExportError::BrokenJson { file: job.input.shown().to_owned(), line: 1, reason });
         }
         if seen > 0 && header.is_empty() {
             let reason = "none of its first rows is an object";
-            return Err(ExportError::BrokenJson { file: job.path.to_owned(), line: 1, reason });
+            return Err(ExportError::BrokenJson { file: job.input.shown().to_owned(), line: 1, reason });
         }
         if seen == 0 {
             header = asked_for(job.options);
         }
-        let layout = Layout::of_header(job.path, &header, job.options)?;
+        let layout = Layout::of_header(job.input.shown(), &header, job.options)?;
         for (place, column) in layout.columns.iter().enumerate() {
             places.entry(header[column.field].clone()).or_default().push(place);
         }
-        Ok(Self { file: job.path, options: job.options, layout, places })
+        Ok(Self { file: job.input.shown(), options: job.options, layout, places })
     }
 
     /// Gives a key that none of the first rows had a column of its own.

@@ -85,6 +85,11 @@ pub(super) fn cleaned_id(text: &str) -> Option<&str> {
     (!is_nothing).then_some(id)
 }
 
+/// Whether a header has every column that was asked for.
+pub(super) fn has_all(header: &[String], options: &ReadOptions<'_>) -> bool {
+    require(Path::new(""), header, options).is_ok()
+}
+
 fn require(file: &Path, header: &[String], options: &ReadOptions<'_>) -> Result<(), ExportError> {
     let openid = (!options.columns.iter().any(|(ours, _)| ours == OPENID)).then_some((OPENID, OPENID));
     let asked = options.columns.iter().map(|(ours, theirs)| (ours.as_str(), theirs.as_str()));
@@ -129,14 +134,12 @@ fn refuse_duplicates(file: &Path, header: &[String], columns: &[Column]) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exports::Encoding;
 
     fn names(header: &[&str], columns: &[(&str, &str)], keep: Option<&[&str]>) -> Result<Vec<String>, ExportError> {
         let header: Vec<String> = header.iter().map(|name| (*name).to_owned()).collect();
         let columns: Vec<_> = columns.iter().map(|(ours, theirs)| ((*ours).to_owned(), (*theirs).to_owned())).collect();
         let keep: Option<Vec<String>> = keep.map(|keep| keep.iter().map(|name| (*name).to_owned()).collect());
-        let options =
-            ReadOptions { columns: &columns, keep: keep.as_deref(), encoding: Encoding::Auto, batch_rows: 10 };
+        let options = ReadOptions { keep: keep.as_deref(), ..ReadOptions::of_columns(&columns) };
         let layout = Layout::of_header(Path::new("users.csv"), &header, &options)?;
         Ok(layout.columns.into_iter().map(|column| column.name).collect())
     }

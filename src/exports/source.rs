@@ -4,17 +4,18 @@
 //! twice (a row whose quote is never closed) is still in the window, so that nothing need be read again. The window is
 //! as large as the longest row looked at, and rows are bounded by [`MAX_ROW_BYTES`]. Knows nothing of fields or text.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
 
 use super::utf16::Utf16;
-use super::{Compression, ExportError};
+use super::{ExportError, Input};
 
 /// A row longer than this is no row of an export.
 pub(super) const MAX_ROW_BYTES: usize = 1 << 20;
 
 const FIRST_WINDOW_BYTES: usize = 256 << 10;
+/// Enough of a header to tell UTF-16 that does not say so.
+const UTF16_SAMPLE_BYTES: usize = 256;
 
 /// A window on the bytes of one file.
 pub(super) struct Source {
@@ -41,26 +42,17 @@ pub(super) enum Line {
 
 impl Source {
     /// Opens a file and looks at its first bytes, to refuse a file that its name belies.
-    pub(super) fn open(path: &Path, compression: Compression) -> Result<Self, ExportError> {
-        let failed = |source| ExportError::Open { file: path.to_owned(), source };
-        let file = File::open(path).map_err(failed)?;
-        let reader: Box<dyn Read> = match compression {
-            Compression::None => Box::new(file),
-            Compression::Gzip => {
-                Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(FIRST_WINDOW_BYTES, file)))
-            }
-            Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(file).map_err(failed)?),
-        };
+    pub(super) fn open(input: &Input) -> Result<Self, ExportError> {
         let mut source = Self {
-            file: path.to_owned(),
-            reader,
+            file: input.shown().to_owned(),
+            reader: input.reader()?,
             buffer: vec![0; FIRST_WINDOW_BYTES],
             at: 0,
             filled: 0,
             ended: false,
             line: 1,
         };
-        source.reach(4)?;
+        source.reach(UTF16_SAMPLE_BYTES)?;
         source.read_utf16()?;
         source.refuse_foreign()?;
         Ok(source)
@@ -73,7 +65,7 @@ impl Source {
         let reader = std::mem::replace(&mut self.reader, Box::new(io::empty()));
         self.reader = Box::new(Utf16::new(begun.chain(reader), encoding));
         (self.at, self.filled, self.ended) = (0, 0, false);
-        self.reach(4).map(drop)
+        self.reach(UTF16_SAMPLE_BYTES).map(drop)
     }
 
     pub(super) fn file(&self) -> &Path {
@@ -163,8 +155,8 @@ impl Source {
 
     fn refuse_foreign(&self) -> Result<(), ExportError> {
         let (holds, instead) = match self.window() {
-            [b'P', b'K', 3, 4, ..] => ("an Excel workbook or another zip archive", "save it as csv"),
-            [0xD0, 0xCF, 0x11, 0xE0, ..] => ("an old Excel workbook", "save it as csv"),
+            [b'P', b'K', 3, 4, ..] => ("an Excel workbook or another zip archive", "let its name end in .xlsx"),
+            [0xD0, 0xCF, 0x11, 0xE0, ..] => ("an old Excel workbook", "let its name end in .xls"),
             [0x1F, 0x8B, ..] => ("gzip data", "let its name end in .gz"),
             [0x28, 0xB5, 0x2F, 0xFD, ..] => ("zstd data", "let its name end in .zst"),
             [b'P', b'A', b'R', b'1', ..] => ("Parquet", "let its name end in .parquet"),
@@ -172,12 +164,6 @@ impl Source {
         };
         Err(ExportError::Mislabelled { file: self.file.clone(), holds, instead })
     }
-}
-
-/// The size of a file as it lies there, in bytes.
-pub(super) fn size_on_disk(path: &Path) -> Result<u64, ExportError> {
-    let failed = |source| ExportError::Open { file: path.to_owned(), source };
-    Ok(std::fs::metadata(path).map_err(failed)?.len())
 }
 
 /// The offset right behind the first line break.

@@ -43,12 +43,12 @@ impl Read {
 }
 
 fn options<'a>(columns: &'a [(String, String)]) -> ReadOptions<'a> {
-    ReadOptions { columns, keep: None, encoding: Encoding::Auto, batch_rows: 1000 }
+    ReadOptions::of_columns(columns)
 }
 
 fn read_with(path: &Path, options: &ReadOptions<'_>) -> Result<Read, ExportError> {
     let mut batches = Vec::new();
-    let report = read_file(path, options, &mut |batch: Batch| {
+    let report = read_file(&Input::of_file(path), options, &mut |batch: Batch| {
         assert!(batch.rows.columns.iter().all(|(_, values)| values.len() == batch.rows.len()), "columns of one length");
         batches.push(batch);
         Ok(())
@@ -98,7 +98,7 @@ fn columns_are_renamed_kept_and_put_in_order() {
     let columns: Vec<_> = columns.iter().map(|(ours, theirs)| ((*ours).to_owned(), (*theirs).to_owned())).collect();
     let keep = ["city".to_owned()];
     let options = ReadOptions { keep: Some(&keep), ..options(&columns) };
-    assert_eq!(header(&path, &options).unwrap(), ["openid", "unionid", "updated_at", "city"]);
+    assert_eq!(header(&Input::of_file(&path), &options).unwrap(), ["openid", "unionid", "updated_at", "city"]);
     let found = read_with(&path, &options).unwrap();
     let names: Vec<_> = found.batches[0].rows.columns.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["openid", "unionid", "updated_at", "city", "_line"]);
@@ -142,7 +142,7 @@ fn a_column_that_is_not_there_stops_the_file_before_anything_comes_out() {
     let (_folder, path) = file("u.csv", "openid,union_id\no1,u1\n");
     let columns = [("unionid".to_owned(), "unionid".to_owned())];
     let mut called = false;
-    let refused = read_file(&path, &options(&columns), &mut |_| {
+    let refused = read_file(&Input::of_file(&path), &options(&columns), &mut |_| {
         called = true;
         Ok(())
     });
@@ -325,7 +325,8 @@ fn a_line_without_end_is_one_bad_row() {
 fn what_a_sink_returns_ends_the_reading() {
     let (_folder, path) = file("u.csv", "openid\no1\n");
     let refused =
-        read_file(&path, &options(&[]), &mut |_| Err(ExportError::from_sink("the disk is full"))).unwrap_err();
+        read_file(&Input::of_file(&path), &options(&[]), &mut |_| Err(ExportError::from_sink("the disk is full")))
+            .unwrap_err();
     assert_eq!(std::error::Error::source(&refused).unwrap().to_string(), "the disk is full");
 }
 

@@ -24,13 +24,24 @@ pub(super) struct Utf16<R> {
 }
 
 impl Utf16<io::Empty> {
-    /// The encoding that a file's byte order mark names.
+    /// The encoding that a file's byte order mark names; without one, that in which every other byte of a header that is mostly
+    /// ASCII is zero, which no other text has.
     pub(super) fn encoding_of(beginning: &[u8]) -> Option<&'static Encoding> {
         match beginning {
             [0xFF, 0xFE, ..] => Some(UTF_16LE),
             [0xFE, 0xFF, ..] => Some(UTF_16BE),
-            _ => None,
+            _ => by_zeros(beginning),
         }
+    }
+}
+
+fn by_zeros(beginning: &[u8]) -> Option<&'static Encoding> {
+    let zeros = |offset: usize| beginning.iter().skip(offset).step_by(2).filter(|byte| **byte == 0).count();
+    let many = (beginning.len() / 8).max(2);
+    match (zeros(0), zeros(1)) {
+        (0, odd) if odd >= many => Some(UTF_16LE),
+        (even, 0) if even >= many => Some(UTF_16BE),
+        _ => None,
     }
 }
 
@@ -103,6 +114,19 @@ mod tests {
         let big: Vec<u8> = [0xFE, 0xFF].into_iter().chain(units.iter().flat_map(|unit| unit.to_be_bytes())).collect();
         for bytes in [little, big] {
             assert_eq!(String::from_utf8(decoded(&bytes)).unwrap(), format!("\u{FEFF}{text}"));
+        }
+    }
+
+    #[test]
+    fn without_a_mark_the_zeros_tell() {
+        let text = "openid,城市\no1,上海\n";
+        let little: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let big: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).collect();
+        for bytes in [little, big] {
+            assert_eq!(String::from_utf8(decoded(&bytes)).unwrap(), format!("\u{FEFF}{text}"));
+        }
+        for other in [text.as_bytes(), b"openid\n\0\0\0\0", b""] {
+            assert_eq!(Utf16::encoding_of(other), None);
         }
     }
 

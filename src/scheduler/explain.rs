@@ -11,7 +11,7 @@ use crate::config::settings::StageKind;
 use crate::engine::text;
 use crate::exports::{self, ReadOptions};
 use crate::ledger::LedgerError;
-use crate::stage::load_users::files_of;
+use crate::stage::load_users::{files_of, options_of};
 use crate::stage::query::{QueryError, records};
 use crate::stage::{Hands, StageError};
 use crate::wechat::lookup_code;
@@ -297,16 +297,13 @@ async fn export_lines(hands: &Hands, ids: Vec<String>) -> Result<Vec<ExportLine>
         let mut found = Vec::new();
         for stage in settings.pipelines.values().flat_map(|pipeline| &pipeline.stages) {
             let StageKind::LoadUsers(plan) = &stage.kind else { continue };
-            for file in files_of(&settings.root, &plan.files) {
-                let options = ReadOptions {
-                    columns: &plan.columns,
-                    keep: Some(&[]),
-                    encoding: crate::stage::load_users::encoding_of(plan),
-                    batch_rows: 20_000,
-                };
-                let shown = file.strip_prefix(&settings.root).unwrap_or(&file).to_string_lossy().into_owned();
+            let files = files_of(&settings.root, &plan.files);
+            for input in files.iter().flat_map(|file| exports::Input::all_of(file).unwrap_or_default()) {
+                let options = ReadOptions { keep: Some(&[]), batch_rows: 20_000, ..options_of(plan) };
+                let shown =
+                    input.shown().strip_prefix(&settings.root).unwrap_or(input.shown()).to_string_lossy().into_owned();
                 // A file that cannot be read now is the load's to complain of.
-                let _ = exports::read_file(&file, &options, &mut |batch| {
+                let _ = exports::read_file(&input, &options, &mut |batch| {
                     found.extend(lines_of(&batch.rows, &ids).map(|line| ExportLine {
                         stage: stage.name.to_string(),
                         file: shown.clone(),

@@ -4,24 +4,29 @@
 //! to the newest `updated_at`, gives columns their types and drops rows without an openid → the table. A missing column,
 //! too many bad rows or a value that is not of its type fail the stage, and the table before stays as it was.
 
+mod contract;
 mod fold;
+mod late;
+pub mod partitions;
 mod stage_files;
 mod times;
+mod unchanged;
 
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use serde_json::json;
 
+use self::contract::Contract;
 use self::stage_files::{Staged, stage_file};
 use self::times::Unread;
 use super::{NewSnapshot, StageContext, StageError, StageOutcome, StageReport, blocking};
 use crate::clock::Timestamp;
-use crate::config::settings::{Encoding, LoadUsers};
+use crate::config::settings::{Encoding, LoadUsers, SheetChoice};
 use crate::domain::TableName;
 use crate::domain::tables::table_spec;
-use crate::exports;
+use crate::exports::{self, Input};
 use crate::lake::Lake;
+use crate::ledger::SnapshotRecord;
 use crate::redact;
 
 /// Loads the files of the stage's glob.
@@ -31,19 +36,14 @@ use crate::redact;
 /// [`StageError::Rule`] for no match, files too old, too many bad rows; [`StageError::Export`] for what is wrong with a file.
 pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome, StageError> {
     let table = cx.stage.table.as_ref().expect("a load stage has a table");
-    let files = matching_files(cx, plan)?;
-    let as_of = newest_change(&files)?;
-    if let Some(max_age) = plan.max_age {
-        let age = (cx.hands.clock.now() - as_of).to_std().unwrap_or_default();
-        if age > max_age {
-            return Err(StageError::Rule(format!(
-                "the newest file of `{}` was last modified {as_of}, longer ago than max_age allows; ask for a fresh export",
-                plan.files
-            )));
-        }
+    let (files, as_of) = late::awaited(cx, plan).await?;
+    let inputs = inputs_of(&files)?;
+    let hash = unchanged::source_hash(cx, plan, &inputs).await?;
+    if let Some((users, quarantine)) = unchanged::made_before(cx, plan, &hash) {
+        return Ok(StageOutcome::Done(once_more(cx, as_of, [users, quarantine])));
     }
     let work = format!("work/load/{}", cx.new_snapshot_id());
-    let loaded = load(cx, plan, &files, &work).await;
+    let loaded = load(cx, plan, &inputs, &work).await;
     for path in std::fs::read_dir(cx.hands.lake.absolute(&work)).into_iter().flatten().flatten() {
         cx.hands.lake.remove(&format!("{work}/{}", path.file_name().to_string_lossy()))?;
     }
@@ -71,7 +71,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome
         columns: table_spec("quarantine").expect("quarantine is declared").sql_columns(),
     };
     let mut detail = json!({
-        "files": files.len(), "rows": loaded.rows_in, "quarantined": loaded.quarantine.rows,
+        "files": inputs.len(), "rows": loaded.rows_in, "quarantined": loaded.quarantine.rows,
         "duplicates": loaded.rows_in.saturating_sub(loaded.users.rows + loaded.quarantine.rows),
     });
     if let Some((rows, first)) = loaded.unread_times {
@@ -80,10 +80,32 @@ pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome
     Ok(StageOutcome::Done(StageReport {
         rows_in: loaded.rows_in,
         rows_out: loaded.users.rows,
-        snapshots: vec![users.record(cx), quarantine.record(cx)],
+        snapshots: [users, quarantine]
+            .map(|made| SnapshotRecord { source_hash: Some(hash.clone()), ..made.record(cx) })
+            .into(),
         detail,
         ..StageReport::default()
     }))
+}
+
+/// The tables of the last load, whose files were the same: their parts under new names.
+fn once_more(cx: &StageContext<'_>, as_of: Timestamp, before: [&SnapshotRecord; 2]) -> StageReport {
+    let id = cx.new_snapshot_id();
+    let [users, quarantine] = before.map(|before| {
+        let again = NewSnapshot {
+            table: before.table.clone(),
+            slice: before.slice.clone(),
+            id: if before.table.as_str() == "quarantine" { format!("{id}-quarantine") } else { id.clone() },
+            as_of,
+            rows: before.rows,
+            bytes: before.bytes,
+            parts: before.parts.clone(),
+            columns: before.columns.clone(),
+        };
+        SnapshotRecord { source_hash: before.source_hash.clone(), ..again.record(cx) }
+    });
+    let detail = json!({ "unchanged": true, "rows": users.rows, "quarantined": quarantine.rows });
+    StageReport { rows_out: users.rows, snapshots: vec![users, quarantine], detail, ..StageReport::default() }
 }
 
 struct Loaded {
@@ -98,28 +120,39 @@ struct Loaded {
     unread_times: Option<(u64, String)>,
 }
 
-async fn load(cx: &StageContext<'_>, plan: &LoadUsers, files: &[PathBuf], work: &str) -> Result<Loaded, StageError> {
+async fn load(cx: &StageContext<'_>, plan: &LoadUsers, inputs: &[Input], work: &str) -> Result<Loaded, StageError> {
+    let table = cx.stage.table.as_ref().expect("a load stage has a table");
+    let before: Vec<PathBuf> = cx
+        .visible
+        .slice(table.as_str(), plan.miniprogram.as_str())
+        .map(|before| before.parts.iter().map(|part| cx.hands.lake.absolute(part)).collect())
+        .unwrap_or_default();
     let mut staged = Vec::new();
-    for (number, file) in files.iter().enumerate() {
+    for (number, input) in inputs.iter().enumerate() {
         if cx.stop.is_cancelled() {
             return Err(StageError::Interrupted);
         }
         let job = stage_files::Job {
-            file: file.clone(),
-            shown: shown(cx, file),
+            input: input.clone(),
+            shown: shown(cx, input.shown()),
             number: u32::try_from(number).unwrap_or(u32::MAX),
             plan: plan.clone(),
             lake: cx.hands.lake.clone(),
             work: work.to_owned(),
             source: cx.stage.name.to_string(),
         };
-        let one: Staged = blocking(&cx.hands.engine, cx.stop, move |session| stage_file(session, &job)).await?;
+        let before = before.clone();
+        let work = move |session: &crate::engine::Session| {
+            stage_file(session, &job).map_err(|error| {
+                Contract { stage: &job.source, plan: &job.plan, before: &before }.explained(session, error)
+            })
+        };
+        let one: Staged = blocking(&cx.hands.engine, cx.stop, work).await?;
         check_bad_rows(plan, &one)?;
         staged.push(one);
-        cx.tell("files", u64::try_from(staged.len()).unwrap_or(0), u64::try_from(files.len()).ok());
+        cx.tell("files", u64::try_from(staged.len()).unwrap_or(0), u64::try_from(inputs.len()).ok());
     }
     let id = cx.new_snapshot_id();
-    let table = cx.stage.table.as_ref().expect("a load stage has a table");
     let users_path = Lake::part_path(table, plan.miniprogram.as_str(), &id, 1);
     let quarantine_path = Lake::part_path(&TableName::new("quarantine"), cx.stage.name.as_str(), &id, 1);
     let rows_in = staged.iter().map(|file| file.rows + file.bad).sum();
@@ -128,6 +161,7 @@ async fn load(cx: &StageContext<'_>, plan: &LoadUsers, files: &[PathBuf], work: 
         plan: plan.clone(),
         timezone: cx.hands.settings.timezone,
         staged,
+        before,
         users_target: cx.hands.lake.absolute(&users_path),
         quarantine_target: cx.hands.lake.absolute(&quarantine_path),
     };
@@ -140,14 +174,14 @@ async fn load(cx: &StageContext<'_>, plan: &LoadUsers, files: &[PathBuf], work: 
         columns: folded.columns,
         quarantine: folded.quarantine,
         quarantine_path,
-        unread_times: folded.unread_times.map(|unread| tell_unread(cx, &unread, files)),
+        unread_times: folded.unread_times.map(|unread| tell_unread(cx, &unread, inputs)),
     })
 }
 
 /// Says that people count as the oldest because their `updated_at` cannot be read.
-fn tell_unread(cx: &StageContext<'_>, unread: &Unread, files: &[PathBuf]) -> (u64, String) {
+fn tell_unread(cx: &StageContext<'_>, unread: &Unread, inputs: &[Input]) -> (u64, String) {
     let (number, line, value) = &unread.first;
-    let file = usize::try_from(*number).ok().and_then(|at| files.get(at)).map(|file| shown(cx, file));
+    let file = usize::try_from(*number).ok().and_then(|at| inputs.get(at)).map(|input| shown(cx, input.shown()));
     let place = format!("{} line {line}", file.unwrap_or_default());
     // Where columns are mixed up an id may stand there.
     let value = if value.chars().count() > 20 { redact::shortened(value) } else { value.clone() };
@@ -180,33 +214,39 @@ fn share(part: u64, whole: u64) -> f64 {
     part as f64 / whole as f64
 }
 
-/// The files of a glob, sorted by name.
-///
-/// # Errors
-///
-/// [`StageError::Rule`] when none matches.
-fn matching_files(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<Vec<PathBuf>, StageError> {
-    let files = files_of(&cx.hands.settings.root, &plan.files);
-    if files.is_empty() {
-        return Err(StageError::Rule(format!(
-            "no file matches `{}` (below {}); put the export there, or mend source.files",
-            plan.files,
-            cx.hands.settings.root.display()
-        )));
+/// What the files hold: a zip may hold several.
+fn inputs_of(files: &[PathBuf]) -> Result<Vec<Input>, StageError> {
+    let mut inputs = Vec::new();
+    for file in files {
+        inputs.extend(Input::all_of(file)?);
     }
-    Ok(files)
+    Ok(inputs)
 }
 
 /// The files that a glob names below a workspace, sorted by name.
 pub fn files_of(root: &std::path::Path, pattern: &str) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = glob::glob(&root.join(pattern).to_string_lossy())
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|path| path.is_file())
-        .collect();
+    let mut files = Vec::new();
+    for path in glob::glob(&root.join(pattern).to_string_lossy()).into_iter().flatten().flatten() {
+        if path.is_file() {
+            files.push(path);
+        } else if path.extension().is_some_and(|ending| ending == "parquet") {
+            files.extend(files_inside(&path));
+        }
+    }
     files.sort();
+    files.dedup();
     files
+}
+
+/// A folder that is called like a file is how Spark writes one; names that begin with `_` or `.` are its own notes.
+fn files_inside(folder: &std::path::Path) -> Vec<PathBuf> {
+    let pattern = PathBuf::from(glob::Pattern::escape(&folder.to_string_lossy())).join("**/*.parquet");
+    let is_note = |path: &PathBuf| {
+        let inside = path.strip_prefix(folder).unwrap_or(path);
+        inside.components().any(|part| part.as_os_str().to_string_lossy().starts_with(['_', '.']))
+    };
+    let found = glob::glob(&pattern.to_string_lossy()).into_iter().flatten().flatten();
+    found.filter(|path| path.is_file() && !is_note(path)).collect()
 }
 
 /// The files that a glob names, the first of them, as people know them.
@@ -220,24 +260,23 @@ pub fn shown_files(root: &std::path::Path, pattern: &str) -> String {
     names.join(", ")
 }
 
-/// The encoding that a stage asks for.
-pub fn encoding_of(plan: &LoadUsers) -> exports::Encoding {
-    match plan.encoding {
-        Encoding::Auto => exports::Encoding::Auto,
-        Encoding::Utf8 => exports::Encoding::Utf8,
-        Encoding::Gb18030 => exports::Encoding::Gb18030,
+/// How a stage wants its files to be read.
+pub fn options_of(plan: &LoadUsers) -> exports::ReadOptions<'_> {
+    exports::ReadOptions {
+        keep: plan.keep.as_deref(),
+        encoding: match plan.encoding {
+            Encoding::Auto => exports::Encoding::Auto,
+            Encoding::Utf8 => exports::Encoding::Utf8,
+            Encoding::Gb18030 => exports::Encoding::Gb18030,
+        },
+        delimiter: plan.delimiter,
+        sheet: plan.sheet.as_ref().map(|sheet| match sheet {
+            SheetChoice::Name(name) => exports::Sheet::Name(name),
+            SheetChoice::Number(number) => exports::Sheet::Number(*number),
+        }),
+        header_row: plan.header_row,
+        ..exports::ReadOptions::of_columns(&plan.columns)
     }
-}
-
-fn newest_change(files: &[PathBuf]) -> Result<Timestamp, StageError> {
-    let mut newest = SystemTime::UNIX_EPOCH;
-    for file in files {
-        let changed = std::fs::metadata(file)
-            .and_then(|meta| meta.modified())
-            .map_err(|error| StageError::Rule(format!("cannot read {}: {error}", file.display())))?;
-        newest = newest.max(changed);
-    }
-    Ok(newest.into())
 }
 
 /// A file as people know it: relative to the workspace where it is inside.

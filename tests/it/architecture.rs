@@ -30,6 +30,8 @@ const TAMED: &[(&str, &[&str])] = &[
     ("clap_complete", &["cli"]),
     ("indicatif", &["cli"]),
     ("polars", &["lake"]),
+    ("calamine", &["exports"]),
+    ("zip", &["exports"]),
 ];
 
 /// What only the clocks may call.

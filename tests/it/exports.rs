@@ -38,6 +38,31 @@ fn utf16(text: &str) -> Vec<u8> {
     [0xFF, 0xFE].into_iter().chain(text.encode_utf16().flat_map(u16::to_le_bytes)).collect()
 }
 
+/// As a spreadsheet program would save it: times as days since 1900.
+fn workbook(people: &[[&str; 4]]) -> Vec<u8> {
+    use rust_xlsxwriter::{ExcelDateTime, Format, Workbook};
+    let mut book = Workbook::new();
+    let sheet = book.add_worksheet().set_name("用户").unwrap();
+    sheet.write_row(0, 0, HEADER.trim_end().split(',')).unwrap();
+    let time = Format::new().set_num_format("yyyy-mm-dd hh:mm");
+    for (row, [openid, unionid, at, city]) in (1..).zip(people) {
+        for (column, text) in [(0, openid), (1, unionid), (3, city)].into_iter().filter(|(_, text)| !text.is_empty()) {
+            sheet.write_string(row, column, *text).unwrap();
+        }
+        sheet.write_datetime_with_format(row, 2, ExcelDateTime::parse_from_str(at).unwrap(), &time).unwrap();
+    }
+    book.save_to_buffer().unwrap()
+}
+
+fn zip(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for (name, content) in members {
+        writer.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+        writer.write_all(content).unwrap();
+    }
+    writer.finish().unwrap().into_inner()
+}
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     packed.write_all(bytes).unwrap();
@@ -50,7 +75,9 @@ async fn the_same_people_come_out_of_every_kind_of_file() {
     let csv = format!("{HEADER}oA,uA,2026-11-24 10:00:00,上海\noB,,2026-11-23,北京\n");
     let json = r#"{"openid":"oA","unionid":"uA","last_login":1795485600,"城市":"上海"}
 {"openid":"oB","unionid":null,"last_login":"2026-11-22T16:00:00Z","城市":"北京"}"#;
-    let files: [(&str, Vec<u8>); 8] = [
+    let halves = [format!("{HEADER}oA,uA,2026-11-24 10:00:00,上海\n"), format!("{HEADER}oB,,2026-11-23,北京\n")];
+    let people = [["oA", "uA", "2026-11-24 10:00:00", "上海"], ["oB", "", "2026-11-23", "北京"]];
+    let files: [(&str, Vec<u8>); 16] = [
         ("plain.csv", csv.clone().into_bytes()),
         ("marked.csv", format!("\u{FEFF}{csv}").into_bytes()),
         ("chinese.csv", encoding_rs::GB18030.encode(&csv).0.into_owned()),
@@ -58,7 +85,18 @@ async fn the_same_people_come_out_of_every_kind_of_file() {
         ("windows.csv", csv.trim_end().replace('\n', "\r\n").into_bytes()),
         ("packed.csv.gz", gzip(csv.as_bytes())),
         ("packed.tsv.zst", zstd::encode_all(csv.replace(',', "\t").as_bytes(), 1).unwrap()),
+        ("sniffed.csv", csv.replace(',', ";").into_bytes()),
+        ("piped.csv", encoding_rs::GB18030.encode(&csv.replace(',', "|")).0.into_owned()),
+        ("unmarked.csv", csv.encode_utf16().flat_map(u16::to_le_bytes).collect()),
+        (
+            "halves.zip",
+            zip(&[("b.csv", halves[1].as_bytes()), ("__MACOSX/._b.csv", b"x"), ("用户/a.csv", halves[0].as_bytes())]),
+        ),
+        ("book.zip", zip(&[("users.xlsx", &workbook(&people))])),
         ("lines.ndjson", json.as_bytes().to_vec()),
+        ("book.xlsx", workbook(&people)),
+        ("packed.xlsx.gz", gzip(&workbook(&people))),
+        ("old.xls", include_bytes!("exports/users.xls").to_vec()),
     ];
     for (name, bytes) in files {
         house.hand_over(name, &bytes);
@@ -90,7 +128,9 @@ async fn a_file_that_is_wrong_as_a_whole_leaves_the_table_as_it_was() {
     let house = loading("").await;
     house.hand_over("a.csv", format!("{HEADER}oA,uA,,上海\n").as_bytes());
     house.run("load", &[]).await.ends(0);
-    let cases: [(&str, &[u8], &str); 7] = [
+    let within = zip(&[("users.csv", b"openid\n"), ("readme.txt", b"x")]);
+    let parquet = zip(&[("users.parquet", b"PAR1")]);
+    let cases: [(&str, &[u8], &str); 11] = [
         ("a.csv", b"", "no header line"),
         ("a.csv", "open_id,unionid,last_login,城市\nx,y,,z\n".as_bytes(), "did you mean \"open_id\"?"),
         ("a.csv", b"PK\x03\x04", "an Excel workbook"),
@@ -98,6 +138,10 @@ async fn a_file_that_is_wrong_as_a_whole_leaves_the_table_as_it_was() {
         ("a.json", HEADER.as_bytes(), "none of its first rows is an object"),
         ("a.parquet", b"PAR1", "not a Parquet file"),
         ("a.txt", b"x", "no known kind"),
+        ("a.zip", &within, "a.zip/readme.txt is of no known kind"),
+        ("a.zip", &parquet, "a.zip/users.parquet is Parquet inside of a zip"),
+        ("a.zip", &within[..30], "the zip"),
+        ("a.xlsx", b"PK\x03\x04", "cannot be opened"),
     ];
     for (name, bytes, message) in cases {
         std::fs::remove_dir_all(house.path("data/exports/mall")).unwrap();

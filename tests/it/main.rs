@@ -29,6 +29,7 @@ mod often_killed;
 mod planned;
 mod push;
 mod serve;
+mod sources;
 mod together;
 mod tokens;
 mod unreachable;

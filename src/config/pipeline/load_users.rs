@@ -6,12 +6,22 @@ use super::stage::StageReader;
 use crate::config::file::{Field, Section};
 use crate::config::problems::nearest;
 use crate::config::resolve::defaults;
-use crate::config::settings::{Encoding, LoadUsers, Place, StageKind};
+use crate::config::settings::{Encoding, LoadUsers, OnNewColumn, Place, SheetChoice, StageKind};
 use crate::config::units;
 
 /// Kinds of files that can be read, each also with one of [`COMPRESSIONS`] behind it.
-const FORMATS: [&str; 6] = ["csv", "tsv", "ndjson", "jsonl", "json", "parquet"];
+const FORMATS: [&str; 10] = ["csv", "tsv", "ndjson", "jsonl", "json", "xlsx", "xlsm", "xls", "parquet", "zip"];
+/// Those that have sheets, or may hold such.
+const SHEETS: [&str; 4] = ["xlsx", "xlsm", "xls", "zip"];
+/// Those that have delimiters, or may hold such.
+const DELIMITED: [&str; 3] = ["csv", "tsv", "zip"];
+/// What may stand between fields.
+const DELIMITERS: [(&str, u8); 5] = [(",", b','), (";", b';'), ("|", b'|'), ("tab", b'\t'), ("\t", b'\t')];
 const COMPRESSIONS: [&str; 2] = ["gz", "zst"];
+const ON_NEW_COLUMN: [(&str, OnNewColumn); 3] =
+    [("keep", OnNewColumn::Keep), ("ignore", OnNewColumn::Ignore), ("fail", OnNewColumn::Fail)];
+/// As many as a sheet can have.
+const MAX_SHEET_ROWS: u64 = 1 << 20;
 /// Columns that every table of users has by itself.
 const OWN_COLUMNS: [&str; 1] = ["miniprogram"];
 /// Columns that mean something to us; any other is carried along.
@@ -25,20 +35,39 @@ pub(super) fn read(stage: &mut StageReader<'_>) -> Option<StageKind> {
     let types = stage.section.section("types", "`types`");
     let types = types.fields().into_iter().filter_map(|field| Some((field.name.to_owned(), column_type(&field)?)));
     let types: BTreeMap<String, String> = types.collect();
-    let keep = stage.section.take("keep").and_then(|field| field.words());
+    let keep_field = stage.section.take("keep");
+    let keep = keep_field.as_ref().and_then(Field::words);
+    let on_new_column = stage.section.take("on_new_column").and_then(|field| {
+        let found = field.choice(&ON_NEW_COLUMN)?;
+        if found != OnNewColumn::Keep && keep_field.is_some() {
+            let hint = "leave out one of both; name the columns that are expected in `columns` or `types`";
+            field.refuse_key("`keep` says already which columns there are", hint);
+        }
+        Some(found)
+    });
+    let on_new_column = on_new_column.unwrap_or(OnNewColumn::Keep);
+    // Ignoring what nothing names is keeping what is named.
+    let named = || columns.iter().map(|(ours, _)| ours).chain(types.keys()).cloned().collect();
+    let keep = if on_new_column == OnNewColumn::Ignore { Some(named()) } else { keep };
     let max_age = stage.section.take("max_age").and_then(|field| field.positive_duration());
+    let wait_until = stage.section.take("wait_until").and_then(|field| field.unit(units::time_of_day));
     let max_bad = stage.section.take("max_bad").and_then(|field| field.share());
-    let (files, files_place, encoding) = source?;
+    let Source { files, files_place, encoding, delimiter, sheet, header_row } = source?;
     Some(StageKind::LoadUsers(Box::new(LoadUsers {
         miniprogram: miniprogram?,
         files,
         files_place,
         encoding,
+        delimiter,
+        sheet,
+        header_row,
         columns,
         columns_place: columns_field.map(|field| field.place()),
         types,
         keep,
+        on_new_column,
         max_age,
+        wait_until,
         max_bad: max_bad.unwrap_or(defaults::MAX_BAD),
     })))
 }
@@ -52,7 +81,17 @@ fn column_type(field: &Field<'_>) -> Option<String> {
     Some(ty)
 }
 
-fn source(mut section: Section<'_>) -> Option<(String, Place, Encoding)> {
+/// The keys of `source`.
+struct Source {
+    files: String,
+    files_place: Place,
+    encoding: Encoding,
+    delimiter: Option<u8>,
+    sheet: Option<SheetChoice>,
+    header_row: Option<u32>,
+}
+
+fn source(mut section: Section<'_>) -> Option<Source> {
     let database = section.take("database");
     let query = section.take("query");
     let files = section.take("files");
@@ -65,6 +104,9 @@ fn source(mut section: Section<'_>) -> Option<(String, Place, Encoding)> {
             ("gb18030", Encoding::Gb18030),
         ])
     });
+    let delimiter = section.take("delimiter");
+    let sheet = section.take("sheet");
+    let header_row = section.take("header_row");
     let page = section.page;
     let span = section.span.clone();
     section.finish();
@@ -83,7 +125,49 @@ fn source(mut section: Section<'_>) -> Option<(String, Place, Encoding)> {
     };
     let files = field.full_text()?;
     check_glob(&field, &files);
-    Some((files, field.place(), encoding.unwrap_or(Encoding::Auto)))
+    for key in [&sheet, &header_row].into_iter().flatten() {
+        refuse_beside(key, &files, &SHEETS);
+    }
+    if let Some(key) = &delimiter {
+        refuse_beside(key, &files, &DELIMITED);
+    }
+    Some(Source {
+        files,
+        files_place: field.place(),
+        encoding: encoding.unwrap_or(Encoding::Auto),
+        delimiter: delimiter.and_then(|field| field.choice(&DELIMITERS)),
+        sheet: sheet.as_ref().and_then(sheet_choice),
+        header_row: header_row
+            .and_then(|field| field.count("rows", 1..=MAX_SHEET_ROWS))
+            .and_then(|row| u32::try_from(row).ok()),
+    })
+}
+
+fn sheet_choice(field: &Field<'_>) -> Option<SheetChoice> {
+    if field.is_text() {
+        return field.full_text().map(SheetChoice::Name);
+    }
+    let number = field.count("sheets", 1..=u64::from(u16::MAX))?;
+    u32::try_from(number).ok().map(SheetChoice::Number)
+}
+
+/// A key that says nothing of the files that are named beside it.
+fn refuse_beside(key: &Field<'_>, files: &str, formats: &[&str]) {
+    let Some(format) = format_of(files) else { return };
+    if !formats.contains(&format) {
+        let hint = format!("leave it out; it is for files that end in .{}", formats.join(", ."));
+        key.refuse_key(format!("`{}` means nothing for .{format} files", key.name), hint);
+    }
+}
+
+/// The kind that all files of a pattern are, where it says so.
+fn format_of(files: &str) -> Option<&str> {
+    let mut extensions = files.rsplit('/').next().unwrap_or_default().rsplit('.');
+    let mut extension = extensions.next().unwrap_or_default();
+    if COMPRESSIONS.contains(&extension) {
+        extension = extensions.next().unwrap_or_default();
+    }
+    (!extension.contains(['*', '?', '['])).then_some(extension)
 }
 
 fn check_glob(field: &Field<'_>, files: &str) {
@@ -102,18 +186,7 @@ fn check_glob(field: &Field<'_>, files: &str) {
         field.refuse("braces mean nothing in a pattern of file names", "use *, or a stage for each kind of file");
         return;
     }
-    let mut extensions = files.rsplit('/').next().unwrap_or_default().rsplit('.');
-    let mut extension = extensions.next().unwrap_or_default();
-    if COMPRESSIONS.contains(&extension) {
-        extension = extensions.next().unwrap_or_default();
-    }
-    if FORMATS.contains(&extension) || extension.contains(['*', '?', '[']) {
-        return;
-    }
-    if matches!(extension, "xlsx" | "xls") {
-        field.refuse("reading Excel files is not supported yet", "save the sheet as csv");
-        return;
-    }
+    let Some(extension) = format_of(files).filter(|extension| !FORMATS.contains(extension)) else { return };
     let near = nearest(extension, FORMATS.into_iter());
     let near = near.map_or_else(String::new, |format| format!("did you mean `.{format}`? "));
     let hint = format!("{near}accepted: {}, each also .gz or .zst", FORMATS.join(", "));

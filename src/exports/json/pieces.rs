@@ -53,7 +53,7 @@ struct Scan {
 impl Pieces {
     /// Opens a file and sees whether it is an array.
     pub(super) fn open(job: &Job<'_>, format: Format) -> Result<Self, ExportError> {
-        let mut source = Source::open(job.path, job.compression)?;
+        let mut source = Source::open(job.input)?;
         let decoder = Decoder::start(&mut source, job.options.encoding)?;
         let passing = Passing::Bytes { bytes: 0, lines: 0 };
         let mut pieces = Self { source, decoder, shape: Shape::Lines, passing };

@@ -3,15 +3,15 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::{Columns, KnownTables, has_column};
 use crate::config::settings::{LoadUsers, Settings, StageKind};
 use crate::domain::tables::{TABLES, table_spec};
 use crate::engine::{EngineError, Params, Session, TableSource, text};
-use crate::exports::{self, Format, ReadOptions};
+use crate::exports::{self, Format, Input};
 use crate::scheduler::order::makes;
-use crate::stage::load_users::{encoding_of, files_of};
+use crate::stage::load_users::{files_of, options_of, partitions};
 
 /// How many of an export's files are looked at, the newest first.
 const FILES: usize = 16;
@@ -134,8 +134,9 @@ fn users_columns(settings: &Settings, session: &Session, plan: &LoadUsers) -> Op
         .collect();
     let mut types_are_known = true;
     let mut has_header = false;
-    for file in newest_first(files_of(&settings.root, &plan.files)).into_iter().take(FILES) {
-        let Some((header, are_known)) = header(&file, session, plan) else { continue };
+    let files = newest_first(files_of(&settings.root, &plan.files));
+    for input in files.iter().flat_map(|file| Input::all_of(file).unwrap_or_default()).take(FILES) {
+        let Some((header, are_known)) = header(settings, &input, (session, plan)) else { continue };
         has_header = true;
         types_are_known &= are_known;
         for column in header {
@@ -158,17 +159,23 @@ fn newest_first(mut files: Vec<PathBuf>) -> Vec<PathBuf> {
 }
 
 /// One file's columns under our names, and whether their types are known: JSON tells them only when it is read to its end.
-fn header(file: &Path, session: &Session, plan: &LoadUsers) -> Option<(Columns, bool)> {
-    let (format, _) = Format::of_path(file).ok()?;
+fn header(settings: &Settings, input: &Input, of: (&Session, &LoadUsers)) -> Option<(Columns, bool)> {
+    let (session, plan) = of;
+    let (format, _) = input.format().ok()?;
     if format == Format::Parquet {
+        let file = input.file_itself().ok()?;
         let select = format!("select * from read_parquet({})", text(&file.to_string_lossy()));
-        return Some((under_our_names(plan, session.bind(&select, &Params::new()).ok()?), true));
+        let mut found = session.bind(&select, &Params::new()).ok()?;
+        let shown = file.strip_prefix(&settings.root).unwrap_or(file);
+        for (name, _) in partitions::of_path(shown) {
+            found.retain(|(own, _)| !own.eq_ignore_ascii_case(&name));
+            found.push((name, "VARCHAR".to_owned()));
+        }
+        return Some((under_our_names(plan, found), true));
     }
-    let options =
-        ReadOptions { columns: &plan.columns, keep: plan.keep.as_deref(), encoding: encoding_of(plan), batch_rows: 1 };
-    let names = exports::header(file, &options).ok()?;
+    let names = exports::header(input, &options_of(plan)).ok()?;
     let columns = names.into_iter().map(|name| (name, "VARCHAR".to_owned())).collect();
-    Some((columns, matches!(format, Format::Csv { .. })))
+    Some((columns, matches!(format, Format::Csv { .. } | Format::Sheet)))
 }
 
 fn under_our_names(plan: &LoadUsers, found: Columns) -> Columns {

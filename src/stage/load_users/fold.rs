@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use chrono_tz::Tz;
 
+use super::contract::{Contract, shortened};
 use super::stage_files::Staged;
 use super::times::{self, Unread};
-use crate::config::nearest;
 use crate::config::settings::LoadUsers;
 use crate::domain::tables::table_spec;
 use crate::engine::{EngineError, Param, Params, Session, TableSource, Written, quoted, text};
@@ -19,6 +19,8 @@ pub struct Job {
     /// Of times that name none.
     pub timezone: Tz,
     pub staged: Vec<Staged>,
+    /// The parts of the table as it is now.
+    pub before: Vec<PathBuf>,
     pub users_target: PathBuf,
     pub quarantine_target: PathBuf,
 }
@@ -31,7 +33,7 @@ pub struct Folded {
 }
 
 /// The columns every users table begins with.
-const STANDARD: [(&str, &str); 3] = [("openid", "VARCHAR"), ("unionid", "VARCHAR"), (UPDATED_AT, "TIMESTAMP")];
+pub const STANDARD: [(&str, &str); 3] = [("openid", "VARCHAR"), ("unionid", "VARCHAR"), (UPDATED_AT, "TIMESTAMP")];
 const UPDATED_AT: &str = "updated_at";
 /// Parquet's instants; in tables times are UTC and without a zone.
 const WITH_ZONE: &str = "TIMESTAMP WITH TIME ZONE";
@@ -43,7 +45,8 @@ impl Job {
     ///
     /// [`StageError::Sql`], [`StageError::Rule`] when a value is not of its declared type in more rows than `max_bad` allows.
     pub fn fold(&self, session: &Session) -> Result<Folded, StageError> {
-        self.check_named()?;
+        let contract = Contract { stage: &self.stage, plan: &self.plan, before: &self.before };
+        contract.check(session, &self.staged)?;
         let columns = self.columns();
         times::define(session, self.timezone)?;
         session.run(&format!("create temp view staged_rows as {}", self.all_rows(&columns)))?;
@@ -55,31 +58,6 @@ impl Job {
         let quarantine = self.quarantine(session, &columns)?;
         let unread_times = times::unread(session)?;
         Ok(Folded { users, quarantine, columns: columns_out, unread_times })
-    }
-
-    /// `keep` and `types` name columns that some file has: a slip of the pen would quietly lose a column, or its type.
-    fn check_named(&self) -> Result<(), StageError> {
-        let there: Vec<&str> =
-            self.staged.iter().flat_map(|file| &file.columns).map(|column| column.name.as_str()).collect();
-        let is_standard = |name: &str| STANDARD.iter().any(|(own, _)| *own == name);
-        let kept = self.plan.keep.iter().flatten().map(|name| ("keep", name));
-        // What `keep` leaves out has no column any more, and needs no type.
-        let is_kept = |name: &String| self.plan.keep.as_ref().is_none_or(|keep| keep.contains(name));
-        let typed = self.plan.types.keys().filter(|name| is_kept(name)).map(|name| ("types", name));
-        let has_rows = self.staged.iter().any(|file| file.rows > 0);
-        for (key, name) in kept.chain(typed) {
-            if has_rows && !is_standard(name) && !there.contains(&name.as_str()) {
-                let hint = match nearest(name, there.iter().copied()) {
-                    Some(near) => format!("did you mean `{near}`?"),
-                    None => "an export's column goes by its own name unless `columns` gives it another".to_owned(),
-                };
-                return Err(StageError::Rule(format!(
-                    "`{key}` of stage `{}` names `{name}`, which no file of `{}` has; {hint}",
-                    self.stage, self.plan.files
-                )));
-            }
-        }
-        Ok(())
     }
 
     /// Name and type of every column, over all files.
@@ -121,8 +99,8 @@ impl Job {
                         let value = stored.map_or_else(
                             || "cast(null as varchar)".to_owned(),
                             |column| match column.natural_type.as_str() {
-                                WITH_ZONE => format!("cast(cast({} as timestamp) as varchar)", quoted(&column.stored)),
-                                _ => format!("cast({} as varchar)", quoted(&column.stored)),
+                                WITH_ZONE => format!("cast(cast({} as timestamp) as varchar)", column.sql),
+                                _ => format!("cast({} as varchar)", column.sql),
                             },
                         );
                         format!("{value} as {}", quoted(name))
@@ -130,7 +108,7 @@ impl Job {
                     .collect();
                 let at = file.columns.iter().find(|column| column.name == UPDATED_AT).map_or_else(
                     || "cast(null as timestamp)".to_owned(),
-                    |column| times::utc(&quoted(&column.stored), &column.natural_type),
+                    |column| times::utc(&column.sql, &column.natural_type),
                 );
                 let files: Vec<String> = file.parts.iter().map(|part| text(&part.to_string_lossy())).collect();
                 let (line, option) =
@@ -219,20 +197,9 @@ impl Job {
         if let Some(misfit) = self.misfit(columns) {
             let files: Vec<String> =
                 self.staged.iter().map(|file| format!("when {} then {}", file.number, text(&file.shown))).collect();
-            let typed: Vec<String> = columns
-                .iter()
-                .filter(|(name, _)| self.is_declared(name))
-                .map(|(name, ty)| {
-                    format!(
-                        "when {0} is not null and {2} is null then concat_ws('', {1}, ' is not a {ty}: ', {0})",
-                        quoted(name),
-                        text(name),
-                        self.typed(name, ty, "try_cast")
-                    )
-                })
-                .collect();
+            let typed = self.reasons(columns);
             sql.push_str(&format!(
-                " union all select {source} as source, case _file {files} end as file, _line as line, case {typed} end as reason,
+                " union all select {source} as source, case _file {files} end as file, _line as line, {typed} as reason,
                     left(cast(to_json(struct_pack({raw})) as varchar), 2000) as raw
                   from staged_rows where trim(coalesce(openid, '')) <> '' and ({misfit})",
                 raw = columns
@@ -242,21 +209,38 @@ impl Job {
                     .join(", "),
                 source = text(&self.stage),
                 files = files.join(" "),
-                typed = typed.join(" "),
             ));
-            self.check_misfits(session, &misfit)?;
+            self.check_misfits(session, &misfit, columns)?;
         }
         Ok(session.copy(&sql, &Params::new(), &self.quarantine_target)?)
     }
 
+    /// Which value of a row is not of its declared type, as SQL.
+    fn reasons(&self, columns: &[(String, String)]) -> String {
+        let declared = columns.iter().filter(|(name, _)| self.is_declared(name));
+        let cases: Vec<String> = declared
+            .map(|(name, ty)| {
+                format!(
+                    "when {0} is not null and {2} is null then concat_ws('', {1}, ' is not a {ty}: ', {0})",
+                    quoted(name),
+                    text(name),
+                    self.typed(name, ty, "try_cast")
+                )
+            })
+            .collect();
+        format!("case {} end", cases.join(" "))
+    }
+
     /// `max_bad` counts rows with a value of the wrong type as well.
-    fn check_misfits(&self, session: &Session, misfit: &str) -> Result<(), StageError> {
+    fn check_misfits(&self, session: &Session, misfit: &str, columns: &[(String, String)]) -> Result<(), StageError> {
         let params = Params::from([("max_bad".to_owned(), Param::Float(self.plan.max_bad))]);
         let worst = session.query(
             &format!(
-                "select _file, count(*) as bad, min(_line) as line from staged_rows where {misfit} group by _file
+                "select _file, count(*) as bad, min(_line) as line, arg_min({reason}, _line) as reason
+                 from staged_rows where {misfit} group by _file
                  having count(*) > $max_bad * (select count(*) from staged_rows as others where others._file = staged_rows._file)
-                 order by _file limit 1"
+                 order by _file limit 1",
+                reason = self.reasons(columns)
             ),
             &params,
         )?;
@@ -267,9 +251,15 @@ impl Job {
         let (Some(file), Some(bad), Some(line)) = (number(0), number(1), number(2)) else { return Ok(()) };
         let shown =
             self.staged.iter().find(|staged| i64::from(staged.number) == file).map_or("", |staged| &staged.shown);
+        let reason = match worst.columns.get(3) {
+            Some((_, crate::domain::Values::Text(values))) => values.first().cloned().flatten().unwrap_or_default(),
+            _ => String::new(),
+        };
+        let (what, value) = reason.split_once(": ").unwrap_or((&reason, ""));
         Err(StageError::Rule(format!(
-            "{shown}: {bad} rows have a value that is not of its declared type, first on line {line}; \
-             mend `types`, the export, or raise max_bad"
+            "{shown}: {bad} rows have a value that is not of its declared type, first on line {line}: {what}: `{}`; \
+             mend `types`, the export, or raise max_bad",
+            shortened(value)
         )))
     }
 }

@@ -1,12 +1,13 @@
-//! One file of an export into parts that the fold reads: texts for csv and JSON, the file itself for Parquet.
+//! One file of an export into parts that the fold reads: texts for csv, JSON and sheets, the file itself for Parquet.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::partitions;
 use crate::config::settings::LoadUsers;
 use crate::domain::tables::table_spec;
 use crate::domain::{ColumnType, Rows, Values};
 use crate::engine::{Params, Session, TableSource, quoted};
-use crate::exports::{self, ColumnKind, ExportError, FileReport, Format, ReadOptions};
+use crate::exports::{self, ColumnKind, ExportError, FileReport, Format, Input, ReadOptions};
 use crate::lake::{Lake, LakeError, PartWriter};
 use crate::stage::StageError;
 
@@ -14,7 +15,7 @@ use crate::stage::StageError;
 const BATCH_ROWS: usize = 20_000;
 
 pub struct Job {
-    pub file: PathBuf,
+    pub input: Input,
     /// As messages and `quarantine` name it.
     pub shown: String,
     pub number: u32,
@@ -31,8 +32,8 @@ pub struct Job {
 pub struct StagedColumn {
     /// Our name.
     pub name: String,
-    /// Its name in the parts.
-    pub stored: String,
+    /// What it is in the parts, as SQL: a column of theirs, or one value for all.
+    pub sql: String,
     /// The type its values have by themselves.
     pub natural_type: String,
 }
@@ -46,6 +47,8 @@ pub struct Staged {
     pub columns: Vec<StagedColumn>,
     /// Whether the parts are the export itself, so that line numbers come from the reader.
     pub is_parquet: bool,
+    /// Whether a row may leave a column out, which then says no more than that nobody had a value.
+    pub may_omit: bool,
     pub rows: u64,
     pub bad: u64,
     pub first_bad: Option<(u64, String)>,
@@ -58,20 +61,15 @@ pub struct Staged {
 ///
 /// [`StageError::Export`] for what is wrong with the file as a whole.
 pub fn stage_file(session: &Session, job: &Job) -> Result<Staged, StageError> {
-    let (format, _) = Format::of_path(&job.file)?;
+    let (format, _) = job.input.format()?;
     if matches!(format, Format::Parquet) { stage_parquet(session, job) } else { stage_text(job) }
 }
 
 fn stage_text(job: &Job) -> Result<Staged, StageError> {
-    let options = ReadOptions {
-        columns: &job.plan.columns,
-        keep: job.plan.keep.as_deref(),
-        encoding: super::encoding_of(&job.plan),
-        batch_rows: BATCH_ROWS,
-    };
+    let options = ReadOptions { batch_rows: BATCH_ROWS, ..super::options_of(&job.plan) };
     let mut writer = StagingWriter::new(job);
     let mut lake_error: Option<LakeError> = None;
-    let report = exports::read_file(&job.file, &options, &mut |batch| {
+    let report = exports::read_file(&job.input, &options, &mut |batch| {
         if lake_error.is_none() {
             lake_error = writer.take(batch.rows, batch.bad).err();
         }
@@ -87,7 +85,7 @@ fn stage_text(job: &Job) -> Result<Staged, StageError> {
         .iter()
         .map(|column| StagedColumn {
             name: column.name.clone(),
-            stored: column.name.clone(),
+            sql: quoted(&column.name),
             natural_type: match column.kind {
                 ColumnKind::Integer => "BIGINT",
                 ColumnKind::Number => "DOUBLE",
@@ -103,6 +101,7 @@ fn stage_text(job: &Job) -> Result<Staged, StageError> {
         parts,
         columns,
         is_parquet: false,
+        may_omit: matches!(job.input.format()?.0, Format::Ndjson | Format::Json),
         rows: report.rows,
         bad: report.bad,
         first_bad,
@@ -191,8 +190,8 @@ impl<'a> StagingWriter<'a> {
 }
 
 fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
-    let table =
-        TableSource { name: "export".to_owned(), columns: Vec::new(), parts: vec![job.file.clone()], sql: None };
+    let file = job.input.file_itself()?;
+    let table = TableSource { name: "export".to_owned(), columns: Vec::new(), parts: vec![file.to_owned()], sql: None };
     session.add_table(&table).map_err(|error| {
         StageError::Rule(format!(
             "{}: this is not a Parquet file, or not a whole one: {error}; export it anew",
@@ -200,9 +199,9 @@ fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
         ))
     })?;
     let found = session.bind("select * from export", &Params::new())?;
-    let columns = map_columns(job, &found)?;
+    let columns = map_columns(job, &with_partitions(job, &found))?;
     let openid = columns.iter().find(|column| column.name == "openid").expect("openid is always mapped");
-    let blank = format!("trim(coalesce(cast({} as varchar), '')) = ''", quoted(&openid.stored));
+    let blank = format!("trim(coalesce(cast({} as varchar), '')) = ''", openid.sql);
     let all = session.count("select count(*) from export", &Params::new())?;
     let bad = session.count(&format!("select count(*) from export where {blank}"), &Params::new())?;
     let mut quarantine = Vec::new();
@@ -214,7 +213,7 @@ fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
              from read_parquet({path}, file_row_number = true) as export_rows where {blank}",
             source = crate::engine::text(&job.source),
             file = crate::engine::text(&job.shown),
-            path = crate::engine::text(&job.file.to_string_lossy()),
+            path = crate::engine::text(&file.to_string_lossy()),
         );
         session.copy(&sql, &Params::new(), &target)?;
         quarantine.push(target);
@@ -222,9 +221,10 @@ fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
     Ok(Staged {
         number: job.number,
         shown: job.shown.clone(),
-        parts: vec![job.file.clone()],
+        parts: vec![file.to_owned()],
         columns,
         is_parquet: true,
+        may_omit: false,
         rows: all - bad,
         bad,
         first_bad: (bad > 0).then(|| (0, "no openid".to_owned())),
@@ -232,17 +232,31 @@ fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
     })
 }
 
+/// The columns of a Parquet file by their own names. What a folder says stands where the file has the same column, as Hive
+/// and Spark have it.
+fn with_partitions(job: &Job, found: &[(String, String)]) -> Vec<StagedColumn> {
+    let own =
+        found.iter().map(|(name, ty)| StagedColumn { name: name.clone(), sql: quoted(name), natural_type: ty.clone() });
+    let mut columns: Vec<StagedColumn> = own.collect();
+    for (name, value) in partitions::of_path(Path::new(&job.shown)) {
+        columns.retain(|column| !column.name.eq_ignore_ascii_case(&name));
+        let sql = value.map_or_else(|| "cast(null as varchar)".to_owned(), |value| crate::engine::text(&value));
+        columns.push(StagedColumn { name, sql, natural_type: "VARCHAR".to_owned() });
+    }
+    columns
+}
+
 /// The columns of a Parquet export under our names.
 ///
 /// # Errors
 ///
 /// [`StageError::Rule`] naming the column that is missing and those that are there.
-fn map_columns(job: &Job, found: &[(String, String)]) -> Result<Vec<StagedColumn>, StageError> {
+fn map_columns(job: &Job, found: &[StagedColumn]) -> Result<Vec<StagedColumn>, StageError> {
     let plan = &job.plan;
     let mut columns = Vec::new();
     for (ours, theirs) in &plan.columns {
-        let Some((_, ty)) = found.iter().find(|(name, _)| name == theirs) else {
-            let there: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        let Some(column) = found.iter().find(|column| column.name == *theirs) else {
+            let there: Vec<&str> = found.iter().map(|column| column.name.as_str()).collect();
             return Err(StageError::Rule(format!(
                 "{}: column `{theirs}` (for `{ours}`) is missing; the file has {}; mend `columns` or the export",
                 job.shown,
@@ -251,15 +265,16 @@ fn map_columns(job: &Job, found: &[(String, String)]) -> Result<Vec<StagedColumn
         };
         let is_standard = ["openid", "unionid", "updated_at"].contains(&ours.as_str());
         if is_standard || plan.keep.as_ref().is_none_or(|keep| keep.contains(ours)) {
-            columns.push(StagedColumn { name: ours.clone(), stored: theirs.clone(), natural_type: ty.clone() });
+            columns.push(StagedColumn { name: ours.clone(), ..column.clone() });
         }
     }
-    for (name, ty) in found {
+    for column in found {
+        let name = &column.name;
         let is_mapped = plan.columns.iter().any(|(ours, theirs)| theirs == name || ours == name);
         let is_standard = ["openid", "unionid", "updated_at"].contains(&name.as_str());
         let is_kept = plan.keep.as_ref().is_none_or(|keep| keep.contains(name)) || is_standard;
         if !is_mapped && is_kept {
-            columns.push(StagedColumn { name: name.clone(), stored: name.clone(), natural_type: ty.clone() });
+            columns.push(column.clone());
         }
     }
     Ok(columns)

@@ -1,0 +1,156 @@
+//! What a stage says of the files it is handed: folders that are columns, columns that come and go, files that are late or
+//! the same as before.
+
+use std::time::Duration;
+
+use crate::house::{EXPORT, House, comes_true, ended, signal, small};
+
+/// A house with a pipeline of one stage that loads, `keys` its keys, and no export yet.
+async fn loading(keys: &str) -> House {
+    let house = House::build(small()).await;
+    house.write("pipelines/load.toml", &stage(keys));
+    for other in [EXPORT, "pipelines/nightly.toml", "pipelines/campaign.toml"] {
+        std::fs::remove_file(house.path(other)).unwrap();
+    }
+    house
+}
+
+fn stage(keys: &str) -> String {
+    format!("[stages.mall_users]\nkind = \"load_users\"\nminiprogram = \"mall\"\n{keys}\n")
+}
+
+const SOON: Duration = Duration::from_secs(60);
+const CSV: &str = "source.files = \"data/exports/mall/*.csv\"\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn folders_of_parquet_files_are_columns_of_the_people_in_them() {
+    let house = loading(
+        "source.files = \"data/exports/mall/*\"\ncolumns = { updated_at = \"day\", city = \"城市\" }\ntypes = { level = \"integer\" }",
+    )
+    .await;
+    for (folder, people) in [
+        ("day=2026-11-23/城市=%E4%B8%8A%E6%B5%B7/level=1", "('oA', 'uA'), ('oB', null)"),
+        ("day=2026-11-24/城市=北京/level=2", "('oB', 'uB')"),
+        ("day=2026-11-24/城市=__HIVE_DEFAULT_PARTITION__/level=3", "('oC', 'uC')"),
+        ("_temporary/day=2026-11-25/城市=x/level=4", "('oD', 'uD')"),
+    ] {
+        let folder = house.path("data/exports/mall/users.parquet").join(folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        let target = folder.join("part-0.parquet");
+        let sql = format!("select * from (values {people}) as people(openid, unionid)");
+        house.lianbo(&["sql", &sql, "-o", target.to_str().unwrap()]).await.ends(0);
+    }
+    house.lianbo(&["check"]).await.ends(0);
+    house.run("load", &[]).await.ends(0);
+    let users =
+        house.rows("select openid, unionid, updated_at, city, level + 10 from mall_users order by openid").await;
+    let expected = [
+        ["oA", "uA", "2026-11-22 16:00:00", "上海", "11"],
+        ["oB", "uB", "2026-11-23 16:00:00", "北京", "12"],
+        ["oC", "uC", "2026-11-23 16:00:00", "", "13"],
+    ];
+    assert_eq!(users, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn columns_that_come_go_or_change_are_told_with_file_and_value_and_the_table_stays() {
+    let keys = format!("{CSV}columns = {{ city = \"城市\" }}\ntypes = {{ age = \"integer\" }}\n");
+    let house = loading(&format!("{keys}on_new_column = \"fail\"")).await;
+    let file = "data/exports/mall/a.csv";
+    house.write(file, "openid,unionid,城市,age\noA,uA,上海,31\n");
+    house.run("load", &[]).await.ends(0);
+    let new = "openid,unionid,城市,age,手机 号\noA,uA,上海,31,13800138000\n";
+    for (content, told) in [
+        (new, "a.csv: the column `手机 号` (such as `13800138000`) is new"),
+        (new, "`types = { \"手机 号\" = \"varchar\" }`"),
+        (
+            "openid,unionid,城市\noA,uA,上海\n",
+            "a.csv: the column `age` has vanished (in the table before it was such as `31`)",
+        ),
+        ("openid,unionid,城市,Age\noA,uA,上海,31\n", "did you mean `Age`?"),
+        ("openid,unionid,age\noA,uA,31\n", "no column \"城市\" for city"),
+        ("openid,unionid,age\noA,uA,31\n", "it was such as `上海`"),
+        (
+            "openid,unionid,城市,age\noA,uA,上海,old\n",
+            "a.csv: 1 rows have a value that is not of its declared type, first on line 2: age is not a",
+        ),
+        ("openid,unionid,城市,age\noA,uA,上海,old\n", ": `old`;"),
+    ] {
+        house.write(file, content);
+        let failed = house.run("load", &["--fresh"]).await.ends(1);
+        assert!(failed.text().contains(told), "{told}: {failed:?}");
+        assert_eq!(house.rows("select city, age from mall_users").await, [["上海", "31"]]);
+    }
+    house.write(file, new);
+    house.write("pipelines/load.toml", &stage(&format!("{keys}on_new_column = \"ignore\"")));
+    house.run("load", &["--fresh"]).await.ends(0);
+    let columns = || house.rows("select column_name from (describe mall_users)");
+    let known = ["miniprogram", "openid", "unionid", "updated_at", "city", "age"].map(|name| vec![name.to_owned()]);
+    assert_eq!(columns().await, known);
+    house.write("pipelines/load.toml", &stage(&keys));
+    house.run("load", &[]).await.ends(0);
+    assert_eq!(columns().await.len(), known.len() + 1, "it is kept unless the stage says otherwise");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_share_of_bad_rows_is_each_files_own() {
+    let house = loading(&format!("{CSV}max_bad = 0.1")).await;
+    let many: String = (0..100).map(|person| format!("o{person},u{person}\n")).collect();
+    house.write("data/exports/mall/large.csv", &format!("openid,unionid\n{many}"));
+    house.write("data/exports/mall/small.csv", "openid,unionid\noA,uA\n,uB\n");
+    let failed = house.run("load", &[]).await.ends(1);
+    assert!(failed.text().contains("small.csv: 1 of 2 rows are bad (50.0 %, first line 3: no openid)"), "{failed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_file_is_waited_for_until_an_hour_and_the_wait_can_be_stopped() {
+    let house = loading(CSV).await;
+    let waiting = |hours: i64| {
+        let at = house.now() + chrono::TimeDelta::hours(hours);
+        let hour = at.with_timezone(&chrono_tz::Asia::Shanghai).format("%H:%M");
+        house.write("pipelines/load.toml", &stage(&format!("{CSV}wait_until = \"{hour}\"")));
+    };
+    waiting(13);
+    let failed = house.run("load", &[]).await.ends(1);
+    assert!(failed.text().contains("no file matches") && failed.text().contains("has passed"), "{failed:?}");
+    waiting(2);
+    let running = async || house.numbers("select count(*) from runs where status = 'running'").await == [1];
+    let child = house.begin("load");
+    comes_true(SOON, running).await;
+    signal(&child, "-TERM");
+    ended(child).await.ends(75);
+    let child = house.begin("load");
+    comes_true(SOON, running).await;
+    house.write("data/exports/mall/a.csv", "openid,unionid\noA,uA\n");
+    ended(child).await.ends(0);
+    assert_eq!(house.rows("select openid, unionid from mall_users").await, [["oA", "uA"]]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_are_the_same_as_before_are_not_read_again() {
+    let house = loading(CSV).await;
+    let file = "data/exports/mall/a.csv";
+    house.write(file, "openid,unionid\noA,uA\n,uB\noC,uC\n");
+    house.edit("pipelines/load.toml", "minip", "max_bad = 0.5\nminip");
+    house.run("load", &[]).await.ends(0);
+    let parts = || {
+        let in_tables = |path: &std::path::PathBuf| path.starts_with(house.path("data/lake/tables"));
+        house.files().into_keys().filter(in_tables).collect::<std::collections::BTreeSet<_>>()
+    };
+    let (before, users) = (parts(), house.rows("from mall_users order by openid").await);
+    house.write(file, &house.read(file));
+    let again = house.run("load", &[]).await.ends(0).stage("mall_users");
+    assert_eq!((&again["detail"]["unchanged"], &again["rows_out"]), (&true.into(), &2.into()), "{again}");
+    assert_eq!(parts(), before, "no part was written");
+    assert_eq!(house.rows("from mall_users order by openid").await, users);
+    assert_eq!(house.rows("select line, reason from quarantine").await, [["3", "no openid"]]);
+    house.lianbo(&["vacuum", "--keep", "1"]).await.ends(0);
+    assert_eq!(house.rows("from mall_users order by openid").await, users, "parts of two snapshots stay");
+    house.write(file, "openid,unionid\noA,uX\n");
+    let changed = house.run("load", &[]).await.ends(0).stage("mall_users");
+    assert_eq!(changed["detail"]["unchanged"], serde_json::Value::Null, "{changed}");
+    assert_eq!(house.rows("select unionid from mall_users").await, [["uX"]]);
+    house.edit("pipelines/load.toml", "minip", "keep = []\nminip");
+    let told_otherwise = house.run("load", &[]).await.ends(0).stage("mall_users");
+    assert_eq!(told_otherwise["detail"]["unchanged"], serde_json::Value::Null, "{told_otherwise}");
+}
