@@ -1,7 +1,7 @@
 //! Files that are as they were: what was made of them last time is taken once more, and nothing is read but their bytes.
 //!
-//! Told apart is by content, not by times: the hash covers every file's name and bytes, what the stage says of them, and
-//! the version that reads them.
+//! Told apart is by content, not by times: the hash covers every file's name and bytes, what the stage says of them, who was
+//! forgotten, and the version that reads them.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -26,6 +26,10 @@ pub async fn source_hash(cx: &StageContext<'_>, plan: &LoadUsers, inputs: &[Inpu
     let mut hash = Sha256::new();
     hash.update(format!("{READING} {} {} ", env!("CARGO_PKG_VERSION"), cx.hands.settings.timezone));
     hash.update(format!("{:?}", Told::of(plan)));
+    // Who was forgotten since is counted as the files name them.
+    if let Some((_, forgotten)) = cx.hands.ledger.forgotten().await? {
+        hash.update(format!("{forgotten:?}"));
+    }
     let mut files: Vec<&Path> = inputs.iter().map(Input::on_disk).collect();
     files.dedup();
     for file in files {
