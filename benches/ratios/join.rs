@@ -139,7 +139,8 @@ fn tables(followers: u64, users: u64) -> Vec<(&'static str, &'static str, String
                  case when i % 20 = 0 then 'not_bound' end as unionid_missing, true as subscribe,
                  timestamp '2025-01-01' as subscribe_time, 'ADD_SCENE_QR_CODE' as subscribe_scene,
                  cast(1 as bigint) as qr_scene, '' as qr_scene_str, '[2]' as tagid_list, 'zh_CN' as language,
-                 '' as remark, cast(0 as bigint) as groupid, timestamp '2026-11-01' as fetched_at
+                 '' as remark, cast(0 as bigint) as groupid, timestamp '2026-11-01' as fetched_at,
+                 cast(null as bigint) as errcode, cast(null as bigint) as refusals
                  from range({followers}) as t(i)"
             ),
         ),
