@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use super::Lake;
 use crate::domain::fingerprint;
 
-/// Fingerprints held in memory: 4 MB.
-const MOST: usize = 1 << 19;
+/// Fingerprints held in memory: 2 MB.
+const MOST: usize = 1 << 18;
 
 /// The fingerprints of all ids so far.
 #[derive(Debug)]
