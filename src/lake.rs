@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! LAKE/tables/TABLE/SLICE/SNAPSHOT/part-0001.parquet   parts of snapshots; the ledger says which are current
+//! …/part-0001.digest                                   what a part holds, told beside it; nothing is lost with it
 //! LAKE/work/…                                         what a stage keeps for itself: pages, details, messages
 //! LAKE/spill/…                                        where the engine spills
 //! ```
@@ -25,6 +26,9 @@ pub use read::{ColumnRead, RowsRead};
 pub use vacuum::Dropped;
 
 use crate::domain::TableName;
+
+/// How a file ends that tells what the part beside it holds; it goes when its part goes.
+pub const DIGEST: &str = "digest";
 
 /// A folder of tables.
 #[derive(Debug, Clone)]
@@ -157,6 +161,11 @@ impl Lake {
     /// A relative path of the ledger as a path of this machine.
     pub fn absolute(&self, relative: &str) -> PathBuf {
         self.root.join(relative)
+    }
+
+    /// A path of this machine as it stands in the ledger.
+    pub fn relative(&self, path: &Path) -> String {
+        path.strip_prefix(&self.root).unwrap_or(path).to_string_lossy().into_owned()
     }
 
     /// Bytes of a part.

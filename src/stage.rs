@@ -78,10 +78,14 @@ impl Hands {
         self.engine_with(4)
     }
 
-    /// The same for passes that join everybody with everybody. Of ten million people a quarter of little memory does not hold
-    /// the pieces that such a join is cut into; half of it does.
-    pub fn joining_engine(&self) -> Engine {
-        self.engine_with(2)
+    /// The same for passes that join everybody with everybody, so many `people`: the pieces that a join is cut into grow with
+    /// them. A fifth of little memory holds those of a million, a quarter those of several; of ten million only half does.
+    pub fn joining_engine(&self, people: u64) -> Engine {
+        self.engine_with(match people {
+            0..=1_000_000 => 5,
+            1_000_001..=4_000_000 => 4,
+            _ => 2,
+        })
     }
 
     /// The engine with one part in so many of the memory, where that is short.

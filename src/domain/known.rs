@@ -70,7 +70,7 @@ impl Neighbours {
 }
 
 /// The fingerprint of an id. Two ids have one of the same once in thousands of millions of people squared: whoever acts
-/// on that looks closer.
+/// on that looks closer. Files keep them (`.digest`): another way of taking them is another kind of file.
 pub fn fingerprint(id: &str) -> u64 {
     let mut print = Quick::default();
     print.write(id.as_bytes());

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::{Lake, LakeError};
+use super::{DIGEST, Lake, LakeError};
 use crate::clock::Timestamp;
 
 /// What a vacuum removed.
@@ -82,7 +82,8 @@ impl Lake {
                 }
                 continue;
             }
-            let relative = path.strip_prefix(&self.root).unwrap_or(&path).to_string_lossy().into_owned();
+            let is_digest = path.extension().is_some_and(|extension| extension == DIGEST);
+            let relative = self.relative(&if is_digest { path.with_extension("parquet") } else { path.clone() });
             let is_young = meta.modified().map_or(true, |at| at > oldest_kept);
             if kept.contains(&relative) || is_young {
                 is_empty = false;

@@ -10,6 +10,7 @@
 mod ahead;
 mod ask;
 mod budget;
+mod digest;
 mod doubt;
 mod first;
 mod forecast;
@@ -199,6 +200,8 @@ pub(super) struct Inputs {
     pub followers: TableSource,
     pub profiles: TableSource,
     pub fetched: TableSource,
+    /// How many follow the account or did.
+    pub people: u64,
     pub as_of: Timestamp,
     pub stale: Stale,
     /// Whose rows of followers are not as they were when the profiles were merged; nothing where that is not known.
@@ -222,6 +225,7 @@ impl Inputs {
             ))
         })?;
         let mut inputs = Self {
+            people: followers.rows,
             as_of: followers.as_of,
             followers: cx.visible.slice_source(
                 lake,
@@ -319,13 +323,22 @@ async fn stream_needed(
     let (send, receive) = mpsc::channel::<Vec<OpenId>>(64);
     let (tell_total, total) = tokio::sync::oneshot::channel();
     // Looking at few joins few; else it is everybody with everybody.
-    let engine: Engine = if inputs.changed.is_some() { cx.hands.sparing_engine() } else { cx.hands.joining_engine() };
-    let tables = [inputs.followers.clone(), inputs.profiles.clone().alike(), inputs.fetched.clone()];
+    let engine: Engine =
+        if inputs.changed.is_some() { cx.hands.sparing_engine() } else { cx.hands.joining_engine(inputs.people) };
+    let (followers, mut profiles, fetched) =
+        (inputs.followers.clone(), inputs.profiles.clone(), inputs.fetched.clone());
     let mut params = inputs.stale.params();
     params.insert("walked_at".to_owned(), Param::Timestamp(inputs.as_of));
     let changed = inputs.changed.as_ref().map(|changed| narrow::source(&cx.hands.lake, changed));
+    let (lake, fresh_from) = (cx.hands.lake.clone(), inputs.stale.fresh_from());
     let reader = tokio::task::spawn_blocking(move || {
         let session = engine.session()?;
+        let is_first = profiles.parts.is_empty() && fetched.parts.is_empty();
+        if let Some(changed) = changed.as_ref().filter(|_| profiles.sql.is_none()) {
+            let of = (changed, &params, fresh_from);
+            profiles.parts = narrow::parts_that_could_tell(&session, &lake, &profiles.parts, of)?;
+        }
+        let tables = [followers, profiles.alike(), fetched];
         session.keep_footers(tables.iter().map(|table| table.parts.len()).sum())?;
         for table in &tables {
             session.add_table(table)?;
@@ -333,7 +346,6 @@ async fn stream_needed(
         if let Some(changed) = &changed {
             narrow::to_who_may_need_asking(&session, (&tables[0], changed), &params)?;
         }
-        let is_first = tables.iter().all(|table| table.name == "followers" || table.parts.is_empty());
         let needed = if is_first { "select openid from followers where active" } else { NEEDED };
         // Nobody waits for the total any more when the caller was interrupted: the send below then ends this thread.
         let count = |sql: &str| session.count(&format!("select count(*) from ({sql})"), &params);

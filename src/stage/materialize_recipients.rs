@@ -38,8 +38,9 @@ pub async fn run(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Result<
     let set_path = Lake::part_path(&TableName::new("recipients"), &slice(cx), &id, 1);
     let left_path = Lake::part_path(&TableName::new("left_out"), &slice(cx), &id, 1);
     let targets = (cx.hands.lake.absolute(&set_path), cx.hands.lake.absolute(&left_path));
+    let people = sources.iter().map(|source| cx.visible.rows(&source.name)).max().unwrap_or_default();
     let filter = filter(cx, plan, sources, targets).await?;
-    let set = blocking(&cx.hands.sparing_engine(), cx.stop, move |session| filter.write(session)).await?;
+    let set = blocking(&cx.hands.joining_engine(people), cx.stop, move |session| filter.write(session)).await?;
     let set_hash = hash_file(cx.hands, &set_path).await?;
     let columns = table_spec("recipients").expect("recipients is declared").sql_columns();
     let snapshot = |table: TableName, slice: String, id: String, own: bool| NewSnapshot {

@@ -103,7 +103,7 @@ impl Doubt<'_, '_> {
     /// them whose unionid nobody had before.
     async fn look(&self, confirmed: Option<(PathBuf, bool)>) -> Result<Found, StageError> {
         let tables = [fetched_source(self.cx, self.account).await?, self.inputs.profiles.clone().alike()];
-        blocking(&self.cx.hands.joining_engine(), self.cx.stop, move |session| {
+        blocking(&self.cx.hands.joining_engine(self.inputs.people), self.cx.stop, move |session| {
             for table in &tables {
                 session.add_table(table)?;
             }

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use super::near::Near;
-use super::{Inputs, StageContext, StageError, Tally, doubt};
+use super::{Inputs, StageContext, StageError, Tally, digest, doubt};
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName, Values};
 use crate::engine::{Param, Params, Session, TableSource, Written};
@@ -55,7 +55,7 @@ pub async fn merge(
         Look { doubtful: Vec::new(), is_plain: true, rows, with_unionid, not_asked: 0 }
     } else {
         let may_be_doubled = !(are_ours && tally.is_distinct);
-        look(cx, tables.clone(), (may_be_doubled, !tally.is_complete)).await?
+        look(cx, (inputs.people, tables.clone()), (may_be_doubled, !tally.is_complete)).await?
     };
     if looked.is_plain && !parts.is_empty() {
         return adopt(cx, table, account, (inputs, tables), (parts, &looked)).await;
@@ -75,7 +75,8 @@ pub async fn merge(
         ("run_at".to_owned(), Param::Timestamp(cx.run.run_at)),
     ]);
     let pass = Pass { tables, confirmed, changes_before, profiles_target, changes_target };
-    let done = blocking(&cx.hands.joining_engine(), cx.stop, move |session| pass.run(session, &params)).await?;
+    let done =
+        blocking(&cx.hands.joining_engine(inputs.people), cx.stop, move |session| pass.run(session, &params)).await?;
     let profiles = NewSnapshot {
         table: table.clone(),
         slice: account.to_string(),
@@ -126,11 +127,11 @@ struct Look {
 /// `may_be_doubled`: somebody may stand in the fetched parts twice. `may_lack`: not everybody who needed it was asked.
 async fn look(
     cx: &StageContext<'_>,
-    tables: Vec<TableSource>,
+    (people, tables): (u64, Vec<TableSource>),
     (may_be_doubled, may_lack): (bool, bool),
 ) -> Result<Look, StageError> {
     let lake = cx.hands.lake.clone();
-    blocking(&cx.hands.joining_engine(), cx.stop, move |session| {
+    blocking(&cx.hands.joining_engine(people), cx.stop, move |session| {
         let has_before = tables.iter().any(|table| table.name == "profiles_before" && !table.parts.is_empty());
         for table in &tables {
             session.add_table(table)?;
@@ -199,6 +200,7 @@ async fn adopt(
         let number = u32::try_from(paths.len() + 1).unwrap_or(u32::MAX);
         let path = Lake::part_path(table, account.as_str(), &id, number);
         lake.adopt(part, &path)?;
+        digest::adopt(lake, part, &path);
         bytes += lake.size_bytes(&path)?;
         paths.push(path);
     }
@@ -207,7 +209,7 @@ async fn adopt(
         let path = Lake::part_path(table, account.as_str(), &id, 0);
         let target = lake.absolute(&path);
         let params = Params::from([("account".to_owned(), Param::Text(account.to_string()))]);
-        let written = blocking(&cx.hands.joining_engine(), cx.stop, move |session| {
+        let written = blocking(&cx.hands.joining_engine(inputs.people), cx.stop, move |session| {
             for table in &tables {
                 session.add_table(table)?;
             }

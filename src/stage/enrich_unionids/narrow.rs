@@ -4,6 +4,11 @@
 //! those whose profile itself says that it may have to be asked for again; the table of all followers is not joined with
 //! that of all profiles.
 
+use std::path::PathBuf;
+
+use super::digest::{self, Wanted};
+use crate::clock::Timestamp;
+use crate::domain::QuickSet;
 use crate::domain::tables::table_spec;
 use crate::engine::{Params, Session, TableSource};
 use crate::lake::Lake;
@@ -23,6 +28,19 @@ pub(super) fn source(lake: &Lake, changed: &Changed) -> TableSource {
 /// A profile that `NEEDED` asks for of nobody who follows, by itself alone.
 const SURELY_FRESH: &str = "
 fetched_at >= $fresh_from and subscribe and (unionid_missing is null or unionid_missing = 'not_bound')";
+
+/// Of the parts of profiles those that hold a row which could tell that somebody needs asking.
+pub(super) fn parts_that_could_tell(
+    session: &Session,
+    lake: &Lake,
+    parts: &[PathBuf],
+    (changed, params, fresh_from): (&TableSource, &Params, Timestamp),
+) -> Result<Vec<PathBuf>, StageError> {
+    session.add_table(changed)?;
+    let mut wanted = Wanted { ids: QuickSet::default(), fresh_from: Some(fresh_from), not_asked: true };
+    wanted.take(session, "select openid from changed where active and first_seen_at < $walked_at", params)?;
+    digest::search(lake, parts, &wanted).map(|(found, _)| found)
+}
 
 /// Makes `followers` of the session those who may need asking: whoever changed, and whose profile is not surely fresh.
 pub(super) fn to_who_may_need_asking(

@@ -1,18 +1,19 @@
 //! The merge of a night on which few were asked: what was answered is a part more, and of the parts of before only those are
 //! written anew that hold a row of somebody who was asked. All others stay the files they are.
 //!
-//! One look over the openids and unionids of before tells which those are; whatever is in doubt is settled as ever
+//! What is told beside the parts of before ([`digest`](super::digest)) says which those could be; whatever is in doubt is settled as ever
 //! ([`merge`](super::merge)), by the same SQL over fewer rows.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
 
+use super::digest::{self, Kinds, Wanted};
 use super::merge::{CHANGES, DOUBTFUL, MergedProfiles, WITH_CONFIRMED, make_latest, merge_sql, old_changes};
 use super::{Inputs, StageContext, StageError, Tally, doubt, narrow};
 use crate::domain::tables::table_spec;
-use crate::domain::{AccountName, OpenId, TableName, Values};
+use crate::domain::{AccountName, OpenId, QuickSet, TableName, Values};
 use crate::engine::{Param, Params, Session, TableSource, Written, text};
-use crate::lake::Lake;
+use crate::lake::{Lake, LakeError};
 use crate::stage::{NewSnapshot, blocking};
 
 /// The merge of an account's answers, where it is known whose followers' rows changed.
@@ -45,6 +46,7 @@ impl Near<'_, '_> {
         let profiles_path = Lake::part_path(self.table, self.account.as_str(), &id, 1);
         let changes_path = Lake::part_path(&TableName::new("identity_changes"), self.account.as_str(), &id, 1);
         let mut pass = Pass {
+            lake: lake.clone(),
             followers: self.inputs.followers.clone(),
             changed: narrow::source(lake, changed),
             before: self.inputs.profiles.clone(),
@@ -91,13 +93,14 @@ impl Near<'_, '_> {
                 for (number, (_, part)) in (1..).zip(self.parts) {
                     let path = Lake::part_path(self.table, self.account.as_str(), &id, number);
                     lake.adopt(part, &path)?;
+                    digest::adopt(lake, part, &path);
                     parts.push(path);
                 }
             }
         }
         let (own, joined) =
             (lake.clone(), Lake::named_part_path((self.table, self.account.as_str(), &id), "joined", 1));
-        parts = tokio::task::spawn_blocking(move || own.compact(parts, &joined)).await??;
+        parts = tokio::task::spawn_blocking(move || compact(&own, parts, &joined)).await??;
         let columns = |table: &str| table_spec(table).map(|spec| spec.sql_columns()).unwrap_or_default();
         let mut bytes = 0;
         for part in &parts {
@@ -118,19 +121,30 @@ impl Near<'_, '_> {
             NewSnapshot { rows: written.rows, bytes: written.bytes, parts: vec![changes_path], ..own }.record(cx)
         });
         let own = snapshot(self.table.clone(), id);
-        let profiles = NewSnapshot { rows: done.rows, bytes, parts, columns: columns("profiles"), ..own };
+        let profiles = NewSnapshot { rows: done.all.rows, bytes, parts, columns: columns("profiles"), ..own };
         Ok(MergedProfiles {
             profiles: profiles.record(cx),
             changes,
-            with_unionid: done.with_unionid,
-            not_asked: done.not_asked,
-            quarantined: done.quarantined,
+            with_unionid: done.all.with_unionid,
+            not_asked: done.all.not_asked,
+            quarantined: done.all.quarantined,
         })
     }
 }
 
+/// Joins small parts, and what is told beside them.
+fn compact(lake: &Lake, parts: Vec<String>, target: &str) -> Result<Vec<String>, LakeError> {
+    let left = lake.compact(parts.clone(), target)?;
+    let joined: Vec<String> = parts.into_iter().filter(|part| !left.contains(part)).collect();
+    if !joined.is_empty() {
+        digest::join(lake, &joined, target)?;
+    }
+    Ok(left)
+}
+
 #[derive(Clone)]
 struct Pass {
+    lake: Lake,
     followers: TableSource,
     changed: TableSource,
     before: TableSource,
@@ -158,20 +172,18 @@ struct Done {
     /// Nothing: the fetched parts are parts of the table as they are.
     written: Option<Written>,
     changes: Option<Written>,
-    rows: u64,
-    with_unionid: u64,
-    not_asked: u64,
-    quarantined: u64,
+    all: Kinds,
 }
 
 impl Pass {
     fn run(&self, session: &Session) -> Result<Came, StageError> {
-        session.keep_footers(self.before.parts.len())?;
         for table in [&self.changed, &self.fetched, &self.confirmed, &self.changes_before] {
             session.add_table(table)?;
         }
         let is_doubled = make_latest(session, self.may_be_doubled)?;
-        session.run(&format!("create temp table known as {}", known_sql(&self.before.parts)))?;
+        let (concerned, kinds) = digest::search(&self.lake, &self.before.parts, &self.wanted(session)?)?;
+        session.keep_footers(concerned.len())?;
+        session.run(&format!("create temp table known as {}", known_sql(&concerned)))?;
         session.run("create view profiles_before as select * from known")?;
         session.run(&format!("create temp table doubtful as {DOUBTFUL}"))?;
         let touched: HashSet<PathBuf> = texts(session, TOUCHED)?.into_iter().map(PathBuf::from).collect();
@@ -205,18 +217,20 @@ impl Pass {
             session.add_table(&after)?;
             changes = Some(session.copy(CHANGES, &self.params, &self.changes_target)?);
         }
-        let kept = self.before.parts.iter().filter(|part| !touched.contains(*part));
         let new = if written.is_some() { std::slice::from_ref(&self.profiles_target) } else { &self.fetched.parts };
-        let counts = counts(session, kept.chain(new))?;
-        Ok(Came::ToItsEnd(Done {
-            touched,
-            written,
-            changes,
-            rows: counts[0],
-            with_unionid: counts[1],
-            not_asked: counts[2],
-            quarantined: counts[3],
-        }))
+        let kept = self.before.parts.iter().zip(kinds).filter(|(part, _)| !touched.contains(*part));
+        let mut all = Kinds::default();
+        kept.map(|(_, kinds)| kinds).chain(digest::kinds_of(&self.lake, new)?).for_each(|kinds| all.join(&kinds));
+        Ok(Came::ToItsEnd(Done { touched, written, changes, all }))
+    }
+
+    /// Ids of the rows of before that anything about tonight's answers could concern.
+    fn wanted(&self, session: &Session) -> Result<Wanted, StageError> {
+        let mut wanted = Wanted { ids: QuickSet::default(), fresh_from: None, not_asked: true };
+        for sql in ["select openid, unionid from latest", "select openid from changed where active"] {
+            wanted.take(session, sql, &self.params)?;
+        }
+        Ok(wanted)
     }
 
     /// Makes `followers` of the session those who may have no profile: whoever changed, and who was not asked yet.
@@ -232,9 +246,15 @@ impl Pass {
     }
 }
 
-/// The rows of before that anything about tonight's answers could concern, and the part that each is in. All parts have these
-/// columns: they are read one after the other, where a union by name would open every one of thousands at once.
+/// The rows of before that anything about tonight's answers could concern, and the part that each is in: of the `parts` that
+/// hold such rows.
 fn known_sql(parts: &[PathBuf]) -> String {
+    if parts.is_empty() {
+        return "select null::varchar as openid, null::varchar as unionid, null::varchar as unionid_missing,
+                       null::bigint as errcode, null::bigint as refusals, null::varchar as filename
+                where false"
+            .to_owned();
+    }
     let files: Vec<String> = parts.iter().map(|part| text(&part.to_string_lossy())).collect();
     format!(
         "select openid, unionid, unionid_missing, errcode, refusals, filename
@@ -262,29 +282,4 @@ fn texts(session: &Session, sql: &str) -> Result<Vec<String>, StageError> {
         Some((_, Values::Text(values))) => values.into_iter().flatten().collect(),
         _ => Vec::new(),
     })
-}
-
-/// Rows of parts of profiles: all, with a unionid, not asked yet, quarantined.
-fn counts<'p>(session: &Session, parts: impl Iterator<Item = &'p PathBuf>) -> Result<[u64; 4], StageError> {
-    let files: Vec<String> = parts.map(|part| text(&part.to_string_lossy())).collect();
-    if files.is_empty() {
-        return Ok([0; 4]);
-    }
-    // A unionid is there or it is said why not: the reasons are few words, which are read faster than ids.
-    let sql = format!(
-        "create temp table counted as
-         select count(*), count(*) filter (unionid_missing is null), count(*) filter (unionid_missing = 'not_asked'),
-                count(*) filter (unionid_missing = 'quarantined')
-         from read_parquet([{}])",
-        files.join(", ")
-    );
-    session.run(&sql)?;
-    let rows = session.query("select * from counted", &Params::new())?;
-    let count = |place: usize| match rows.columns.get(place) {
-        Some((_, Values::Integer(values))) => {
-            values.first().copied().flatten().and_then(|count| u64::try_from(count).ok()).unwrap_or(0)
-        }
-        _ => 0,
-    };
-    Ok([count(0), count(1), count(2), count(3)])
 }

@@ -49,6 +49,11 @@ impl Stale {
         Self { before: self.before.max(at), fresh_from: self.fresh_from.max(at), ..self }
     }
 
+    /// Nobody is asked for whose profile was fetched since then.
+    pub fn fresh_from(self) -> Timestamp {
+        self.fresh_from
+    }
+
     /// What [`NEEDED`] and [`REFUSED`] are bound with.
     pub fn params(self) -> Params {
         let [once, twice, often] = self.refused_before;

@@ -1,5 +1,6 @@
 //! Answers gathered into one part of profiles.
 
+use super::digest::{self, Kinds};
 use crate::clock::{Timestamp, to_micros};
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, ColumnType, Texts, Values};
@@ -90,6 +91,12 @@ impl ProfilePart {
     fn written(self, lake: &Lake, path: &str) -> Result<PartWriter, LakeError> {
         let mut writer = lake.writer_of_ids(path, &schema())?;
         let missing = self.missing();
+        let mut kinds = Kinds::default();
+        for (missing, (subscribe, fetched_at)) in
+            missing.iter().zip(self.profiles.subscribe.iter().zip(&self.fetched_at))
+        {
+            kinds.add(missing, *subscribe, *fetched_at);
+        }
         let Self { account, profiles, fetched_at, errcode, mut is_single, .. } = self;
         let micros = |seconds: Option<i64>| seconds.and_then(|seconds| seconds.checked_mul(1_000_000));
         let subscribe_time = profiles.subscribe_time.iter().copied().map(micros).collect();
@@ -119,6 +126,8 @@ impl ProfilePart {
             columns.push(("is_single", PartColumn::Values(Values::Boolean(is_single))));
         }
         writer.write_columns(profiles.openid.len(), columns)?;
+        let ids = profiles.openid.iter().chain(profiles.unionid.iter()).flatten();
+        digest::write(&lake.absolute(path), &kinds, ids)?;
         Ok(writer)
     }
 }

@@ -144,7 +144,8 @@ async fn whole(night: &Night<'_, '_>, known: Option<&SnapshotRecord>) -> Result<
     let old_changes = cx.visible.bare_slice(lake, (events::CHANGES, account), "old_changes", columns(events::CHANGES));
     let targets = [&active_path, &gone_path, &changes_path].map(|path| lake.absolute(path));
     let params = night.params();
-    let (followers, gone, changes, active) = blocking(&cx.hands.joining_engine(), cx.stop, move |session| {
+    let people = night.pages.iter().map(|page| page.count).sum::<u64>().max(known.map_or(0, |known| known.rows));
+    let (followers, gone, changes, active) = blocking(&cx.hands.joining_engine(people), cx.stop, move |session| {
         let [active_target, gone_target, changes_target] = targets;
         pass.run(session, &params)?;
         session.add_table(&old_changes)?;
