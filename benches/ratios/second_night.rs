@@ -16,12 +16,14 @@ pub async fn measure(followers: u64) -> Vec<Figure> {
     let world = simulator(followers).await;
     let (mut first, mut second) = (Vec::new(), Vec::new());
     let (mut asked_first, mut asked_second) = (0, 0);
+    let mut spaces = Vec::new();
     tokio::task::block_in_place(|| {
         for _ in 0..ROUNDS {
             let space = Space::new(&world, "4GB");
             asked_first = night(&world, &space, &mut first);
             change(&world, followers);
             asked_second = night(&world, &space, &mut second);
+            spaces.push(space);
         }
     });
     let (first, second) = (median(first), median(second));

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use lianbo::simulator::{Options, SALE_TEMPLATE_ID, Simulator};
 
+/// Whoever measures keeps it until all is measured: for seconds after a folder of many files was removed, the file system
+/// searches longer for room for new ones.
 pub struct Space {
     pub folder: tempfile::TempDir,
 }

@@ -10,7 +10,7 @@ const ROUNDS: usize = 5;
 
 pub async fn measure(followers: u64) -> Vec<Figure> {
     let world = simulator(followers).await;
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    let (mut ours, mut bare, mut spaces) = (Vec::new(), Vec::new(), Vec::new());
     tokio::task::block_in_place(|| {
         for _ in 0..ROUNDS {
             let first = sync_apart(&world, WIDTH);
@@ -18,6 +18,7 @@ pub async fn measure(followers: u64) -> Vec<Figure> {
             ours.push(space.run("sync").seconds);
             eprintln!("  bare: {:.3} s, processor {:.3} s", first.seconds, first.cpu_seconds);
             bare.push(first.seconds);
+            spaces.push(space);
         }
     });
     let (ours, bare) = (median(ours), median(bare));
