@@ -191,7 +191,13 @@ fn bare(root: &Path, files: &[(String, PathBuf)]) -> f64 {
     let session = engine(root).session().expect("a session");
     for (table, path) in files {
         session
-            .add_table(&TableSource { name: table.clone(), columns: Vec::new(), parts: vec![path.clone()], sql: None })
+            .add_table(&TableSource {
+                name: table.clone(),
+                columns: Vec::new(),
+                parts: vec![path.clone()],
+                sql: None,
+                are_alike: false,
+            })
             .expect("a view");
     }
     session.copy_as(IDENTITIES, &out.join("identities.parquet"), "format parquet").expect("the join");
@@ -201,6 +207,7 @@ fn bare(root: &Path, files: &[(String, PathBuf)]) -> f64 {
             columns: Vec::new(),
             parts: vec![out.join("identities.parquet")],
             sql: None,
+            are_alike: false,
         })
         .expect("a view");
     let set = format!(

@@ -47,6 +47,8 @@ pub struct TableSource {
     pub parts: Vec<PathBuf>,
     /// What reads it, where it is more than its columns over its parts; all it reads are `parts`.
     pub sql: Option<String>,
+    /// Whether every part is known to have all the columns.
+    pub are_alike: bool,
 }
 
 impl TableSource {
@@ -63,19 +65,10 @@ impl TableSource {
                 if nulls.is_empty() { "1 as empty".to_owned() } else { nulls.join(", ") }
             );
         }
-        // Whoever asks for columns by name has every part opened before the first row. The parts of one folder were written
-        // by one hand: the first says what is in all of them.
-        self.select_over_parts(if self.is_of_one_folder() { "" } else { ", union_by_name = true" })
-    }
-
-    /// The same rows, where it is known that every part has all the columns: the parts are opened one after the other. All of
-    /// thousands at once are hundreds of megabytes that no limit counts.
-    #[must_use]
-    pub fn alike(self) -> Self {
-        if self.sql.is_some() || self.parts.is_empty() || self.columns.is_empty() {
-            return self;
-        }
-        Self { sql: Some(self.select_over_parts("")), ..self }
+        // Whoever asks for columns by name has every part opened before the first row: of thousands that is hundreds of megabytes
+        // that no limit counts. The parts of one folder were written by one hand: the first says what is in all of them.
+        let is_by_name = !self.are_alike && !self.is_of_one_folder();
+        self.select_over_parts(if is_by_name { ", union_by_name = true" } else { "" })
     }
 
     fn select_over_parts(&self, options: &str) -> String {
@@ -321,7 +314,7 @@ mod tests {
     fn table(folder: &Path, name: &str, sql: &str) -> TableSource {
         let part = folder.join(format!("{name}.parquet"));
         session(folder).copy(sql, &Params::new(), &part).unwrap();
-        TableSource { name: name.to_owned(), columns: Vec::new(), parts: vec![part], sql: None }
+        TableSource { name: name.to_owned(), columns: Vec::new(), parts: vec![part], sql: None, are_alike: false }
     }
 
     #[test]
@@ -346,7 +339,7 @@ mod tests {
         let mut all = table(&one, "p", "select 'a' as id, 1 as n, true as more");
         all.parts.extend(table(&other, "p", "select 2 as n, 'b' as id").parts);
         all.columns = [("id", "VARCHAR"), ("n", "INTEGER")].map(|(name, ty)| (name.to_owned(), ty.to_owned())).to_vec();
-        let all = all.alike();
+        all.are_alike = true;
         assert!(!all.select().contains("union_by_name"), "{}", all.select());
         let session = session(folder.path());
         session.add_table(&all).unwrap();

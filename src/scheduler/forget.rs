@@ -168,6 +168,7 @@ fn read_part(session: &Session, path: &Path) -> Result<Vec<(String, String)>, St
         columns: Vec::new(),
         parts: vec![path.to_owned()],
         sql: None,
+        are_alike: false,
     })?;
     Ok(session.bind("select * from part", &Params::new())?)
 }

@@ -43,6 +43,7 @@ pub async fn strangers(hands: &Hands, ids: &[String]) -> Result<Vec<String>, Sta
                 columns: Vec::new(),
                 parts: place.parts,
                 sql: None,
+                are_alike: false,
             })?;
             let holds: Vec<String> =
                 place.columns.iter().map(|column| format!("id in (select {} from held)", quoted(column))).collect();
@@ -89,5 +90,5 @@ fn write_asked(hands: &Hands, ids: &[String]) -> Result<TableSource, StageError>
     let ids = ids.iter().map(|id| Some(id.clone())).collect();
     writer.write(Rows { columns: vec![("id".to_owned(), Values::Text(ids))] })?;
     let part = lake.absolute(&writer.finish()?.path);
-    Ok(TableSource { name: "asked".to_owned(), columns: Vec::new(), parts: vec![part], sql: None })
+    Ok(TableSource { name: "asked".to_owned(), columns: Vec::new(), parts: vec![part], sql: None, are_alike: false })
 }

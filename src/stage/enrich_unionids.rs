@@ -281,6 +281,7 @@ pub(super) async fn fetched_source(cx: &StageContext<'_>, account: &AccountName)
         columns: part::schema().iter().map(|(name, ty)| ((*name).to_owned(), ty.sql().to_owned())).collect(),
         parts: parts.iter().map(|(_, path)| cx.hands.lake.absolute(path)).collect(),
         sql: None,
+        are_alike: false,
     })
 }
 
@@ -338,7 +339,7 @@ async fn stream_needed(
             let of = (changed, &params, fresh_from);
             profiles.parts = narrow::parts_that_could_tell(&session, &lake, &profiles.parts, of)?;
         }
-        let tables = [followers, profiles.alike(), fetched];
+        let tables = [followers, profiles, fetched];
         session.keep_footers(tables.iter().map(|table| table.parts.len()).sum())?;
         for table in &tables {
             session.add_table(table)?;

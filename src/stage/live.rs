@@ -73,7 +73,13 @@ impl Ending<'_> {
 /// As [`export`].
 pub async fn export_ending(hands: &Hands, name: &str, ending: Option<&Ending<'_>>) -> Result<TableSource, StageError> {
     let spec = table_spec(name).expect("live tables are declared");
-    let mut source = TableSource { name: name.to_owned(), columns: spec.sql_columns(), parts: Vec::new(), sql: None };
+    let mut source = TableSource {
+        name: name.to_owned(),
+        columns: spec.sql_columns(),
+        parts: Vec::new(),
+        sql: None,
+        are_alike: false,
+    };
     let lake = hands.lake.scratch();
     let mut writer = lake.writer(&live_path(hands, name), &spec.part_schema())?;
     match live_table(name) {
@@ -142,6 +148,7 @@ pub async fn export_marks(hands: &Hands, account: &AccountName, since: Timestamp
         columns: columns.iter().map(|(name, ty)| ((*name).to_owned(), ty.sql().to_owned())).collect(),
         parts: Vec::new(),
         sql: None,
+        are_alike: false,
     };
     let marks = hands.ledger.follower_marks(account, since).await?;
     if marks.is_empty() {
@@ -186,7 +193,16 @@ pub async fn export_forgotten(hands: &Hands) -> Result<Option<(TableSource, Stri
     let mut writer = lake.writer(&path, &[("hash", ColumnType::Text)])?;
     writer.write(Rows { columns: vec![("hash".to_owned(), Values::Text(hashes.into_iter().map(Some).collect()))] })?;
     let part = lake.absolute(&writer.finish()?.path);
-    Ok(Some((TableSource { name: "_forgotten".to_owned(), columns: Vec::new(), parts: vec![part], sql: None }, salt)))
+    Ok(Some((
+        TableSource {
+            name: "_forgotten".to_owned(),
+            columns: Vec::new(),
+            parts: vec![part],
+            sql: None,
+            are_alike: false,
+        },
+        salt,
+    )))
 }
 
 /// A condition: the id in `column` is among `_forgotten` (see [`export_forgotten`]); false for NULL.

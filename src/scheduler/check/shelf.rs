@@ -96,6 +96,7 @@ impl Shelf {
             columns: columns.clone(),
             parts: Vec::new(),
             sql: None,
+            are_alike: false,
         })?;
         entry.is_shown = true;
         Ok(())

@@ -227,7 +227,8 @@ impl Set<'_> {
         let mut source = crate::stage::live::export(hands, "deliveries").await?;
         source.name = "_deliveries".to_owned();
         let old = hands.lake.absolute(&push.set_path);
-        let old = TableSource { name: "_set".to_owned(), columns: Vec::new(), parts: vec![old], sql: None };
+        let old =
+            TableSource { name: "_set".to_owned(), columns: Vec::new(), parts: vec![old], sql: None, are_alike: false };
         let (target, exported) = (hands.lake.absolute(&self.path()), source.clone());
         let code = self.resend.errcode.map_or(String::new(), |code| format!("and failed.errcode = {code}"));
         // Whoever a resend reached before, of this push or of any that shares its people, is not sent to once more.

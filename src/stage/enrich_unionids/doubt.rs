@@ -102,7 +102,7 @@ impl Doubt<'_, '_> {
     /// What the answers so far tell. `confirmed`: where to write the answers that are believed, and whether those are among
     /// them whose unionid nobody had before.
     async fn look(&self, confirmed: Option<(PathBuf, bool)>) -> Result<Found, StageError> {
-        let tables = [fetched_source(self.cx, self.account).await?, self.inputs.profiles.clone().alike()];
+        let tables = [fetched_source(self.cx, self.account).await?, self.inputs.profiles.clone()];
         blocking(&self.cx.hands.joining_engine(self.inputs.people), self.cx.stop, move |session| {
             for table in &tables {
                 session.add_table(table)?;

@@ -58,7 +58,7 @@ pub(super) fn audience(cx: &StageContext<'_>, account: &AccountName) -> TableSou
     let sets = cx.visible.slices("recipients").filter(|set| set.made_at >= from);
     let parts: Vec<_> = sets.flat_map(|set| &set.parts).map(|part| cx.hands.lake.absolute(part)).collect();
     let columns = ["account", "openid", "arm"].map(|name| (name.to_owned(), "varchar".to_owned())).to_vec();
-    let all = TableSource { name: "audience".to_owned(), columns, parts, sql: None };
+    let all = TableSource { name: "audience".to_owned(), columns, parts, sql: None, are_alike: false };
     let sql =
         format!("select openid from ({}) where account = {} and arm = 'send'", all.select(), text(account.as_str()));
     TableSource { sql: Some(sql), ..all }

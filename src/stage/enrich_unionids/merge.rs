@@ -47,7 +47,7 @@ pub async fn merge(
     }
     let fetched =
         TableSource { parts: parts.iter().map(|(_, path)| lake.absolute(path)).collect(), ..inputs.fetched.clone() };
-    let tables = vec![inputs.followers.clone(), inputs.profiles.clone().alike(), fetched];
+    let tables = vec![inputs.followers.clone(), inputs.profiles.clone(), fetched];
     let is_first = are_ours && tally.is_complete && inputs.profiles.parts.is_empty();
     let needs_no_look = is_first && tally.is_plain();
     let looked = if needs_no_look {
@@ -284,6 +284,7 @@ impl Pass {
             columns: table_spec("profiles").expect("profiles is declared").sql_columns(),
             parts: vec![self.profiles_target.clone()],
             sql: None,
+            are_alike: false,
         })?;
         let count = |what: &str| session.count(&format!("select count(*) from {what}"), params);
         let changes = if has_doubts { Some(session.copy(CHANGES, params, &self.changes_target)?) } else { None };
@@ -500,7 +501,15 @@ mod tests {
                 "profiles_before" => table_spec("profiles").unwrap().sql_columns(),
                 _ => columns.clone(),
             };
-            session.add_table(&TableSource { name: name.to_owned(), columns, parts: Vec::new(), sql: None }).unwrap();
+            session
+                .add_table(&TableSource {
+                    name: name.to_owned(),
+                    columns,
+                    parts: Vec::new(),
+                    sql: None,
+                    are_alike: false,
+                })
+                .unwrap();
         }
         make_latest(&session, true).unwrap();
         session.run(&format!("create temp table doubtful as {DOUBTFUL}")).unwrap();

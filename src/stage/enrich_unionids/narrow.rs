@@ -22,6 +22,7 @@ pub(super) fn source(lake: &Lake, changed: &Changed) -> TableSource {
         columns: table_spec("followers").expect("followers is declared").sql_columns(),
         parts: vec![lake.absolute(changed.path())],
         sql: None,
+        are_alike: false,
     }
 }
 
@@ -130,6 +131,7 @@ create view profiles_before as select * from base_profiles";
             columns: Vec::new(),
             parts: Vec::new(),
             sql: Some(format!("select * from {from}")),
+            are_alike: false,
         };
         for days in [1, 20, 60, 90] {
             let session = engine.session().unwrap();

@@ -134,6 +134,7 @@ async fn still_named(night: &Night<'_, '_>, assembled: &assemble::Assembled) -> 
         columns: table_spec("followers").expect("followers is declared").sql_columns(),
         parts: assembled.parts.iter().map(|part| lake.absolute(part)).collect(),
         sql: None,
+        are_alike: false,
     };
     blocking(&cx.hands.sparing_engine(), cx.stop, move |session| {
         session.add_table(&table)?;
@@ -171,6 +172,7 @@ impl Inputs {
             columns,
             parts: vec![self.lake.absolute(path)],
             sql: None,
+            are_alike: false,
         };
         let mut walk = table("walk", vec![("openid".to_owned(), "VARCHAR".to_owned())], &self.walk);
         walk.sql = Some(format!("select *, cast(null as bigint) as place from ({})", walk.select()));

@@ -236,7 +236,7 @@ async fn write_told(
     let people = told.iter().map(|event| event.openid.clone()).collect();
     told.retain(|event| to_micros(event.at) > since);
     let columns = events::COLUMNS.iter().map(|(name, ty)| ((*name).to_owned(), ty.sql().to_owned())).collect();
-    let mut table = TableSource { name: "told".to_owned(), columns, parts: Vec::new(), sql: None };
+    let mut table = TableSource { name: "told".to_owned(), columns, parts: Vec::new(), sql: None, are_alike: false };
     if !told.is_empty() {
         let path = format!("work/walks/{account}/told-{}.parquet", cx.new_snapshot_id());
         table.parts.push(events::write(&cx.hands.lake, &path, &[(account.clone(), told)])?);

@@ -23,7 +23,7 @@ pub(super) struct Pass {
 /// A walk as it is read off its pages.
 pub(super) fn walk_source(parts: Vec<PathBuf>) -> TableSource {
     let columns = vec![("openid".to_owned(), "VARCHAR".to_owned()), ("place".to_owned(), "BIGINT".to_owned())];
-    let mut walk = TableSource { name: "walk".to_owned(), columns, parts, sql: None };
+    let mut walk = TableSource { name: "walk".to_owned(), columns, parts, sql: None, are_alike: false };
     if !walk.parts.is_empty() {
         let files: Vec<String> = walk.parts.iter().map(|part| crate::engine::text(&part.to_string_lossy())).collect();
         walk.sql = Some(format!(

@@ -85,7 +85,13 @@ async fn write_unclaimed(hands: &Hands, mut writer: PartWriter, push: &Push) -> 
     let (push, set) = (push.clone(), hands.lake.absolute(&push.set_path));
     tokio::task::spawn_blocking(move || {
         let session = engine.session()?;
-        session.add_table(&TableSource { name: "set".to_owned(), columns: Vec::new(), parts: vec![set], sql: None })?;
+        session.add_table(&TableSource {
+            name: "set".to_owned(),
+            columns: Vec::new(),
+            parts: vec![set],
+            sql: None,
+            are_alike: false,
+        })?;
         session.stream::<StageError>(&unclaimed_sql(&push), &Params::new(), |rows| {
             writer.write(rows)?;
             Ok(true)

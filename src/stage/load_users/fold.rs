@@ -192,6 +192,7 @@ impl Job {
             columns: spec.sql_columns(),
             parts,
             sql: None,
+            are_alike: false,
         })?;
         let mut sql = "select source, file, line, reason, raw from bad_rows".to_owned();
         if let Some(misfit) = self.misfit(columns) {

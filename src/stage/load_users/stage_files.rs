@@ -191,7 +191,13 @@ impl<'a> StagingWriter<'a> {
 
 fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
     let file = job.input.file_itself()?;
-    let table = TableSource { name: "export".to_owned(), columns: Vec::new(), parts: vec![file.to_owned()], sql: None };
+    let table = TableSource {
+        name: "export".to_owned(),
+        columns: Vec::new(),
+        parts: vec![file.to_owned()],
+        sql: None,
+        are_alike: false,
+    };
     session.add_table(&table).map_err(|error| {
         StageError::Rule(format!(
             "{}: this is not a Parquet file, or not a whole one: {error}; export it anew",

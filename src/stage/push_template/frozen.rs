@@ -119,6 +119,7 @@ fn read(
         columns: Vec::new(),
         parts: vec![file],
         sql: None,
+        are_alike: false,
     })?;
     session.stream::<StageError>(sql, &Params::new(), |rows| Ok(sink(messages(rows))))
 }

@@ -80,6 +80,7 @@ impl Job {
             columns: Vec::new(),
             parts: vec![self.set.clone()],
             sql: None,
+            are_alike: false,
         })?;
         let rules = &self.spec.rules;
         let fixed = self.fixed(&renderer, rules);

@@ -40,7 +40,7 @@ impl Visible {
             .replace("{changes}", &format!("select account, openid, change, seen_at from ({})", changes.select()));
         let parts = followers.into_iter().chain([changes]).flat_map(|source| source.parts).collect();
         let columns = super::table_spec(MEMBERSHIPS)?.sql_columns();
-        Some(TableSource { name: MEMBERSHIPS.to_owned(), columns, parts, sql: Some(sql) })
+        Some(TableSource { name: MEMBERSHIPS.to_owned(), columns, parts, sql: Some(sql), are_alike: false })
     }
 }
 
