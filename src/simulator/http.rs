@@ -141,6 +141,7 @@ async fn converse(mut stream: TcpStream, world: &World) -> io::Result<()> {
         let Some(head) = next_request(&mut stream, &mut input, world).await? else {
             return Ok(());
         };
+        let began_micros = world.clock.machine_micros();
         reply.reset();
         let end = head.length_bytes + head.body_bytes;
         if head.lacks_length {
@@ -148,7 +149,9 @@ async fn converse(mut stream: TcpStream, world: &World) -> io::Result<()> {
         } else {
             api::answer(world, &head.request(&input[..end]), &mut reply);
         }
-        let delay = reply.delay + world.options.latency;
+        // What answering took is part of how long the call takes.
+        let taken = Duration::from_micros((world.clock.machine_micros() - began_micros).unsigned_abs());
+        let delay = reply.delay + world.options.latency.saturating_sub(taken);
         if !delay.is_zero() {
             world.clock.wait(delay).await;
         }
