@@ -88,6 +88,7 @@ mod tests {
             run_id: "r1".to_owned(),
             pipeline: "campaign".to_owned(),
             status,
+            process_gone: false,
             waiting_until: None,
             reason: Some(reason.to_owned()),
             trigger: "hand".to_owned(),
