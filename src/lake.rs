@@ -41,13 +41,13 @@ pub struct Lake {
 /// What went wrong with a file of the lake.
 #[derive(Debug, thiserror::Error)]
 pub enum LakeError {
-    #[error("cannot create the folder {path}")]
+    #[error("cannot create the folder {path}{}", advice(source))]
     CreateFolder {
         path: PathBuf,
         #[source]
         source: std::io::Error,
     },
-    #[error("cannot write {path}")]
+    #[error("cannot write {path}{}", advice(source))]
     Write {
         path: PathBuf,
         #[source]
@@ -79,6 +79,15 @@ pub enum LakeError {
     },
     #[error("cannot write the catalog {path}: {message}")]
     Catalog { path: PathBuf, message: String },
+}
+
+/// What to do, where the system's own words do not say so.
+fn advice(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        std::io::ErrorKind::StorageFull => ": the disk that it lies on is full; make room on it",
+        std::io::ErrorKind::QuotaExceeded => ": no more room is granted on the disk that it lies on",
+        _ => "",
+    }
 }
 
 impl LakeError {
@@ -227,6 +236,27 @@ impl Lake {
 mod tests {
     use super::*;
     use crate::domain::{ColumnType, Rows, Texts, Values};
+
+    #[test]
+    fn a_full_disk_is_named_when_rows_cannot_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = Lake::new(folder.path());
+        std::os::unix::fs::symlink("/dev/full", folder.path().join("users.parquet.tmp")).unwrap();
+        let mut writer = lake.writer("users.parquet", &[("id", ColumnType::Integer)]).unwrap();
+        let mut write = || {
+            // More than what is held back for a while.
+            for part in 0..20 {
+                let ids = (part * 10_000..(part + 1) * 10_000).map(Some).collect();
+                writer.write(Rows { columns: vec![("id".to_owned(), Values::Integer(ids))] })?;
+            }
+            Ok::<_, LakeError>(())
+        };
+        let error = write().unwrap_err();
+        assert!(error.is_disk_full(), "{error}");
+        assert!(error.to_string().ends_with("the disk that it lies on is full; make room on it"), "{error}");
+        let nothing = lake.writer("users.parquet", &[("id", ColumnType::Integer)]).unwrap();
+        assert!(nothing.finish().unwrap_err().is_disk_full(), "also where only the end cannot be written");
+    }
 
     #[test]
     fn a_part_appears_only_when_it_is_finished() {

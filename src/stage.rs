@@ -247,8 +247,12 @@ pub enum StageError {
     #[error("{0}")]
     Rule(String),
     /// An account's unionids are all others now; only the operator can say that it is meant to be so.
-    #[error("{0}")]
-    Rebound(String),
+    #[error("{why}")]
+    Rebound {
+        why: String,
+        /// Single calls have confirmed it; else no call was left for them.
+        is_certain: bool,
+    },
     #[error("another process took over this run")]
     LeaseLost,
     #[error("interrupted")]
@@ -268,7 +272,7 @@ impl StageError {
             | Self::Engine(_)
             | Self::Export(_)
             | Self::Rule(_)
-            | Self::Rebound(_)
+            | Self::Rebound { .. }
             | Self::Blocking(_) => false,
         }
     }

@@ -1,8 +1,8 @@
 //! Counting read calls against the day's quota before they are made, for all processes together.
 //!
 //! Calls are reserved in the ledger: details in small blocks, so that a page of them costs no transaction, everything
-//! else one by one. What is left of a block goes back when a stage ends; a crash therefore counts at most two blocks
-//! too many, never one too few. What WeChat answered is noted in memory (it must not hold up a call) and goes into the ledger
+//! else one by one. What is left of a block goes back when a stage ends; of a process that was killed, when the next one reads
+//! for the account. A power cut counts at most two blocks too many, never one too few. What WeChat answered is noted in memory (it must not hold up a call) and goes into the ledger
 //! with the next reservation or when the stage ends. Sends are not counted here: a push reserves its own.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use futures::future::BoxFuture;
 use crate::clock::{Clock, Timestamp};
 use crate::config::settings::Account;
 use crate::domain::{AccountName, LATE_RESET, QuotaDay};
-use crate::ledger::{Ledger, LedgerError, QuotaCharge, QuotaFigure as NotedFigure, Usage};
+use crate::ledger::{Ledger, LedgerError, QuotaCharge, QuotaFigure as NotedFigure, ReadTally, Usage};
 use crate::wechat::{CallEnd, CallMeter, Endpoint, QuotaFigure, Refused, StoreError};
 
 /// Calls for details reserved at once.
@@ -38,6 +38,10 @@ pub struct LedgerMeter {
 
 #[derive(Debug, Default)]
 struct Notes {
+    /// Beside the ledger, while anything is reserved.
+    tally: Option<ReadTally>,
+    /// What dead processes reserved was looked for.
+    has_settled_the_dead: bool,
     held: BTreeMap<(Endpoint, QuotaDay), Held>,
     /// The first 45009 since a call of the endpoint was answered.
     refused_since: BTreeMap<Endpoint, Timestamp>,
@@ -72,7 +76,14 @@ impl LedgerMeter {
     /// [`LedgerError`]; what was not given back counts as called.
     pub async fn settle(&self) -> Result<(), LedgerError> {
         let _one_at_a_time = self.reserving.lock().await;
-        self.flush().await
+        self.flush().await?;
+        let notes = &mut *self.notes();
+        if notes.held.values().all(|held| held.calls == 0)
+            && let Some(tally) = notes.tally.take()
+        {
+            tally.end();
+        }
+        Ok(())
     }
 
     async fn flush(&self) -> Result<(), LedgerError> {
@@ -84,6 +95,9 @@ impl LedgerMeter {
                 self.ledger.mark_exhausted(&self.account, name, day, self.clock.now()).await?;
             }
             if held.calls > 0 {
+                if let Some(tally) = &self.notes().tally {
+                    tally.given_back(name, day, held.calls);
+                }
                 self.ledger.give_back_calls(&self.account, name, day, held.calls).await?;
             }
             if held.errors > 0 {
@@ -99,9 +113,13 @@ impl LedgerMeter {
 
     /// Takes one of the reserved calls; gives how many are left then.
     fn take_one(&self, endpoint: Endpoint, day: QuotaDay) -> Option<u64> {
-        match self.notes().held.get_mut(&(endpoint, day)) {
+        let notes = &mut *self.notes();
+        match notes.held.get_mut(&(endpoint, day)) {
             Some(held) if held.calls > 0 && !held.is_spent => {
                 held.calls -= 1;
+                if let Some(tally) = &notes.tally {
+                    tally.one(endpoint.as_str(), day);
+                }
                 Some(held.calls)
             }
             _ => None,
@@ -113,32 +131,58 @@ impl LedgerMeter {
         if self.take_one(endpoint, day).is_some() {
             return Ok(());
         }
-        let Some(left) = self.grant(endpoint, day).await?.checked_sub(1) else {
-            // Our own count is of this day: WeChat's reset changes nothing.
-            let until = QuotaDay::opens_again(self.clock.now(), false, self.clock.quota_spread());
-            return Err(Refused::QuotaSpent { until });
-        };
-        self.hold(endpoint, day, left);
-        Ok(())
+        let granted = self.grant(endpoint, day).await?;
+        if granted > 0 {
+            self.hold(endpoint, day, granted, 1);
+            return Ok(());
+        }
+        // Our own count is of this day: WeChat's reset changes nothing.
+        let until = QuotaDay::opens_again(self.clock.now(), false, self.clock.quota_spread());
+        Err(Refused::QuotaSpent { until })
     }
 
     /// The next block while others still take from this one, so that not everybody stands still for the disk at its end.
     async fn reserve_early(&self, endpoint: Endpoint, day: QuotaDay) {
         let Ok(_one_at_a_time) = self.reserving.try_lock() else { return };
         match self.grant(endpoint, day).await {
-            Ok(granted) => self.hold(endpoint, day, granted),
+            Ok(granted) => self.hold(endpoint, day, granted, 0),
             // Whoever finds the block used up meets it again.
             Err(error) => tracing::debug!(%error, "calls could not be reserved early"),
         }
     }
 
-    fn hold(&self, endpoint: Endpoint, day: QuotaDay, calls: u64) {
-        self.notes().held.entry((endpoint, day)).or_default().calls += calls;
+    /// Takes note of reserved calls, and of those that are made at once.
+    fn hold(&self, endpoint: Endpoint, day: QuotaDay, calls: u64, made: u64) {
+        let notes = &mut *self.notes();
+        notes.held.entry((endpoint, day)).or_default().calls += calls - made;
+        if let Some(tally) = &notes.tally
+            && calls > 0
+        {
+            tally.reserved(endpoint.as_str(), day, calls);
+            (0..made).for_each(|_| tally.one(endpoint.as_str(), day));
+        }
+    }
+
+    /// Before the first calls are reserved: what a killed process left goes back, and what this one reserves is noted.
+    async fn begin_tally(&self, endpoint: Endpoint) -> Result<(), LedgerError> {
+        if block(endpoint) == 1 {
+            return Ok(());
+        }
+        let is_first = !std::mem::replace(&mut self.notes().has_settled_the_dead, true);
+        if is_first {
+            self.ledger.settle_reads_of_the_dead(&self.account).await?;
+        }
+        let mut notes = self.notes();
+        if notes.tally.is_none() && notes.held.values().all(|held| held.calls == 0) {
+            notes.tally = self.ledger.begin_reads(&self.account, &self.clock.random_id(12));
+        }
+        Ok(())
     }
 
     /// As many calls as the day allows, at most a block.
     async fn grant(&self, endpoint: Endpoint, day: QuotaDay) -> Result<u64, Refused> {
         let store = |error: LedgerError| Refused::Store(StoreError::new(error));
+        self.begin_tally(endpoint).await.map_err(store)?;
         let limit = self.limit(endpoint, day).await.map_err(store)?;
         let charge = QuotaCharge { account: &self.account, endpoint: endpoint.as_str(), day, limit, keep: 0 };
         // What WeChat refused, and what is left of another day, must be in the ledger before it is asked again.

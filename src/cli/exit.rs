@@ -76,7 +76,7 @@ impl Failure {
         let (text, exit, problems) = match self {
             Self::Problems(problems) => (problems.to_string(), Exit::Usage, Some(problems.to_json())),
             Self::Usage(text) => (text, Exit::Usage, None),
-            Self::Other(error) => (chain(&error), Exit::Failed, None),
+            Self::Other(error) => (chain(&*error), Exit::Failed, None),
         };
         if context.is_json {
             let mut document = serde_json::json!({ "error": text });
@@ -92,9 +92,9 @@ impl Failure {
 }
 
 /// The error with its causes, each once.
-fn chain(error: &anyhow::Error) -> String {
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = String::new();
-    for cause in error.chain() {
+    for cause in std::iter::successors(Some(error), |error| error.source()) {
         let cause = cause.to_string();
         if !text.contains(&cause) {
             if !text.is_empty() {

@@ -8,13 +8,16 @@ use futures::future::BoxFuture;
 use serde::Serialize;
 
 use super::context::{Context, exit_of, stop_on_signals, who};
-use super::exit::{Exit, Failure, of_run};
+use super::exit::{Exit, Failure, chain, of_run};
 use super::progress::Bars;
 use super::runs::describe;
+use crate::clock::Timestamp;
 use crate::config::nearest;
 use crate::config::settings::{ParamValue, Pipeline, Settings};
 use crate::domain::{PipelineName, RunStatus, StageName};
-use crate::scheduler::conductor::{Confirm, RunError, RunRequest, Trigger, Watch};
+use crate::ledger::Ledger;
+use crate::scheduler::conductor::{Confirm, RunError, RunRequest, Trigger, Watch, lease_name};
+use crate::scheduler::next_step::{NextStep, go_on};
 use crate::scheduler::view::RunView;
 
 /// How often `--wait` looks whether a waiting run may go on, when nobody knows until when it waits.
@@ -74,6 +77,13 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
                 app.hands().ledger.close().await;
                 return Ok(Exit::Done);
             }
+            Err(error) if context.is_json => {
+                bars.finish();
+                let broken = BrokenOff::of(&app.hands().ledger, &request.pipeline, &error, context.clock.now()).await;
+                let Some(broken) = broken else { return Err(of_run(error)) };
+                context.print(&broken, |broken| broken.error.clone());
+                return Ok(Exit::Failed);
+            }
             ended => ended.map_err(of_run)?,
         };
         if view.status != RunStatus::Waiting || !args.wait || stop.is_cancelled() {
@@ -94,6 +104,39 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     context.print(&view, |view| describe(view, zone));
     app.hands().ledger.close().await;
     Ok(exit_of(&view))
+}
+
+/// The report of a run whose end cannot be recorded: how far it came, and why it stopped there.
+#[derive(Debug, Serialize)]
+struct BrokenOff {
+    #[serde(flatten)]
+    run: RunView,
+    error: String,
+}
+
+impl BrokenOff {
+    /// Nothing where no run was broken off, or not even that can be read.
+    async fn of(ledger: &Ledger, pipeline: &PipelineName, error: &RunError, now: Timestamp) -> Option<Self> {
+        let why = match error {
+            RunError::Usage(_) | RunError::NothingUnfinished { .. } => return None,
+            RunError::Unwritable { .. } => error.to_string(),
+            RunError::Ledger(_) | RunError::Stage(_) => chain(error),
+        };
+        let run = ledger.latest_runs(1, Some(pipeline)).await.ok()?.pop()?;
+        let holder = ledger.lease_holder(&lease_name(pipeline)).await.ok()?;
+        if holder.is_some_and(|holder| holder.pid != std::process::id()) {
+            return None;
+        }
+        let mut view = RunView::of(ledger, &run, now).await.ok()?;
+        if run.status != RunStatus::Running {
+            return None;
+        }
+        view.status = RunStatus::Failed;
+        view.process_gone = false;
+        view.reason = Some(why.clone());
+        view.next = Some(NextStep { commands: vec![go_on(pipeline)], needs_person: true });
+        Some(Self { run: view, error: why })
+    }
 }
 
 /// What `--continue` says where nothing is left to go on with.

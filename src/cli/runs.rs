@@ -15,7 +15,10 @@ use crate::app::App;
 use crate::clock::Timestamp;
 use crate::domain::{PipelineName, RunStatus};
 use crate::ledger::Run;
-use crate::scheduler::view::{RunView, StageView};
+use crate::scheduler::view::{RunView, StageView, is_carried_out};
+
+/// How a run stands that nobody carries out though it came to no end.
+pub const PROCESS_GONE: &str = "running, but its process is gone";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -40,6 +43,8 @@ struct Line {
     run_id: String,
     pipeline: String,
     status: RunStatus,
+    /// As in a run's own report.
+    process_gone: bool,
     waiting_until: Option<Timestamp>,
     reason: Option<String>,
     trigger: String,
@@ -70,7 +75,12 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     } else {
         let pipeline = args.pipeline.map(PipelineName::new);
         let runs = ledger.latest_runs(args.limit, pipeline.as_ref()).await?;
-        let runs = Runs { runs: runs.into_iter().map(|run| Line::of(run, now)).collect() };
+        let mut lines = Vec::with_capacity(runs.len());
+        for run in runs {
+            let process_gone = run.status == RunStatus::Running && !is_carried_out(ledger, &run).await?;
+            lines.push(Line::of(run, process_gone, now));
+        }
+        let runs = Runs { runs: lines };
         context.print(&runs, |runs| listed(runs, zone));
     }
     ledger.close().await;
@@ -78,13 +88,14 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
 }
 
 impl Line {
-    fn of(run: Run, now: Timestamp) -> Self {
+    fn of(run: Run, process_gone: bool, now: Timestamp) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "microseconds of a run are far below 2^53")]
         let seconds = (run.ended_at.unwrap_or(now) - run.started_at).num_microseconds().unwrap_or(0) as f64 / 1e6;
         Self {
             run_id: run.run_id.to_string(),
             pipeline: run.pipeline.to_string(),
             status: run.status,
+            process_gone,
             waiting_until: run.waiting_until,
             reason: run.reason,
             trigger: run.trigger,
@@ -107,7 +118,7 @@ fn listed(runs: &Runs, zone: Tz) -> String {
         vec![
             run.run_id.clone(),
             format!("{}{test}", run.pipeline),
-            run.status.as_str().to_owned(),
+            if run.process_gone { PROCESS_GONE.to_owned() } else { run.status.as_str().to_owned() },
             local_to_the_second(run.started_at, zone),
             span(run.seconds),
             run.trigger.clone(),
@@ -144,6 +155,8 @@ pub fn describe(view: &RunView, zone: Tz) -> String {
             let _ = write!(text, "\n{}: {counts}", stage.name);
         } else if let Some(set) = set(stage) {
             let _ = write!(text, "\n{}: {set}", stage.name);
+        } else if let Some(discarded) = discarded(stage) {
+            let _ = write!(text, "\n{}: {discarded}", stage.name);
         } else if let Some(kept_out) = stage.detail.get("forgotten").and_then(Value::as_u64).filter(|n| *n > 0) {
             let _ =
                 write!(text, "\n{}: {} kept out, who still follow and were forgotten", stage.name, grouped(kept_out));
@@ -162,6 +175,9 @@ fn headline(view: &RunView, zone: Tz) -> String {
     let took = span(view.seconds);
     let since = local(view.started_at, zone);
     match view.status {
+        RunStatus::Running if view.process_gone => {
+            format!("{PROCESS_GONE} (begun {since}); lianbo run {} takes it over", view.pipeline)
+        }
         RunStatus::Running => format!("running, since {since}"),
         RunStatus::Waiting => match view.waiting_until {
             Some(until) => format!("waiting until {}", local(until, zone)),
@@ -198,6 +214,25 @@ fn counts(stage: &StageView) -> Option<String> {
         }
     }
     Some(said.join(", "))
+}
+
+/// Answers for details that told of nobody, and who is asked for again because of them.
+fn discarded(stage: &StageView) -> Option<String> {
+    let accounts =
+        stage.detail.get("accounts").and_then(Value::as_array).filter(|_| stage.kind == "enrich_unionids")?;
+    let sum = |name: &str| accounts.iter().filter_map(|account| account.get(name).and_then(Value::as_u64)).sum::<u64>();
+    let (answers, people) = (sum("discarded"), sum("in_doubt"));
+    match (answers, people) {
+        (0, 0) => None,
+        (_, 0) => {
+            Some(format!("{} answers could not be believed, and their people were asked for again", grouped(answers)))
+        }
+        _ => Some(format!(
+            "{} answers could not be believed; {} of their people are asked for again on the next night, in smaller batches",
+            grouped(answers),
+            grouped(people)
+        )),
+    }
 }
 
 /// Who is in a recipient set, and why the others are not.
@@ -242,6 +277,7 @@ mod tests {
             run_id: "20261124-0230-ab12".to_owned(),
             pipeline: "campaign".to_owned(),
             status: RunStatus::Waiting,
+            process_gone: false,
             waiting_until: Some("2026-11-24T16:02:00Z".parse().unwrap()),
             reason: Some("the day's 1000 sends of account `main` are used up".to_owned()),
             trigger: "hand".to_owned(),

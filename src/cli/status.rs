@@ -6,11 +6,11 @@ use chrono_tz::Tz;
 
 use super::context::Context;
 use super::exit::{Exit, Failure};
+use super::runs::PROCESS_GONE;
 use super::table::{grouped, plain};
 use super::words::{between, local, plural, span};
 use crate::app::App;
 use crate::clock::Timestamp;
-use crate::domain::RunStatus;
 use crate::ledger::EVERY_ACCOUNT;
 use crate::scheduler::status::{DataAge, StatusView};
 use crate::scheduler::view::RunView;
@@ -82,14 +82,17 @@ fn run_row(run: &RunView, now: Timestamp, zone: Tz) -> Vec<String> {
         Some(at) => format!("{}, {} ago", local(at, zone), between(at, now)),
         None => format!("since {}", local(run.started_at, zone)),
     };
-    let gone = run.status == RunStatus::Running && run.next.is_some();
-    let status = if gone { "running, but its process is gone" } else { run.status.as_str() };
+    let status = if run.process_gone { PROCESS_GONE } else { run.status.as_str() };
     vec![run.pipeline.clone(), status.to_owned(), when, run.run_id.clone()]
 }
 
 /// Why a run is not at its end, until when, and what goes on with it.
 fn open_matter(run: &RunView, now: Timestamp, zone: Tz) -> String {
-    let mut text = format!("`{}` is {}", run.pipeline, run.status.as_str());
+    let mut text = if run.process_gone {
+        format!("`{0}` is {PROCESS_GONE}; the next lianbo run {0}, or serve, takes it over", run.pipeline)
+    } else {
+        format!("`{}` is {}", run.pipeline, run.status.as_str())
+    };
     if let Some(until) = run.waiting_until {
         let _ = write!(text, " until {} (in {})", local(until, zone), between(now, until));
     }

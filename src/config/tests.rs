@@ -375,6 +375,8 @@ fn a_wrong_pipeline_tells_where_and_what_instead() {
         (load.into(), vec![(1, 1, "`source.files` is missing", "data/exports")]),
         (format!("{load}source.files = \"x/*.csv\"\ntypes = {{ a = \"bigintt\" }}\n"), vec![(4, 15, "not a type", "did you mean `bigint`?")]),
         ("schedule = \"30 2 * * *\"\n[stages.s]\nkind = \"sql\"\n".into(), vec![(1, 12, "five fields", "\"0 30 2 * * *\"")]),
+        ("schedule = \"0 30 2 * *\"\n[stages.s]\nkind = \"sql\"\n".into(), vec![(1, 12, "second minute hour day month weekday", "\"0 30 2 * * *\"")]),
+        ("schedule = \"a b c d e\"\n[stages.s]\nkind = \"sql\"\n".into(), vec![(1, 12, "five fields", "six fields, seconds first")]),
         ("after = [\"q\"]\n[stages.s]\nkind = \"sql\"\n".into(), vec![(1, 10, "no pipeline `q`", "")]),
         ("after = \"p\"\n[stages.s]\nkind = \"sql\"\n".into(), vec![(1, 9, "circle: p → p", "")]),
         ("[params]\ntoday = 1\nlist = [1]\n[stages.s]\nkind = \"sql\"\n".into(), vec![(2, 1, "`today` is there", ""), (3, 8, "a parameter is", "")]),

@@ -169,9 +169,11 @@ pub(super) fn schedule(text: &str, zone: Tz) -> Result<Schedule, Unread> {
     let fields = text.split_whitespace().count();
     let both = "six fields, seconds first: \"0 30 2 * * *\", or a local time, once: \"2026-11-24 10:00\"";
     if fields == 5 {
+        // Either the seconds are missing, as in a crontab, or, seconds first, the day of the week.
+        let meant = [format!("0 {text}"), format!("{text} *")].into_iter().find(|meant| cron(meant).is_ok());
         return Err(unread(
-            format!("\"{text}\" has five fields; the seconds are missing"),
-            format!("did you mean \"0 {text}\"?"),
+            format!("\"{text}\" has five fields, and six are wanted: second minute hour day month weekday"),
+            meant.map_or_else(|| format!("write {both}"), |meant| format!("did you mean \"{meant}\"?")),
         ));
     }
     if fields != 6 {

@@ -7,7 +7,8 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::hash::Hash;
-use std::io::BufWriter;
+use std::io::{self, BufWriter, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use polars::error::{PolarsError, PolarsResult};
 use polars::prelude::PlSmallStr;
@@ -26,7 +27,8 @@ use crate::domain::{ColumnType, Texts, Values};
 
 /// Row groups of one schema into one file.
 pub(super) struct Encoder {
-    writer: FileWriter<BufWriter<File>>,
+    writer: FileWriter<BufWriter<Watched>>,
+    failure: Failure,
     parquet: SchemaDescriptor,
     types: Vec<ColumnType>,
     options: WriteOptions,
@@ -39,9 +41,12 @@ impl Encoder {
             (name.clone(), Field::new(name, arrow_type(*column_type), true))
         };
         let arrow: ArrowSchema = schema.iter().map(field).collect();
+        let failure = Failure::default();
+        let file = Watched { file, failure: failure.clone() };
         Ok(Self {
             parquet: to_parquet_schema(&arrow)?,
             writer: FileWriter::try_new(BufWriter::new(file), arrow, options)?,
+            failure,
             types: schema.iter().map(|(_, column_type)| *column_type).collect(),
             options,
         })
@@ -59,9 +64,46 @@ impl Encoder {
         self.writer.write(rows, DynIter::new(pages.into_iter().flatten()))
     }
 
+    /// Where it is told what the system said of a write that failed.
+    pub fn failure(&self) -> Failure {
+        self.failure.clone()
+    }
+
     /// Writes the footer; the file is whole once this is dropped.
     pub fn finish(mut self) -> PolarsResult<()> {
         self.writer.end(None).map(|_| ())
+    }
+}
+
+/// What the system said of a write that failed. The writer of pages makes a fault of the file's form of it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Failure(Arc<Mutex<Option<io::Error>>>);
+
+impl Failure {
+    /// The error, once.
+    pub fn take(&self) -> Option<io::Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn note(&self, error: &io::Error) {
+        let same = error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(same);
+    }
+}
+
+/// A file that keeps what the system said of it.
+struct Watched {
+    file: File,
+    failure: Failure,
+}
+
+impl Write for Watched {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes).inspect_err(|error| self.failure.note(error))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush().inspect_err(|error| self.failure.note(error))
     }
 }
 

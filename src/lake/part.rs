@@ -1,12 +1,13 @@
 //! Writing rows into one Parquet file, by one declared schema, with flat memory.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use polars::error::PolarsError;
 use polars::prelude::{ParallelStrategy, ParquetReader, SerReader};
 use polars_parquet::write::{CompressionOptions, StatisticsOptions, Version, WriteOptions};
 
-use super::encode::Encoder;
+use super::encode::{Encoder, Failure};
 use super::{Lake, LakeError};
 use crate::crash::{self, CrashPoint};
 use crate::domain::{ColumnType, Rows, Texts, Values};
@@ -124,7 +125,7 @@ impl PartWriter {
             .collect();
         self.encoder
             .write(count, columns)
-            .map_err(|source| LakeError::WriteRows { path: self.unfinished.clone(), source })?;
+            .map_err(|source| unwritten(&self.unfinished, (source, &self.encoder.failure())))?;
         self.rows += u64::try_from(count).unwrap_or(u64::MAX);
         Ok(())
     }
@@ -170,10 +171,20 @@ impl PartWriter {
 
     fn end(self) -> Result<(Part, WholeFile), LakeError> {
         // With the footer written, its buffer goes to the file; the handle beside it makes the file durable.
-        self.encoder.finish().map_err(|source| LakeError::WriteRows { path: self.unfinished.clone(), source })?;
+        let failure = self.encoder.failure();
+        self.encoder.finish().map_err(|source| unwritten(&self.unfinished, (source, &failure)))?;
         let whole = WholeFile { file: self.file, unfinished: self.unfinished, target: self.target };
         let bytes = whole.file.metadata().map_err(|source| whole.error(source))?.len();
         Ok((Part { path: self.relative, rows: self.rows, bytes }, whole))
+    }
+}
+
+/// Why rows could not be written: what the system said, where it was that.
+fn unwritten(path: &Path, (source, failure): (PolarsError, &Failure)) -> LakeError {
+    let path = path.to_owned();
+    match failure.take() {
+        Some(source) => LakeError::Write { path, source },
+        None => LakeError::WriteRows { path, source },
     }
 }
 

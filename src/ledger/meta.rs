@@ -5,14 +5,19 @@ use sqlx::SqliteConnection;
 use super::error::Doing;
 use super::{Ledger, LedgerError};
 use crate::clock::{Timestamp, from_micros, to_micros};
-use crate::domain::AccountName;
+use crate::domain::{AccountName, OpenId};
 
 const SNAPSHOTS: &str = "snapshots_generation";
 const CATALOG: &str = "catalog_generation";
 const REBOUND: &str = "rebound_at";
+const IN_DOUBT: &str = "in_doubt";
 
 fn rebound_key(account: &AccountName) -> String {
     format!("{REBOUND}:{account}")
+}
+
+fn in_doubt_key(account: &AccountName) -> String {
+    format!("{IN_DOUBT}:{account}")
 }
 
 impl Ledger {
@@ -59,6 +64,39 @@ impl Ledger {
     /// Remembers since when, by the first answer of a run that told so.
     pub async fn note_rebound(&self, account: &AccountName, at: Timestamp) -> Result<(), LedgerError> {
         self.set_meta(&rebound_key(account), &to_micros(at).to_string()).await
+    }
+
+    /// Followers of an account who were asked for and not told of, in the batches that they are to be asked in next.
+    pub async fn openids_in_doubt(&self, account: &AccountName) -> Result<Vec<Vec<OpenId>>, LedgerError> {
+        let Some(value) = self.get_meta(&in_doubt_key(account)).await? else { return Ok(Vec::new()) };
+        match serde_json::from_str::<Vec<Vec<String>>>(&value) {
+            Ok(pieces) => Ok(pieces.into_iter().map(|piece| piece.into_iter().map(OpenId::new).collect()).collect()),
+            Err(_) => Err(LedgerError::Unreadable { what: IN_DOUBT, value }),
+        }
+    }
+
+    /// Remembers them in place of those before.
+    pub async fn keep_openids_in_doubt(
+        &self,
+        account: &AccountName,
+        pieces: &[Vec<OpenId>],
+    ) -> Result<(), LedgerError> {
+        if pieces.is_empty() {
+            return self.remove_meta(&in_doubt_key(account)).await;
+        }
+        let pieces: Vec<Vec<&str>> = pieces.iter().map(|piece| piece.iter().map(OpenId::as_str).collect()).collect();
+        let value = serde_json::to_string(&pieces).expect("text can always be written to memory");
+        self.set_meta(&in_doubt_key(account), &value).await
+    }
+
+    /// Forgets who is in doubt, of every account: they are asked for again as everybody else.
+    pub async fn forget_who_is_in_doubt(&self) -> Result<(), LedgerError> {
+        sqlx::query("delete from meta where key like $1")
+            .bind(format!("{IN_DOUBT}:%"))
+            .execute(&self.writer)
+            .await
+            .doing("forget who is in doubt")?;
+        Ok(())
     }
 
     /// Grows with every change of which snapshots are current.

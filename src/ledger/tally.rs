@@ -216,7 +216,7 @@ fn begin_file(path: &Path, id: &str) -> io::Result<File> {
     Ok(file)
 }
 
-fn boot() -> io::Result<String> {
+pub(super) fn boot() -> io::Result<String> {
     Ok(fs::read_to_string(BOOT)?.trim().to_owned())
 }
 

@@ -81,6 +81,7 @@ async fn forget_held(conductor: &Conductor, held: &Held, unionid: &UnionId, who:
     if rows.is_empty() && !hands.ledger.names(whom).await? {
         return Err(RunError::Usage(unknown(unionid)));
     }
+    hands.ledger.forget_who_is_in_doubt().await?;
     let ledger = hands.ledger.forget(whom, Order { who, at: hands.clock.now() }).await?;
     catalog::refresh(hands).await?;
     for part in left_behind {

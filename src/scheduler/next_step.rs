@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::view::RunView;
 use crate::domain::{RunStatus, StageStatus};
 use crate::ledger::EVERY_ACCOUNT;
+use crate::stage::enrich_unionids::REBOUND;
 
 /// What to do about a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -38,6 +39,16 @@ pub fn go_on(pipeline: impl std::fmt::Display) -> String {
     format!("lianbo run {pipeline} --continue")
 }
 
+/// What an operator types who means what a guard found: that the unionids of an account are all others now.
+pub(super) fn accept(pipeline: impl std::fmt::Display) -> String {
+    format!("lianbo run {pipeline} --accept-drop \"why\"")
+}
+
+/// Whether the detail of a stage says that only the operator can say whether an account was bound anew.
+pub(super) fn waits_for_acceptance(detail: &serde_json::Value) -> bool {
+    detail.get(REBOUND).and_then(serde_json::Value::as_array).is_some_and(|accounts| !accounts.is_empty())
+}
+
 /// What goes on with a run; nothing for one that came to its end, was cancelled, or is being carried out.
 pub(super) fn next_step(view: &RunView, facts: Facts<'_>) -> Option<NextStep> {
     let again = go_on(&view.pipeline);
@@ -51,6 +62,11 @@ pub(super) fn next_step(view: &RunView, facts: Facts<'_>) -> Option<NextStep> {
         RunStatus::Waiting if facts.frozen.is_some() => step(vec![thaw(facts.frozen), again], true),
         RunStatus::Running => step(vec![again], false),
         RunStatus::Halted => step(vec![resume, again], true),
+        RunStatus::Failed | RunStatus::Partial
+            if view.stages.iter().any(|stage| waits_for_acceptance(&stage.detail)) =>
+        {
+            step(vec![accept(&view.pipeline)], true)
+        }
         RunStatus::Failed => step(vec![again], true),
         // It is over: whatever runs is a new one.
         RunStatus::Partial => step(vec![format!("lianbo run {}", view.pipeline)], true),
@@ -88,6 +104,7 @@ mod tests {
             run_id: "r1".to_owned(),
             pipeline: "campaign".to_owned(),
             status,
+            process_gone: false,
             waiting_until: None,
             reason: Some(reason.to_owned()),
             trigger: "hand".to_owned(),
@@ -131,6 +148,19 @@ mod tests {
             next_step(&view(RunStatus::Waiting, "frozen: …"), Facts { frozen: Some("main"), ..AT_REST }).unwrap();
         assert_eq!(frozen.commands, ["lianbo thaw main", run]);
         assert_eq!(commands(RunStatus::Waiting, "not confirmed; …"), ["lianbo run campaign --continue --yes"]);
+    }
+
+    #[test]
+    fn an_account_that_was_bound_anew_is_accepted_or_it_stays_as_it_is() {
+        let mut failed = view(RunStatus::Failed, "stage `profiles`: …");
+        failed.stages[0].detail = json!({ "rebound": ["main"] });
+        let step = next_step(&failed, AT_REST).unwrap();
+        assert_eq!(
+            (step.commands, step.needs_person),
+            (vec!["lianbo run campaign --accept-drop \"why\"".to_owned()], true)
+        );
+        failed.stages[0].detail = json!({ "rebound": [] });
+        assert_eq!(next_step(&failed, AT_REST).unwrap().commands, ["lianbo run campaign --continue"]);
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub struct RunView {
     pub run_id: String,
     pub pipeline: String,
     pub status: RunStatus,
+    /// It is `running` as far as the ledger knows, but the process that carried it out is gone: the next `run` takes it over.
+    pub process_gone: bool,
     pub waiting_until: Option<Timestamp>,
     pub reason: Option<String>,
     pub trigger: String,
@@ -64,12 +66,12 @@ impl RunView {
         }
         let until = run.ended_at.unwrap_or(now);
         let is_running = run.status == RunStatus::Running;
-        let is_carried_out =
-            is_running && ledger.lease_holder(&super::conductor::lease_name(&run.pipeline)).await?.is_some();
+        let is_carried_out = is_running && is_carried_out(ledger, run).await?;
         let mut view = Self {
             run_id: run.run_id.to_string(),
             pipeline: run.pipeline.to_string(),
             status: run.status,
+            process_gone: is_running && !is_carried_out,
             waiting_until: run.waiting_until,
             reason: run.reason.clone(),
             trigger: run.trigger.clone(),
@@ -95,6 +97,15 @@ impl RunView {
             None => Ok(None),
         }
     }
+}
+
+/// Whether a living process works on the pipeline of a run.
+///
+/// # Errors
+///
+/// [`LedgerError`] when the ledger cannot be read.
+pub async fn is_carried_out(ledger: &Ledger, run: &Run) -> Result<bool, LedgerError> {
+    Ok(ledger.lease_holder(&super::conductor::lease_name(&run.pipeline)).await?.is_some())
 }
 
 impl StageView {

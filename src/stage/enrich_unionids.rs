@@ -2,7 +2,8 @@
 //!
 //! The way: the pages of a first walk ([`ahead`]), else the engine, say who needs asking, and where there is no call for all
 //! who is asked first ([`first`]) → batches of 100 go out
-//! `concurrency` wide ([`ask`]), one in sixty looked at twice ([`spot`]) → answers gather in parts, each written while the
+//! `concurrency` wide ([`ask`]), one in sixty looked at twice ([`spot`]); whom no call is left for though their batch could not be
+//! believed goes first on the next night, in a small batch of their own ([`pieces`]) → answers gather in parts, each written while the
 //! next gathers and recorded as soon as it is whole, so that a crash repeats at most 100 calls (or 32 more than
 //! `concurrency`) → one pass merges them with the profiles before ([`merge`]). A unionid that moved or that two openids share is asked for once more, singly, before it
 //! is believed.
@@ -19,6 +20,8 @@ mod narrow;
 mod near;
 mod need;
 mod part;
+mod pieces;
+mod share;
 mod spot;
 
 use std::sync::Arc;
@@ -34,6 +37,8 @@ use self::budget::Budget;
 use self::first::Scarce;
 pub use self::forecast::needed;
 use self::need::{NEEDED, REFUSED, Stale};
+pub use self::share::batches_within_budget;
+use self::share::{Known, Shares};
 pub use self::spot::EVERY as SPOT_CHECK_EVERY;
 use super::extract_followers::describe;
 use super::turns::Turn;
@@ -48,9 +53,11 @@ use crate::stage::news::Changed;
 use crate::wechat::{Endpoint, WeChatError};
 
 /// When the day's calls are used up, and it is so long at most until there are new ones, the run waits for them.
-const WORTH_WAITING: TimeDelta = TimeDelta::minutes(30);
+pub const WORTH_WAITING: TimeDelta = TimeDelta::minutes(30);
 /// Refused openids that are asked for one by one; of more than that it is not the openids that are bad.
 const MOST_SINGLY: u64 = 200;
+/// The key of the stage's detail with the accounts of which the operator is to say whether they were bound anew.
+pub const REBOUND: &str = "rebound";
 /// Openids in one call (WeChat's own limit).
 pub const BATCH: usize = 100;
 
@@ -64,8 +71,11 @@ pub async fn run(cx: &StageContext<'_>, plan: &EnrichUnionids) -> Result<StageOu
     let mut waiting: Option<(Option<Timestamp>, String)> = None;
     let mut parts = Vec::new();
     let mut accounts = Vec::new();
+    let mut rebound = Vec::new();
+    let mut shares = Shares::of(cx, plan).await?;
     for account in &plan.accounts {
-        match one_account(cx, plan, account).await {
+        let budget = shares.next(&cx.calls, known(cx, account).await?);
+        match one_account(cx, plan, account, budget).await {
             Ok(done) => {
                 report.rows_in += done.asked;
                 report.rows_out += done.snapshot.rows;
@@ -73,7 +83,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &EnrichUnionids) -> Result<StageOu
                 accounts.push(json!({
                     "account": account.as_str(), "asked": done.asked, "with_unionid": done.with_unionid,
                     "not_asked": done.not_asked, "quarantined": done.quarantined, "unconfirmed": done.unconfirmed,
-                    "quota_spent": done.spent.map(Endpoint::as_str),
+                    "quota_spent": done.spent.map(Endpoint::as_str), "discarded": done.discarded, "in_doubt": done.in_doubt,
                 }));
                 report.snapshots.push(done.snapshot);
                 report.snapshots.extend(done.changes);
@@ -83,8 +93,11 @@ pub async fn run(cx: &StageContext<'_>, plan: &EnrichUnionids) -> Result<StageOu
                 let reason = format!("the day's {} calls of account `{account}` are used up", endpoint.as_str());
                 waiting = Some((Some(until), reason));
             }
-            Err(StageError::Rebound(why)) => {
+            Err(StageError::Rebound { why, is_certain }) => {
                 tracing::error!(account = %account, "{why}");
+                if is_certain {
+                    rebound.push(account.as_str());
+                }
                 report.failed_slices.push(FailedSlice { slice: account.to_string(), why, is_transient: false });
             }
             Err(StageError::WeChat(error)) => {
@@ -94,6 +107,9 @@ pub async fn run(cx: &StageContext<'_>, plan: &EnrichUnionids) -> Result<StageOu
         }
     }
     report.detail = json!({ "accounts": accounts, "profile_parts": parts });
+    if !rebound.is_empty() {
+        report.detail[REBOUND] = json!(rebound);
+    }
     match waiting {
         Some((until, reason)) => Ok(StageOutcome::Waiting { until, reason, report }),
         None => Ok(StageOutcome::Done(report)),
@@ -107,6 +123,9 @@ struct Enriched {
     quarantined: u64,
     unconfirmed: u64,
     spent: Option<Endpoint>,
+    /// Batches whose answer was worth nothing, and people who are asked for in smaller ones on the next night.
+    discarded: u64,
+    in_doubt: u64,
     accepted: Option<String>,
     part_ids: Vec<i64>,
     snapshot: SnapshotRecord,
@@ -117,9 +136,10 @@ async fn one_account(
     cx: &StageContext<'_>,
     plan: &EnrichUnionids,
     account: &AccountName,
+    budget: Budget,
 ) -> Result<Enriched, StageError> {
     let turn = Turn::wait(cx, &turn_name(account)).await?;
-    turn.hold(alone(cx, plan, account)).await
+    turn.hold(alone(cx, plan, account, budget)).await
 }
 
 /// What is fetched and not merged yet is the account's, not the run's: one at a time asks, merges, or drops it.
@@ -127,7 +147,12 @@ pub fn turn_name(account: &AccountName) -> String {
     format!("details:{account}")
 }
 
-async fn alone(cx: &StageContext<'_>, plan: &EnrichUnionids, account: &AccountName) -> Result<Enriched, StageError> {
+async fn alone(
+    cx: &StageContext<'_>,
+    plan: &EnrichUnionids,
+    account: &AccountName,
+    budget: Budget,
+) -> Result<Enriched, StageError> {
     let table = cx.stage.table.as_ref().expect("an enrich stage has a table");
     let asked_ahead = cx.ahead.and_then(|ahead| ahead.take(account));
     if asked_ahead.is_none() {
@@ -135,8 +160,11 @@ async fn alone(cx: &StageContext<'_>, plan: &EnrichUnionids, account: &AccountNa
     }
     let inputs = Inputs::gather(cx, plan, table, account).await?;
     let (mut tally, whole_walk) = match asked_ahead {
-        Some(AskedAhead { tally, whole_walk }) => (tally, whole_walk),
-        None => (Tally::new(&cx.hands.lake, budget(cx, plan), inputs.fetched.parts.is_empty()), None),
+        Some(AskedAhead { mut tally, whole_walk }) => {
+            tally.budget = budget;
+            (tally, whole_walk)
+        }
+        None => (Tally::new(&cx.hands.lake, budget, inputs.fetched.parts.is_empty()), None),
     };
     if !is_whole(cx, account, &inputs, whole_walk).await? {
         ask(cx, account, &inputs, &mut tally).await?;
@@ -152,6 +180,13 @@ async fn alone(cx: &StageContext<'_>, plan: &EnrichUnionids, account: &AccountNa
             endpoint.as_str(), merged.not_asked
         );
     }
+    if tally.in_doubt > 0 {
+        tracing::warn!(
+            account = %account, people = tally.in_doubt, batches = tally.discarded,
+            "no call is left for {} followers whose batch could not be believed: they go first on the next night, in small batches of \
+             their own", tally.in_doubt
+        );
+    }
     Ok(Enriched {
         asked: tally.asked,
         with_unionid: merged.with_unionid,
@@ -159,6 +194,8 @@ async fn alone(cx: &StageContext<'_>, plan: &EnrichUnionids, account: &AccountNa
         quarantined: merged.quarantined,
         unconfirmed: tally.unconfirmed,
         spent: tally.spent,
+        discarded: tally.discarded,
+        in_doubt: tally.in_doubt,
         accepted: tally.accepted,
         part_ids: parts.into_iter().map(|(id, _)| id).collect(),
         snapshot: merged.profiles,
@@ -166,8 +203,12 @@ async fn alone(cx: &StageContext<'_>, plan: &EnrichUnionids, account: &AccountNa
     })
 }
 
-fn budget(cx: &StageContext<'_>, plan: &EnrichUnionids) -> Budget {
-    Budget::new(plan.budget, &cx.calls)
+async fn known(cx: &StageContext<'_>, account: &AccountName) -> Result<Known, StageError> {
+    let table = cx.stage.table.as_ref().expect("an enrich stage has a table");
+    Ok(Known {
+        has_profiles: cx.visible.slice(table.as_str(), account.as_str()).is_some(),
+        has_answers: !cx.hands.ledger.profile_parts(account).await?.is_empty(),
+    })
 }
 
 /// Takes back parts that an earlier run recorded and a power cut kept from the disk: their people are asked for again.
@@ -293,10 +334,15 @@ async fn ask(
 ) -> Result<(), StageError> {
     let calls = tally.budget.left(&cx.calls).min(first::calls_left_today(cx, account).await?);
     let scarce = Scarce { calls, audience: first::audience(cx, account) };
-    let (total, needed, reader) = stream_needed(cx, inputs, scarce).await?;
-    let total = tally.asked + total;
-    let ended = Asking::new(cx, account, tally, Some(total)).all(needed, true).await;
-    let read = reader.await?;
+    let in_doubt = cx.hands.ledger.openids_in_doubt(account).await?;
+    let has_remembered = !in_doubt.is_empty();
+    let needed = stream_needed(cx, inputs, (scarce, in_doubt)).await?;
+    let total = tally.asked + needed.total;
+    if has_remembered {
+        tally.go_on_from(needed.pieces);
+    }
+    let ended = Asking::new(cx, account, tally, Some(total)).all(needed.batches, true).await;
+    let read = needed.reader.await?;
     unless_spent(cx, tally, ended)?;
     read
 }
@@ -315,13 +361,23 @@ fn unless_spent(cx: &StageContext<'_>, tally: &mut Tally, asked: Result<(), Stag
     }
 }
 
+/// Who needs asking.
+struct Needed {
+    /// How many they are, those of `pieces` among them.
+    total: u64,
+    /// Those who were in doubt on an earlier night, in batches of their own.
+    pieces: Vec<Vec<OpenId>>,
+    batches: mpsc::Receiver<Vec<OpenId>>,
+    reader: tokio::task::JoinHandle<Result<(), StageError>>,
+}
+
 /// Batches of openids that need asking, read by the engine on a thread of its own while calls are under way.
 async fn stream_needed(
     cx: &StageContext<'_>,
     inputs: &Inputs,
-    scarce: Scarce,
-) -> Result<(u64, mpsc::Receiver<Vec<OpenId>>, tokio::task::JoinHandle<Result<(), StageError>>), StageError> {
-    let (send, receive) = mpsc::channel::<Vec<OpenId>>(64);
+    (scarce, in_doubt): (Scarce, Vec<Vec<OpenId>>),
+) -> Result<Needed, StageError> {
+    let (send, batches) = mpsc::channel::<Vec<OpenId>>(64);
     let (tell_total, total) = tokio::sync::oneshot::channel();
     // Looking at few joins few; else it is everybody with everybody.
     let engine: Engine =
@@ -344,21 +400,27 @@ async fn stream_needed(
         for table in &tables {
             session.add_table(table)?;
         }
+        let pieces = pieces::still_needed(&session, &in_doubt)?;
         if let Some(changed) = &changed {
             narrow::to_who_may_need_asking(&session, (&tables[0], changed), &params)?;
         }
         let needed = if is_first { "select openid from followers where active" } else { NEEDED };
+        let needed = pieces::without(needed, &pieces);
+        let refusing = pieces::without(REFUSED, &pieces);
         // Nobody waits for the total any more when the caller was interrupted: the send below then ends this thread.
         let count = |sql: &str| session.count(&format!("select count(*) from ({sql})"), &params);
-        let (total, refused) = (count(needed)?, if is_first { 0 } else { count(REFUSED)? });
-        let _ = tell_total.send(total + refused);
-        let needed = if is_first { needed.to_owned() } else { scarce.ordered(&session, needed, total)? };
+        let (total, refused) = (count(&needed)?, if is_first { 0 } else { count(&refusing)? });
+        let in_pieces: u64 = pieces.iter().map(|piece| u64::try_from(piece.len()).unwrap_or(u64::MAX)).sum();
+        let calls = u64::try_from(pieces.len()).unwrap_or(u64::MAX);
+        let scarce = Scarce { calls: scarce.calls.saturating_sub(calls), ..scarce };
+        let _ = tell_total.send((total + refused + in_pieces, pieces));
+        let needed = if is_first { needed } else { scarce.ordered(&session, &needed, total)? };
         in_batches(&session, (&needed, &params), BATCH, &send)?;
         let size = if refused <= MOST_SINGLY { 1 } else { BATCH };
-        if refused > 0 { in_batches(&session, (REFUSED, &params), size, &send) } else { Ok(()) }
+        if refused > 0 { in_batches(&session, (&refusing, &params), size, &send) } else { Ok(()) }
     });
     match total.await {
-        Ok(total) => Ok((total, receive, reader)),
+        Ok((total, pieces)) => Ok(Needed { total, pieces, batches, reader }),
         Err(_) => match reader.await? {
             Err(error) => Err(error),
             Ok(()) => Err(StageError::Interrupted),

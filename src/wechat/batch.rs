@@ -73,9 +73,14 @@ impl ProfileBatch {
     /// The last of those asked for, where the answer gives them no unionid though they follow and most others have one: what
     /// a shift leaves at the end of a batch. Nothing is wrong with most of them, but a single call tells.
     pub fn bereft(&self, asked: &[OpenId]) -> Option<Claim> {
-        let last = asked.last()?;
         let without = self.profiles.unionid.iter().filter(Option::is_none).count();
-        if asked.len() < 2 || without * 5 > self.profiles.len() {
+        if without * 5 > self.profiles.len() { None } else { self.ends_without(asked) }
+    }
+
+    /// The last of those asked for, where the answer gives them no unionid though they follow, whatever it gives the others.
+    pub fn ends_without(&self, asked: &[OpenId]) -> Option<Claim> {
+        let last = asked.last()?;
+        if asked.len() < 2 {
             return None;
         }
         let own = self.profiles.ids().position(|(openid, _)| openid == Some(last.as_str()))?;

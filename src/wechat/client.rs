@@ -3,9 +3,10 @@
 //! Reads carry the current token, renew it when it is refused, and are patient (`retry`). A send leaves once. Not here:
 //! guarding and splitting batches of profiles (`batch`).
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::Url;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,7 @@ use super::code::CodeClass;
 use super::endpoint::Endpoint;
 use super::error::WeChatError;
 use super::line::{Line, Request};
-use super::ports::{CallCounts, CallMeter, StoredToken, TokenStore};
+use super::ports::{CallCounts, CallMeter, StoreError, StoredToken, TokenStore};
 use super::profiles::Profiles;
 use super::retry::{Patience, Waiting};
 use super::token::{Held, Tokens};
@@ -31,6 +32,8 @@ use crate::redact;
 /// The same message was accepted before.
 const ALREADY_ACCEPTED: i64 = 45065;
 const REASON_LIMIT: usize = 200;
+/// How long what WeChat said of a quota is taken for its word on calls that were in flight then.
+const FIGURE_HOLDS: Duration = Duration::from_secs(5);
 /// Refused messages asked for at once: WeChat's most.
 const BLOCKED_PAGE: usize = 100;
 
@@ -52,6 +55,8 @@ struct Shared {
     line: Arc<Line>,
     tokens: Tokens,
     waiting: Waiting,
+    /// When WeChat was last asked for an endpoint's figure after it had refused a call, and what it said.
+    figures: tokio::sync::Mutex<BTreeMap<Endpoint, (Instant, Option<QuotaFigure>)>>,
     clock: Clock,
 }
 
@@ -100,7 +105,7 @@ impl WeChat {
         let tokens = Tokens::new(settings.clone(), base, Arc::clone(&line), tokens, clock);
         let waiting = Waiting::new(settings.account.clone(), clock);
         Ok(Self {
-            shared: Arc::new(Shared { settings, line, tokens, waiting, clock }),
+            shared: Arc::new(Shared { settings, line, tokens, waiting, figures: tokio::sync::Mutex::default(), clock }),
             counts: None,
             limit: None,
             stop: None,
@@ -402,9 +407,7 @@ impl WeChat {
         if endpoint == Endpoint::QuotaGet {
             return self.spent(endpoint, false);
         }
-        let answer = self.with_token::<QuotaAnswer>(&quota_of(endpoint)).await;
-        let figure = answer.ok().and_then(QuotaAnswer::into_figure);
-        let ours = self.shared.line.told(endpoint, figure).await;
+        let (figure, ours) = self.figure_after_a_refusal(endpoint).await;
         match (figure, ours) {
             // The figure is off by up to one percent.
             (Some(quota), _) if quota.remain > quota.daily_limit / 100 => {
@@ -418,6 +421,21 @@ impl WeChat {
                 self.spent(endpoint, false)
             }
         }
+    }
+
+    /// What WeChat says of an endpoint's day, and how many calls we have counted. Whoever was refused at the same time is told
+    /// the same: it is asked once.
+    async fn figure_after_a_refusal(&self, endpoint: Endpoint) -> (Option<QuotaFigure>, Result<u64, StoreError>) {
+        let mut figures = self.shared.figures.lock().await;
+        let now = self.shared.clock.monotonic();
+        let known = figures.get(&endpoint).filter(|(at, _)| now.saturating_duration_since(*at) < FIGURE_HOLDS);
+        if let Some((_, figure)) = known {
+            return (*figure, self.shared.line.told(endpoint, None).await);
+        }
+        let answer = self.with_token::<QuotaAnswer>(&quota_of(endpoint)).await;
+        let figure = answer.ok().and_then(QuotaAnswer::into_figure);
+        figures.insert(endpoint, (self.shared.clock.monotonic(), figure));
+        (figure, self.shared.line.told(endpoint, figure).await)
     }
 
     fn spent(&self, endpoint: Endpoint, may_be_late: bool) -> WeChatError {

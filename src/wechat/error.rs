@@ -12,7 +12,7 @@ pub enum WeChatError {
     #[error("setting up the client of account {account}: {reason}")]
     Setup { account: AccountName, reason: String },
     /// WeChat answered with an errcode.
-    #[error("{endpoint} was refused by WeChat with {errcode}{}: {errmsg}{}", explained(*errcode), rid_suffix(rid.as_deref()))]
+    #[error("{endpoint} was refused by WeChat with {errcode}{}: {errmsg}{}", explained(*errcode, *class), rid_suffix(rid.as_deref()))]
     Refused { endpoint: Endpoint, errcode: i64, errmsg: String, rid: Option<String>, class: CodeClass },
     /// One try that got no answer.
     #[error("calling {endpoint} on {host}")]
@@ -113,8 +113,14 @@ impl WeChatError {
     }
 }
 
-fn explained(errcode: i64) -> String {
-    lookup(errcode).map_or_else(String::new, |code| format!(" ({}; {})", code.meaning, code.advice))
+fn explained(errcode: i64, class: CodeClass) -> String {
+    let Some(code) = lookup(errcode) else { return String::new() };
+    if code.class == CodeClass::Quota && class == CodeClass::Slow {
+        return " (said of a day and at times of a minute; by WeChat's own figures the day has calls left: it goes on with the \
+                next minute)"
+            .to_owned();
+    }
+    format!(" ({}; {})", code.meaning, code.advice)
 }
 
 fn rid_suffix(rid: Option<&str>) -> String {

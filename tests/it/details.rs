@@ -10,17 +10,17 @@ use serde_json::json;
 
 use crate::house::{House, ended, eventually, signal, small};
 
-const ENRICH: &str = "kind = \"enrich_unionids\"";
-const TIMEOUT: &str = "timeout = \"3s\"";
+pub const ENRICH: &str = "kind = \"enrich_unionids\"";
+pub const TIMEOUT: &str = "timeout = \"3s\"";
 
 /// A house that asks `width` wide.
-async fn asking(options: Options, width: u32) -> House {
+pub async fn asking(options: Options, width: u32) -> House {
     let house = House::build(options).await;
     house.edit("config/lianbo.toml", TIMEOUT, &format!("{TIMEOUT}\nconcurrency = {width}"));
     house
 }
 
-fn asked(house: &House) -> u64 {
+pub fn asked(house: &House) -> u64 {
     house.calls("user/info/batchget") + house.calls("user/info")
 }
 
@@ -85,7 +85,7 @@ async fn single_calls_and_the_halves_of_batches_are_of_the_budget() {
 }
 
 /// Every profile is asked for again by the next night; every `one_in`-th person has another unionid by then.
-async fn moved(options: Options, width: u32, one_in: u64) -> House {
+pub async fn moved(options: Options, width: u32, one_in: u64) -> House {
     let house = asking(options, width).await;
     house.edit("pipelines/nightly.toml", ENRICH, &format!("{ENRICH}\nrefresh_after = \"1h\""));
     house.night().await;
@@ -94,7 +94,7 @@ async fn moved(options: Options, width: u32, one_in: u64) -> House {
     house
 }
 
-const CHANGED: &str = "select count(*) from identity_changes where reason = 'unionid_changed'";
+pub const CHANGED: &str = "select count(*) from identity_changes where reason = 'unionid_changed'";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unionids_in_doubt_are_confirmed_within_the_budget_and_who_does_not_fit_stays_as_before() {
@@ -172,7 +172,7 @@ async fn an_account_bound_to_another_open_platform_account_is_told_of_and_taken_
 }
 
 /// How many profiles were asked for before, and how many of them in the last hour.
-async fn fetched_lately(house: &House, of: &str) -> u64 {
+pub async fn fetched_lately(house: &House, of: &str) -> u64 {
     let since = (house.now() - TimeDelta::hours(1)).format("%F %T");
     house.numbers(&format!("select count(*) from profiles where fetched_at > timestamp '{since}' {of}")).await[0]
 }

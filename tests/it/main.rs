@@ -28,6 +28,7 @@ mod odd_sends;
 mod often_killed;
 mod planned;
 mod push;
+mod scarce;
 mod serve;
 mod sources;
 mod together;

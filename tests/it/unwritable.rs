@@ -51,7 +51,12 @@ async fn a_ledger_that_somebody_keeps_busy_stops_the_push_which_says_so_and_goes
 
     let stopped = tokio::time::timeout(ENDS_WITHIN, ended(child)).await.expect("it does not wait for each write anew");
     let said = stopped.ends(1);
-    let error = said.json()["error"].as_str().unwrap_or_default().to_owned();
+    let json = said.json();
+    let error = json["error"].as_str().unwrap_or_default().to_owned();
+    let run = (&json["pipeline"], &json["status"], &json["next"]["commands"][0]);
+    assert_eq!(run, (&"campaign".into(), &"failed".into(), &"lianbo run campaign --continue".into()), "{json}");
+    assert_eq!(json["reason"], json["error"]);
+    assert!(json["run_id"].is_string() && json["stages"].as_array().is_some_and(|stages| stages.len() == 2), "{json}");
     for part in [
         "keeps the ledger busy",
         "before the ledger can be written",

@@ -6,7 +6,7 @@ use crate::domain::RunStatus;
 use crate::ledger::{Lease, LedgerError, Run, RunChange};
 use crate::scheduler::alert::{Alert, AlertKind};
 use crate::scheduler::catalog;
-use crate::scheduler::next_step::go_on;
+use crate::scheduler::next_step::{accept, go_on, waits_for_acceptance};
 use crate::scheduler::view::RunView;
 use crate::stage::StageError;
 use crate::stage::live::Ending;
@@ -57,6 +57,9 @@ impl Conductor {
         let approval = change.reason.as_deref().is_some_and(|reason| reason.starts_with("waits for approval"));
         let waits_long = change.waiting_until.is_some_and(|until| until - now > chrono::TimeDelta::hours(1));
         let (kind, command) = match change.status {
+            RunStatus::Failed if self.waits_for_acceptance(run).await? => {
+                (Some(AlertKind::Failed), accept(&run.pipeline))
+            }
             RunStatus::Failed => (Some(AlertKind::Failed), go_on(&run.pipeline)),
             RunStatus::Partial => (Some(AlertKind::Partial), format!("lianbo runs {}", run.run_id)),
             RunStatus::Halted => (Some(AlertKind::Halted), format!("lianbo push resume {}", run.run_id)),
@@ -86,6 +89,11 @@ impl Conductor {
             None => self.alerts.all_owed().await,
         }
         Ok(())
+    }
+
+    async fn waits_for_acceptance(&self, run: &Run) -> Result<bool, LedgerError> {
+        let stages = self.hands.ledger.stages(&run.run_id).await?;
+        Ok(stages.iter().any(|stage| waits_for_acceptance(&stage.detail)))
     }
 
     /// Tells people that a run stopped whose ledger cannot be written: neither its end nor that it was told can be recorded.

@@ -66,6 +66,63 @@ pub fn course(bounds: &Bounds<'_>) -> Course {
     course
 }
 
+/// What bounds the asking for details: a night ends with its quota day's calls or its budget, and the next one goes on.
+pub struct Nights<'a> {
+    pub from: Timestamp,
+    pub calls: u64,
+    /// Calls a second.
+    pub rate: f64,
+    /// Calls that a quota day still allows; `None`: any number.
+    pub left: &'a dyn Fn(QuotaDay) -> Option<u64>,
+    /// When the night after one that began then begins; `None`: never.
+    pub next: &'a dyn Fn(Timestamp) -> Option<Timestamp>,
+    /// Calls that are to be had within so long are waited for.
+    pub worth_waiting: TimeDelta,
+}
+
+impl Nights<'_> {
+    /// Plays the nights through; also gives what the first of them asks.
+    pub fn course(&self) -> (Course, u64) {
+        let mut course = Course::default();
+        let (mut begins, mut pending, mut first) = (self.from, self.calls, None);
+        for _ in 0..MOST_DAYS {
+            let (ended, asked) = self.night(&mut course, begins, pending);
+            first.get_or_insert(asked);
+            pending -= asked;
+            if pending == 0 {
+                course.ends_at = Some(ended);
+                break;
+            }
+            match (self.next)(begins) {
+                // A night that lasts longer keeps the next from beginning.
+                Some(next) => begins = next.max(ended),
+                None => break,
+            }
+        }
+        course.no_room = pending;
+        (course, first.unwrap_or(0))
+    }
+
+    /// One night: when it ends, and how many calls it makes.
+    fn night(&self, course: &mut Course, mut at: Timestamp, pending: u64) -> (Timestamp, u64) {
+        let mut asked = 0;
+        loop {
+            let day = QuotaDay::of(at);
+            let day_ends = day.next().starts_at();
+            let of_day = course.days.last().filter(|(date, _)| *date == day.date()).map_or(0, |(_, n)| *n);
+            let allowed = (self.left)(day).map_or(u64::MAX, |left| left.saturating_sub(of_day));
+            let calls = (pending - asked).min(allowed).min(fits(self.rate, day_ends - at));
+            course.add(day, calls);
+            asked += calls;
+            let ended = at + needs(self.rate, calls);
+            if asked == pending || (calls == allowed && day_ends - ended > self.worth_waiting) {
+                return (ended, asked);
+            }
+            at = day_ends;
+        }
+    }
+}
+
 impl Course {
     fn add(&mut self, day: QuotaDay, sends: u64) {
         match self.days.last_mut() {
@@ -138,6 +195,32 @@ mod tests {
         let course = course(&Bounds { expires_at, ..bounds(2_500, &|_| Some(1_000)) });
         assert_eq!(course.days, [(date("2026-11-24"), 1_000), (date("2026-11-25"), 1_000)]);
         assert_eq!((course.would_expire, course.ends_at), (500, None));
+    }
+
+    #[test]
+    fn a_night_ends_with_the_calls_of_its_day_and_the_next_one_goes_on() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let from = at("2026-11-24T02:00:00Z");
+        let daily = |begun: Timestamp| Some(begun + TimeDelta::days(1));
+        let used_up = |day: QuotaDay| Some(if day == QuotaDay::of(from) { 0 } else { 40 });
+        let nights = |from, calls| Nights {
+            from,
+            calls,
+            rate: 10.0,
+            left: &used_up,
+            next: &daily,
+            worth_waiting: TimeDelta::minutes(30),
+        };
+        let (course, tonight) = nights(from, 60).course();
+        assert_eq!((course.days, tonight), (vec![(date("2026-11-25"), 40), (date("2026-11-26"), 20)], 0));
+        assert_eq!(course.ends_at, Some(at("2026-11-26T02:00:02Z")));
+        // Shortly before midnight the calls of the next day are waited for.
+        let late = at("2026-11-24T15:50:00Z");
+        let (course, tonight) = nights(late, 60).course();
+        assert_eq!((tonight, course.ends_at), (40, Some(at("2026-11-25T16:00:02Z"))));
+        let never = |_: Timestamp| None;
+        let (course, _) = Nights { next: &never, ..nights(from, 60) }.course();
+        assert_eq!((course.ends_at, course.no_room), (None, 60));
     }
 
     #[test]

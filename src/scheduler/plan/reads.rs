@@ -1,17 +1,19 @@
 //! The reading of a sync: how many calls its walks and its details take, over which quota days they spread, and when the
 //! last one is made.
 //!
-//! A walk is as long as WeChat last said (an open walk's `total`) or as the last one was. The pace is that of the stage's
-//! last run, by its calls and seconds; before any it is assumed, and the plan says so.
+//! A walk is as long as WeChat last said (an open walk's `total`) or as the last one was, and waits for a day's calls. Details
+//! do not: a night asks for what its day has, and the next one, by the schedule or a day later, goes on. The pace is that of
+//! the stage's last run that made calls enough to tell, by its calls and seconds; before any it is assumed, and the plan says so.
 
-use chrono::NaiveDate;
+use chrono::{NaiveDate, TimeDelta};
 use serde::Serialize;
 
 use super::StagePlan;
-use super::days::{Bounds, course};
+use super::days::{Bounds, Course, Nights, course};
 use super::estimate::Estimator;
+use crate::calendar::next_fire;
 use crate::clock::Timestamp;
-use crate::config::settings::{EnrichUnionids, ExtractFollowers, Stage};
+use crate::config::settings::{EnrichUnionids, ExtractFollowers, Schedule, Stage};
 use crate::domain::{AccountName, QuotaDay, StageStatus};
 use crate::ledger::Walk;
 use crate::stage::extract_followers::{self, OPENIDS_A_PAGE};
@@ -22,6 +24,8 @@ use crate::wechat::Endpoint;
 const ASSUMED_SECONDS: f64 = 0.5;
 /// Runs that are looked through for a stage's pace.
 const RUNS_LOOKED_AT: u32 = 20;
+/// A night of few calls tells of what else it did rather than of their pace.
+const ENOUGH_TO_TELL: u64 = 20;
 
 /// Calls of one endpoint to read an account, and when they would be made.
 #[derive(Debug, Clone, Serialize)]
@@ -115,7 +119,12 @@ impl Estimator<'_> {
     ) -> Result<(), StageError> {
         let batch = u64::try_from(enrich_unionids::BATCH).unwrap_or(u64::MAX);
         let mut rows = Some(0);
-        for account in &own.accounts {
+        let within = match self.context(stage) {
+            Some(cx) => enrich_unionids::batches_within_budget(&cx, own).await?,
+            None => own.budget.map(|budget| vec![budget / to_u64(own.accounts.len()).max(1); own.accounts.len()]),
+        };
+        for (place, account) in own.accounts.iter().enumerate() {
+            let budget = within.as_ref().and_then(|within| within.get(place)).copied();
             let walk = self.walks.get(account).copied();
             let needed = match self.context(stage) {
                 Some(cx) => enrich_unionids::needed(&cx, own, account).await?,
@@ -126,10 +135,10 @@ impl Estimator<'_> {
             let asked = asked.and_then(|record| record.api_calls.get(Endpoint::UserInfoBatchget.as_str())).copied();
             let first = walk.filter(|walk| walk.is_first).and_then(|walk| walk.followers);
             let needed = needed.or_else(|| first.map(|all| all.saturating_sub(asked.unwrap_or(0) * batch)));
-            let calls = needed.map(|needed| needed.div_ceil(batch).min(own.budget.unwrap_or(u64::MAX)));
+            let calls = needed.map(|needed| needed.div_ceil(batch).min(budget.unwrap_or(u64::MAX)));
             plan.add_calls(account, Endpoint::UserInfoBatchget, calls);
             rows = rows.zip(needed).map(|(sum, needed)| sum + needed);
-            if let (Some(budget), Some(needed)) = (own.budget, needed)
+            if let (Some(budget), Some(needed)) = (budget, needed)
                 && needed.div_ceil(batch) > budget
             {
                 plan.notes
@@ -138,28 +147,66 @@ impl Estimator<'_> {
             let now = self.now();
             let from = walk.filter(|walk| !walk.is_first).and_then(|walk| walk.ends_at).unwrap_or(now);
             let calls = calls.unwrap_or(0);
-            let mut read = self.read(stage, (account, Endpoint::UserInfoBatchget), calls, from).await?;
-            if let Some(read) = &mut read {
-                // Who stands on the last page is asked for after it.
-                let walk_ends = walk.and_then(|walk| walk.ends_at);
-                read.ends_at = read.ends_at.zip(Some(walk_ends.unwrap_or(from))).map(|(own, walk)| own.max(walk));
-                if let (Some(tonight), Some(needed)) = (read.days.first().filter(|_| read.days.len() > 1), needed) {
-                    let left = needed.saturating_sub(tonight.calls * batch);
-                    plan.notes.push(format!(
+            let Some((mut read, tonight)) = self.details(stage, account, calls, from).await? else { continue };
+            // Who stands on the last page is asked for after it.
+            let walk_ends = walk.and_then(|walk| walk.ends_at).unwrap_or(from);
+            read.ends_at = read.ends_at.map(|ends_at| ends_at.max(walk_ends));
+            if let (true, Some(needed)) = (tonight < calls, needed) {
+                let left = needed.saturating_sub(tonight * batch);
+                plan.notes.push(match tonight {
+                    0 => format!(
+                        "account `{account}`: the day's calls are used up: {left} are left for the nights after, which each ask \
+                         for what their day has room for"
+                    ),
+                    _ => format!(
                         "account `{account}`: the day's quota leaves {left} for the nights after, which each ask for what \
                          their day has room for"
-                    ));
-                }
+                    ),
+                });
             }
-            plan.reads.extend(read);
-            let checks = calls / enrich_unionids::SPOT_CHECK_EVERY;
-            if checks > 0 {
-                plan.add_calls(account, Endpoint::UserInfo, Some(checks));
-                plan.reads.extend(self.read(stage, (account, Endpoint::UserInfo), checks, from).await?);
+            let checks = spot_checks(&read, calls);
+            plan.reads.push(read);
+            if let Some(checks) = checks {
+                plan.add_calls(account, Endpoint::UserInfo, Some(checks.calls));
+                plan.reads.push(checks);
             }
         }
         plan.rows = rows;
         Ok(())
+    }
+
+    /// Plays batches of details through, night by night, and how many calls the first night makes; nothing where there is none.
+    async fn details(
+        &self,
+        stage: &Stage,
+        account: &AccountName,
+        calls: u64,
+        from: Timestamp,
+    ) -> Result<Option<(ReadPlan, u64)>, StageError> {
+        let endpoint = Endpoint::UserInfoBatchget;
+        if calls == 0 {
+            return Ok(None);
+        }
+        let told = self.pace(stage, endpoint, calls).await?;
+        let rate = told.unwrap_or_else(|| self.assumed_pace(account, endpoint));
+        let zone = self.request.settings.timezone;
+        let schedule = self.request.pipeline.schedule.as_ref().filter(|schedule| matches!(schedule, Schedule::Cron(_)));
+        let next = |begun: Timestamp| match schedule {
+            Some(schedule) => next_fire(schedule, zone, begun),
+            None => Some(begun + TimeDelta::days(1)),
+        };
+        let left = |day| self.left(account, endpoint, day);
+        let worth_waiting = enrich_unionids::WORTH_WAITING;
+        let (course, tonight) = Nights { from, calls, rate, left: &left, next: &next, worth_waiting }.course();
+        Ok(Some((read_plan((account, endpoint), calls, (rate, told.is_none()), course), tonight)))
+    }
+
+    /// Calls that a quota day still has.
+    fn left(&self, account: &AccountName, endpoint: Endpoint, day: QuotaDay) -> Option<u64> {
+        let name = endpoint.as_str();
+        let allowance = self.allowances.iter().find(|own| own.account == *account && own.endpoint == name);
+        let today = QuotaDay::of(self.now());
+        allowance.and_then(|own| if day == today { own.left(true) } else { own.whole_day(true) })
     }
 
     /// Plays the calls of a stage through, day by day; nothing where there is none.
@@ -173,39 +220,35 @@ impl Estimator<'_> {
         if calls == 0 {
             return Ok(None);
         }
-        let told = self.pace(stage, endpoint).await?;
+        let told = self.pace(stage, endpoint, calls).await?;
         let rate = told.unwrap_or_else(|| self.assumed_pace(account, endpoint));
-        let name = endpoint.as_str();
-        let allowance = self.allowances.iter().find(|own| own.account == *account && own.endpoint == name);
-        let today = QuotaDay::of(self.now());
-        let left = |day| allowance.and_then(|own| if day == today { own.left(true) } else { own.whole_day(true) });
+        let left = |day| self.left(account, endpoint, day);
         let zone = self.request.settings.timezone;
         let course = course(&Bounds { from, messages: calls, rate, window: None, zone, expires_at: None, left: &left });
-        Ok(Some(ReadPlan {
-            account: account.clone(),
-            endpoint: name,
-            calls,
-            calls_per_second: rate,
-            is_assumed: told.is_none(),
-            days: course.days.into_iter().map(|(date, calls)| ReadDay { date, calls }).collect(),
-            ends_at: course.ends_at,
-        }))
+        Ok(Some(read_plan((account, endpoint), calls, (rate, told.is_none()), course)))
     }
 
-    /// Calls a second of the stage's last run that made any and came to its end.
+    /// Calls a second of the stage's last run that came to its end and made enough of `calls` to tell; else of the one that
+    /// made most.
     #[expect(clippy::cast_precision_loss, reason = "a forecast")]
-    async fn pace(&self, stage: &Stage, endpoint: Endpoint) -> Result<Option<f64>, StageError> {
+    async fn pace(&self, stage: &Stage, endpoint: Endpoint, calls: u64) -> Result<Option<f64>, StageError> {
         let Some(hands) = self.request.house else { return Ok(None) };
+        let mut most: Option<(u64, f64)> = None;
         for run in hands.ledger.latest_runs(RUNS_LOOKED_AT, Some(&self.request.pipeline.name)).await? {
             let stages = hands.ledger.stages(&run.run_id).await?;
             let done =
                 stages.iter().find(|record| record.stage == stage.name && record.status == StageStatus::Succeeded);
-            let calls = done.and_then(|record| record.api_calls.get(endpoint.as_str()).copied()).unwrap_or(0);
-            if let Some(record) = done.filter(|record| calls > 0 && record.seconds > 0.0) {
-                return Ok(Some(calls as f64 / record.seconds));
+            let made = done.and_then(|record| record.api_calls.get(endpoint.as_str()).copied()).unwrap_or(0);
+            if let Some(record) = done.filter(|record| made > 0 && record.seconds > 0.0)
+                && most.is_none_or(|(most, _)| made > most)
+            {
+                most = Some((made, made as f64 / record.seconds));
+                if made >= calls.min(ENOUGH_TO_TELL) {
+                    break;
+                }
             }
         }
-        Ok(None)
+        Ok(most.map(|(_, pace)| pace))
     }
 
     /// Pages come one after the other, details side by side.
@@ -215,4 +258,45 @@ impl Estimator<'_> {
         let at_once = if endpoint == Endpoint::UserGet { 1.0 } else { side_by_side as f64 };
         at_once / ASSUMED_SECONDS
     }
+}
+
+fn to_u64(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+fn read_plan(
+    (account, endpoint): (&AccountName, Endpoint),
+    calls: u64,
+    (calls_per_second, is_assumed): (f64, bool),
+    course: Course,
+) -> ReadPlan {
+    ReadPlan {
+        account: account.clone(),
+        endpoint: endpoint.as_str(),
+        calls,
+        calls_per_second,
+        is_assumed,
+        days: course.days.into_iter().map(|(date, calls)| ReadDay { date, calls }).collect(),
+        ends_at: course.ends_at,
+    }
+}
+
+/// The single calls that look at one batch in sixty, at the pace and on the days of the batches.
+#[expect(clippy::cast_precision_loss, reason = "a forecast")]
+fn spot_checks(batches: &ReadPlan, calls: u64) -> Option<ReadPlan> {
+    let checks = calls / enrich_unionids::SPOT_CHECK_EVERY;
+    let mut made = 0;
+    let days = batches.days.iter().filter_map(|day| {
+        let before = made / enrich_unionids::SPOT_CHECK_EVERY;
+        made += day.calls;
+        let calls = made / enrich_unionids::SPOT_CHECK_EVERY - before;
+        (calls > 0).then_some(ReadDay { date: day.date, calls })
+    });
+    (checks > 0).then(|| ReadPlan {
+        endpoint: Endpoint::UserInfo.as_str(),
+        calls: checks,
+        calls_per_second: batches.calls_per_second / enrich_unionids::SPOT_CHECK_EVERY as f64,
+        days: days.collect(),
+        ..batches.clone()
+    })
 }

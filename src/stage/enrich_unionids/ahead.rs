@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
 
 use super::ask::{Asking, Tally};
-use super::{BATCH, budget, turn_name};
+use super::budget::Budget;
+use super::share::{Known, Shares};
+use super::{BATCH, turn_name};
 use crate::config::settings::EnrichUnionids;
 use crate::domain::{AccountName, Neighbours, OpenId, QuickSet, Texts};
 use crate::stage::news::{Changed, Changes, WalkNews, WalkState};
@@ -52,8 +54,10 @@ impl Ahead {
 /// failure yet: the stage meets it again.
 pub async fn ask_ahead(cx: &StageContext<'_>, plan: &EnrichUnionids, news: &WalkNews) -> Ahead {
     let ahead = Ahead::default();
+    let mut shares = Shares::equal(cx, plan);
     for account in &plan.accounts {
-        match one_account(cx, plan, account, news).await {
+        let budget = shares.next_alone(&cx.calls, Known::NOTHING);
+        match one_account(cx, account, budget, news).await {
             Ok(Some(asked)) => {
                 ahead.accounts.lock().expect("nobody panics while holding it").insert(account.clone(), asked);
             }
@@ -66,8 +70,8 @@ pub async fn ask_ahead(cx: &StageContext<'_>, plan: &EnrichUnionids, news: &Walk
 
 async fn one_account(
     cx: &StageContext<'_>,
-    plan: &EnrichUnionids,
     account: &AccountName,
+    budget: Budget,
     news: &WalkNews,
 ) -> Result<Option<AskedAhead>, StageError> {
     let table = cx.stage.table.as_ref().expect("an enrich stage has a table");
@@ -79,7 +83,7 @@ async fn one_account(
         if !cx.hands.ledger.profile_parts(account).await?.is_empty() {
             return Ok(None);
         }
-        let mut tally = Tally::new(&cx.hands.lake, budget(cx, plan), true);
+        let mut tally = Tally::new(&cx.hands.lake, budget, true);
         let (send, needed) = mpsc::channel(64);
         let asking = Asking::new(cx, account, &mut tally, None).all(needed, false);
         let (fed, asked) = tokio::join!(feed(cx, account, news, send), asking);

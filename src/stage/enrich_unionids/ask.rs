@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::BATCH;
 use super::budget::Budget;
 use super::part::ProfilePart;
-use super::spot::{Owed, Spot};
+use super::spot::{GivenUp, Owed, Spot};
+use super::{BATCH, pieces};
 use crate::domain::{AccountName, OpenId};
 use crate::lake::{Fingerprints, Lake, LakeError, WholeFile};
 use crate::stage::{StageContext, StageError};
@@ -48,6 +48,12 @@ pub(super) struct Tally {
     pub unconfirmed: u64,
     /// What the operator's `--accept-drop` let pass.
     pub accepted: Option<String>,
+    /// Calls whose answer told of nobody.
+    pub discarded: u64,
+    /// People whom no call was left for after such an answer: they go first on the next night.
+    pub in_doubt: u64,
+    /// Whether any are remembered.
+    has_remembered: bool,
     unionids: Fingerprints,
     batches: u64,
     spot: Spot,
@@ -66,6 +72,9 @@ impl Tally {
             spent: None,
             unconfirmed: 0,
             accepted: None,
+            discarded: 0,
+            in_doubt: 0,
+            has_remembered: false,
             unionids: lake.fingerprints(),
             batches: 0,
             spot: Spot::default(),
@@ -75,6 +84,16 @@ impl Tally {
     /// Each person once and no two of one unionid, among everything that was fetched: nothing to look for.
     pub fn is_plain(&mut self) -> bool {
         self.is_distinct && self.unionids.are_distinct()
+    }
+
+    /// Those whom an earlier night remembered go first.
+    pub fn go_on_from(&mut self, pieces: Vec<Vec<OpenId>>) {
+        self.has_remembered = true;
+        self.spot.owed.extend(pieces.into_iter().map(Owed::Piece));
+    }
+
+    fn forget_answers(&mut self, people: usize) {
+        self.asked = self.asked.saturating_sub(u64::try_from(people).unwrap_or(u64::MAX));
     }
 
     fn take(&mut self, answer: &ProfileBatch) {
@@ -144,21 +163,25 @@ impl<'a, 'b> Asking<'a, 'b> {
         // Whoever reads them for us ends with this.
         drop(needed);
         let is_cut_short = ended.is_err() || !self.tally.spot.owed.is_empty();
-        if is_cut_short && (is_last || self.cx.stop.is_cancelled()) {
-            self.put_doubtful_aside().await?;
-        }
+        let gives_up = is_cut_short && (is_last || self.cx.stop.is_cancelled());
+        let given_up = if gives_up { self.put_doubtful_aside().await? } else { GivenUp::default() };
+        self.remember(given_up).await?;
         self.tally.spot.forget_unrecorded();
         let flushed = self.flush().await;
         ended.and(flushed)
     }
 
     /// Asks singly for people whose unionid is in doubt, as far as the budget goes.
-    pub async fn singly(self, people: Vec<OpenId>) -> Result<(), StageError> {
+    pub async fn singly(mut self, people: Vec<OpenId>) -> Result<(), StageError> {
         // What is owed to batches was owed to get at the truth about these.
         self.tally.spot = Spot::default();
         self.tally.spot.owed.extend(people.into_iter().map(Owed::Again));
-        let (_, nobody) = mpsc::channel(1);
-        self.all(nobody, false).await
+        let (_, mut nobody) = mpsc::channel(1);
+        let ended = self.until_none_is_left(&mut nobody).await;
+        // Whoever is left is found in doubt once more.
+        self.tally.spot = Spot::default();
+        let flushed = self.flush().await;
+        ended.and(flushed)
     }
 
     async fn until_none_is_left(&mut self, needed: &mut mpsc::Receiver<Vec<OpenId>>) -> Result<(), StageError> {
@@ -211,8 +234,25 @@ impl<'a, 'b> Asking<'a, 'b> {
     }
 
     fn begin(&mut self, people: Vec<OpenId>) {
-        self.tally.budget.begin(&self.cx.calls);
         let number = if people.len() > 1 { self.next_number() } else { 0 };
+        self.ask_for(number, people);
+    }
+
+    /// A piece of a batch that could not be believed.
+    fn begin_piece(&mut self, people: Vec<OpenId>) {
+        if people.len() == 1 {
+            return self.ask_for(0, people);
+        }
+        // No number next to its own is ever given: it has no neighbours.
+        self.tally.batches += 1;
+        let number = self.next_number();
+        self.tally.batches += 1;
+        self.tally.spot.stands_alone(number);
+        self.ask_for(number, people);
+    }
+
+    fn ask_for(&mut self, number: u64, people: Vec<OpenId>) {
+        self.tally.budget.begin(&self.cx.calls);
         let wechat = self.wechat.clone();
         self.calls.spawn(async move {
             let answer = wechat.profiles(&people).await;
@@ -228,7 +268,7 @@ impl<'a, 'b> Asking<'a, 'b> {
     fn begin_owed(&mut self, owed: Owed) {
         let wechat = self.wechat.clone();
         match owed {
-            Owed::Piece(people) => return self.begin(people),
+            Owed::Piece(people) => return self.begin_piece(people),
             Owed::Confirm { number, claim } => self.calls.spawn(async move {
                 let answer = wechat.confirms(&claim).await;
                 Done::Confirmed(number, claim, answer)
@@ -250,6 +290,7 @@ impl<'a, 'b> Asking<'a, 'b> {
         match done {
             Done::Asked(number, asked, Ok(Answer::Whole(answer))) => self.believe(number, asked, &answer).await,
             Done::Asked(_, _, Ok(Answer::Split(pieces))) => {
+                self.tally.discarded += 1;
                 self.tally.spot.owed.extend(pieces.into_iter().map(Owed::Piece));
                 Ok(())
             }
@@ -271,7 +312,12 @@ impl<'a, 'b> Asking<'a, 'b> {
                 Ok(())
             }
             Done::Confirmed(number, claim, Ok(is_true)) => {
+                let is_piece = self.tally.spot.is_piece(number);
                 let wrong = self.tally.spot.judge(number, &claim, is_true);
+                if is_piece {
+                    // They count when they are told of.
+                    self.tally.forget_answers(wrong.len());
+                }
                 if wrong.is_empty() { Ok(()) } else { self.take_back(wrong).await }
             }
             Done::Again(_, Ok(answer)) => self.gather(&answer).await,
@@ -311,16 +357,36 @@ impl<'a, 'b> Asking<'a, 'b> {
     async fn take_back(&mut self, wrong: Vec<OpenId>) -> Result<(), StageError> {
         tracing::warn!(
             account = %self.account, people = wrong.len(),
-            "a batch gave somebody another's unionid: asking singly for {} people around it", wrong.len()
+            "a batch gave somebody another's unionid: asking again for {} people", wrong.len()
         );
         self.tally.is_distinct = false;
+        self.tally.discarded += 1;
         self.put_aside(wrong).await
     }
 
-    /// A shift was found and not everybody around it could be looked at: they are not believed.
-    async fn put_doubtful_aside(&mut self) -> Result<(), StageError> {
-        let doubtful = self.tally.spot.give_up();
-        if doubtful.is_empty() { Ok(()) } else { self.put_aside(doubtful).await }
+    /// Whoever is in doubt and could not be looked at is not believed; gives them.
+    async fn put_doubtful_aside(&mut self) -> Result<GivenUp, StageError> {
+        let given_up = self.tally.spot.give_up();
+        let batches = given_up.suspects.iter().chain(&given_up.batches).flatten();
+        let people: Vec<OpenId> = given_up.loose.iter().chain(batches).cloned().collect();
+        if !people.is_empty() {
+            self.tally.is_distinct = false;
+            self.tally.forget_answers(people.len());
+            self.put_aside(people).await?;
+        }
+        Ok(given_up)
+    }
+
+    /// Remembers for whoever asks next, on this night or another, whom no call was left for.
+    async fn remember(&mut self, given_up: GivenUp) -> Result<(), StageError> {
+        let cut = self.tally.spot.unanswered().into_iter().chain(given_up.batches).collect();
+        let pieces = pieces::remembered(cut, &given_up.suspects, &given_up.loose);
+        if pieces.is_empty() && !self.tally.has_remembered {
+            return Ok(());
+        }
+        self.tally.has_remembered = !pieces.is_empty();
+        self.tally.in_doubt = pieces.iter().map(|piece| u64::try_from(piece.len()).unwrap_or(u64::MAX)).sum();
+        Ok(self.cx.hands.ledger.keep_openids_in_doubt(self.account, &pieces).await?)
     }
 
     async fn put_aside(&mut self, people: Vec<OpenId>) -> Result<(), StageError> {

@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 
 use super::{BATCH, SPOT_CHECK_EVERY};
 use crate::domain::{AccountName, QuotaDay};
-use crate::engine::{Session, TableSource, text};
+use crate::engine::{Params, Session, TableSource, text};
 use crate::stage::{StageContext, StageError};
 use crate::wechat::Endpoint;
 
@@ -28,8 +28,20 @@ impl Scarce {
             return Ok(needed.to_owned());
         }
         session.add_table(&self.audience)?;
-        Ok(FIRST.replace("{needed}", needed))
+        Ok(format!("select ranked.openid {}{ORDER}", ranked(needed)))
     }
+}
+
+/// How many of those who need asking there are by how much they matter: in an audience, never asked, stale.
+pub(super) fn counted(
+    session: &Session,
+    (needed, params): (&str, &Params),
+    audience: &TableSource,
+) -> Result<[u64; 3], StageError> {
+    session.add_table(audience)?;
+    let ranked = ranked(needed);
+    let count = |place: u8| session.count(&format!("select count(*) {ranked} where ranked.place = {place}"), params);
+    Ok([count(0)?, count(1)?, count(2)?])
 }
 
 /// The calls that the day has left by what is known of its quota.
@@ -64,8 +76,12 @@ pub(super) fn audience(cx: &StageContext<'_>, account: &AccountName) -> TableSou
     TableSource { sql: Some(sql), ..all }
 }
 
-const FIRST: &str = "
-select ranked.openid
+fn ranked(needed: &str) -> String {
+    RANKED.replace("{needed}", needed)
+}
+
+/// Those who need asking, with their place.
+const RANKED: &str = "
 from (
     select needed.openid, followers.first_seen_at, known.fetched_at,
            case when audience.openid is not null then 0 when known.fetched_at is null then 1 else 2 end as place
@@ -73,6 +89,8 @@ from (
     join followers on followers.openid = needed.openid
     left join profiles_before as known on known.openid = needed.openid
     left join (select openid from audience group by openid) as audience on audience.openid = needed.openid
-) as ranked
+) as ranked";
+
+const ORDER: &str = "
 order by ranked.place, case when ranked.place = 1 then ranked.first_seen_at end desc nulls last,
          ranked.fetched_at nulls first, ranked.openid";

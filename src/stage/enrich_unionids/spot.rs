@@ -4,6 +4,9 @@
 //! asked for once more, singly, and so is one claim of each [`EVERY`]-th batch. When it is not confirmed, that batch and its
 //! neighbours are asked again singly, every other batch since the last sound one is looked at too, and so is every batch
 //! from then on, until [`EVERY`] in a row are sound.
+//!
+//! A piece of a batch that could not be believed stands alone: when it is wrong as well, its halves are asked for, and nobody
+//! else is suspected of more than before.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
@@ -26,6 +29,17 @@ pub enum Owed {
     Short { number: u64, claim: Claim, short: Box<ShortAnswer> },
 }
 
+/// Whoever is not believed, since no call was left to look.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct GivenUp {
+    /// They were to be asked one by one.
+    pub loose: Vec<OpenId>,
+    /// Batches that look shifted.
+    pub suspects: Vec<Vec<OpenId>>,
+    /// Batches that nothing speaks against but that another one was wrong.
+    pub batches: Vec<Vec<OpenId>>,
+}
+
 #[derive(Default)]
 pub struct Spot {
     /// Answers since the last sound check, by the number of their batch.
@@ -36,6 +50,8 @@ pub struct Spot {
     watched: u64,
     /// Batches since the last spot check.
     since_checked: u64,
+    /// The numbers of pieces of earlier batches.
+    pieces: HashSet<u64>,
     pub owed: VecDeque<Owed>,
 }
 
@@ -48,7 +64,12 @@ impl Spot {
             return false;
         }
         let claim = answer.claim(&asked);
-        if self.watched == 0 {
+        if self.pieces.contains(&number) {
+            // Of few, most may have none. It goes first: unless it is looked at the piece is not believed.
+            if let Some(claim) = answer.ends_without(&asked) {
+                self.owed.push_front(Owed::Confirm { number, claim });
+            }
+        } else if self.watched == 0 {
             self.owed.extend(answer.bereft(&asked).map(|claim| Owed::Confirm { number, claim }));
         }
         self.since_checked += 1;
@@ -58,6 +79,15 @@ impl Spot {
         }
         self.unchecked.insert(number, (asked, claim));
         true
+    }
+
+    /// The batch of this number is a piece of one that could not be believed.
+    pub fn stands_alone(&mut self, number: u64) {
+        self.pieces.insert(number);
+    }
+
+    pub fn is_piece(&self, number: u64) -> bool {
+        self.pieces.contains(&number)
     }
 
     /// What came of a check of `claim`; gives those whose answers are taken back.
@@ -73,6 +103,11 @@ impl Spot {
                 self.unchecked.remove(&number);
             }
             return Vec::new();
+        }
+        if self.pieces.remove(&number) {
+            let (wrong, _) = self.unchecked.remove(&number).unwrap_or_default();
+            self.owed.extend(halves(&wrong));
+            return wrong;
         }
         let mut wrong = Vec::new();
         for neighbour in number.saturating_sub(1)..=number + 1 {
@@ -93,21 +128,49 @@ impl Spot {
         wrong
     }
 
-    /// When nothing more can be asked: everybody in doubt, if anything was wrong.
-    pub fn give_up(&mut self) -> Vec<OpenId> {
-        if self.watched == 0 {
-            return Vec::new();
-        }
-        let again = self.owed.drain(..).filter_map(|owed| match owed {
-            Owed::Again(openid) => Some(openid),
-            Owed::Confirm { .. } | Owed::Piece(_) | Owed::Short { .. } => None,
+    /// When nothing more can be asked: everybody in doubt. They are in batches that look shifted and could not be looked at,
+    /// and once one was wrong in all that were not.
+    pub fn give_up(&mut self) -> GivenUp {
+        let mut given_up = GivenUp::default();
+        self.owed.retain(|owed| match owed {
+            Owed::Again(openid) => {
+                given_up.loose.push(openid.clone());
+                false
+            }
+            Owed::Confirm { number, claim } if claim.unionid.is_none() => {
+                given_up.suspects.extend(self.unchecked.remove(number).map(|(asked, _)| asked));
+                false
+            }
+            Owed::Confirm { .. } | Owed::Piece(_) | Owed::Short { .. } => true,
         });
-        again.chain(std::mem::take(&mut self.unchecked).into_values().flat_map(|(asked, _)| asked)).collect()
+        if self.watched > 0 {
+            given_up.batches.extend(std::mem::take(&mut self.unchecked).into_values().map(|(asked, _)| asked));
+        }
+        given_up
+    }
+
+    /// The people of whom nothing was told that counts, in the batches that they were to be asked in next.
+    pub fn unanswered(&self) -> Vec<Vec<OpenId>> {
+        let pieces = self.owed.iter().map(|owed| match owed {
+            Owed::Piece(people) => people.clone(),
+            Owed::Short { short, .. } => short.told.iter().chain(&short.missing).cloned().collect(),
+            Owed::Confirm { .. } | Owed::Again(_) => Vec::new(),
+        });
+        pieces.filter(|people| !people.is_empty()).collect()
     }
 
     /// When asking breaks off: those of whom nothing is recorded are found by whoever looks next for people to ask for.
     pub fn forget_unrecorded(&mut self) {
         self.owed.retain(|owed| matches!(owed, Owed::Confirm { .. } | Owed::Again(_)));
+    }
+}
+
+/// What is owed to people who are asked for anew.
+fn halves(people: &[OpenId]) -> Vec<Owed> {
+    match people {
+        [] => Vec::new(),
+        [one] => vec![Owed::Again(one.clone())],
+        several => several.chunks(several.len().div_ceil(2)).map(|half| Owed::Piece(half.to_vec())).collect(),
     }
 }
 
@@ -206,5 +269,53 @@ mod tests {
         let suspect = Claim { openid: asked[9].clone(), unionid: None };
         assert!(spot.judge(7, &suspect, true).is_empty() && spot.unchecked.len() == 1);
         assert_eq!(spot.judge(7, &suspect, false), asked, "everybody of the batch is asked again");
+    }
+
+    #[test]
+    fn a_piece_that_is_wrong_is_asked_in_halves_and_puts_nobody_else_in_doubt() {
+        let mut spot = Spot::default();
+        note(&mut spot, 4);
+        let people: Vec<OpenId> = (0..3).map(|n| OpenId::new(format!("p{n}"))).collect();
+        spot.stands_alone(5);
+        spot.note(5, people.clone(), &ProfileBatch::default());
+        note(&mut spot, 6);
+        assert_eq!(spot.judge(5, &claim(5), false), people);
+        let halves = [Owed::Piece(people[..2].to_vec()), Owed::Piece(people[2..].to_vec())];
+        assert_eq!(spot.owed.drain(..).collect::<Vec<_>>(), halves);
+        assert_eq!((spot.watched, spot.unchecked.len()), (0, 2));
+        spot.owed.extend(halves);
+        assert_eq!(spot.unanswered(), [people[..2].to_vec(), people[2..].to_vec()]);
+        assert_eq!(spot.give_up(), GivenUp::default());
+    }
+
+    #[test]
+    fn a_batch_that_looks_shifted_is_not_believed_when_no_call_is_left_to_look() {
+        let mut spot = Spot::default();
+        note(&mut spot, 4);
+        note(&mut spot, 5);
+        let suspect = Claim { openid: OpenId::new("o4"), unionid: None };
+        spot.owed.push_back(Owed::Confirm { number: 4, claim: suspect });
+        spot.owed.push_back(Owed::Confirm { number: 5, claim: claim(5) });
+        let given_up = spot.give_up();
+        assert_eq!((given_up.suspects, given_up.batches), (vec![vec![OpenId::new("o4")]], Vec::new()));
+        assert_eq!(spot.owed.len(), 1, "the other was to be looked at by the way");
+    }
+
+    #[test]
+    fn a_small_piece_whose_last_has_no_unionid_is_looked_at_before_the_next() {
+        let mut spot = Spot::default();
+        let asked: Vec<OpenId> = (0..3).map(|n| OpenId::new(format!("p{n}"))).collect();
+        let mut profiles = Profiles::default();
+        for openid in &asked {
+            profiles.openid.push(Some(openid.as_str()));
+            profiles.unionid.push(None);
+            profiles.subscribe.push(Some(true));
+        }
+        let answer = ProfileBatch { profiles, ..ProfileBatch::default() };
+        assert_eq!(answer.bereft(&asked), None, "most have none");
+        spot.owed.push_back(Owed::Piece(vec![OpenId::new("q")]));
+        spot.stands_alone(2);
+        spot.note(2, asked, &answer);
+        assert!(matches!(&spot.owed[0], Owed::Confirm { number: 2, .. }), "{:?}", spot.owed);
     }
 }

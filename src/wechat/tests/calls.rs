@@ -162,6 +162,18 @@ async fn a_spent_day_is_told_from_a_spent_minute_by_the_quota() {
     let error = wechat.profile(&OpenId::new("openid1")).await.unwrap_err();
     assert!(matches!(error, WeChatError::QuotaSpent { endpoint: Endpoint::UserInfo, .. }), "{error}");
     assert_eq!(asked_for(&log, "user/info"), 6);
+    assert_eq!(asked_for(&log, "quota/get"), 2, "once for each of both");
+}
+
+#[test]
+fn a_45009_of_the_minute_is_not_said_to_be_of_the_day() {
+    let said = |class| {
+        let (endpoint, errmsg) = (Endpoint::UserInfo, "reach max api daily quota limit".to_owned());
+        WeChatError::Refused { endpoint, errcode: 45009, errmsg, rid: None, class }.to_string()
+    };
+    assert!(said(CodeClass::Quota).contains("the next quota day"), "{}", said(CodeClass::Quota));
+    let minute = said(CodeClass::Slow);
+    assert!(!minute.contains("quota day") && minute.contains("it goes on with the next minute"), "{minute}");
 }
 
 #[tokio::test]
