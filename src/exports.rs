@@ -1,8 +1,8 @@
-//! Exports: reading the files a mini program hands over, row by row, whatever wrote them.
+//! Exports: reading what a mini program hands over, files or a database, row by row, whatever wrote it.
 //!
 //! The way of the data: a name tells format and compression (`format`), of a zip its members (`input`) → bytes are unpacked into one sliding buffer
 //! (`source`) → the encoding is settled at the first byte that is not ASCII (`encoding`) → rows are cut out of the bytes
-//! (`csv`, `json`; workbooks by `sheet`) → the header is matched to our column names (`layout`) → good rows and refused ones collect into
+//! (`csv`, `json`; workbooks by `sheet`; a database gives pages of its own, `database`) → the header is matched to our column names (`layout`) → good rows and refused ones collect into
 //! batches for the caller's sink (`batch`). Memory stays flat: one buffer of a few MiB and one batch.
 //!
 //! Not here: who is a user, what happens to one that comes twice, where rows are kept, types of columns beyond what
@@ -10,6 +10,7 @@
 
 mod batch;
 mod csv;
+mod database;
 mod encoding;
 mod error;
 mod format;
@@ -22,6 +23,7 @@ mod utf16;
 
 use crate::domain::Rows;
 
+pub use database::{Database, DatabaseColumn, DatabaseError, PageEnd, Selection, TextBatch};
 pub use encoding::Encoding;
 pub use error::ExportError;
 pub use format::{Compression, Format};

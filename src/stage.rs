@@ -267,13 +267,9 @@ impl StageError {
         match self {
             Self::WeChat(error) => error.is_transient(),
             Self::Ledger(error) => error.is_transient(),
+            Self::Export(error) => error.is_transient(),
             Self::Lake(_) | Self::Interrupted | Self::LeaseLost => true,
-            Self::Sql { .. }
-            | Self::Engine(_)
-            | Self::Export(_)
-            | Self::Rule(_)
-            | Self::Rebound { .. }
-            | Self::Blocking(_) => false,
+            Self::Sql { .. } | Self::Engine(_) | Self::Rule(_) | Self::Rebound { .. } | Self::Blocking(_) => false,
         }
     }
 

@@ -8,7 +8,9 @@ use chrono::{NaiveDateTime, NaiveTime};
 use chrono_tz::Tz;
 use secrecy::SecretString;
 
-use crate::domain::{AccountName, MiniProgramName, OpenId, PipelineName, StageName, TableName, TemplateId};
+use crate::domain::{
+    AccountName, DatabaseAddress, MiniProgramName, OpenId, PipelineName, StageName, TableName, TemplateId,
+};
 use crate::template::fields::FieldRules;
 
 /// A whole workspace, ready to be wired.
@@ -272,9 +274,12 @@ pub struct EnrichUnionids {
 #[derive(Debug, Clone)]
 pub struct LoadUsers {
     pub miniprogram: MiniProgramName,
-    /// A glob relative to the workspace.
+    /// A glob relative to the workspace; empty where a database is read.
     pub files: String,
+    /// Of `source.files` or `source.database`.
     pub files_place: Place,
+    /// What is read in place of files.
+    pub database: Option<DatabaseSource>,
     pub encoding: Encoding,
     /// Between the fields of csv files; `None`: found out.
     pub delimiter: Option<u8>,
@@ -295,6 +300,27 @@ pub struct LoadUsers {
     pub wait_until: Option<NaiveTime>,
     /// Share of a file's rows, 0 to 1.
     pub max_bad: f64,
+}
+
+impl LoadUsers {
+    /// Where the users come from, as messages name it.
+    pub fn shown_source(&self) -> String {
+        self.database.as_ref().map_or_else(|| self.files.clone(), |source| source.address.shown())
+    }
+}
+
+/// A mini program's database.
+#[derive(Debug, Clone)]
+pub struct DatabaseSource {
+    pub address: DatabaseAddress,
+    /// One SELECT.
+    pub query: String,
+    /// The column that is paged along; `None`: the query is one stream.
+    pub key: Option<String>,
+    /// Rows of a page.
+    pub page_rows: u64,
+    /// Longest time of one statement.
+    pub timeout: Duration,
 }
 
 /// What becomes of a column that nothing names.

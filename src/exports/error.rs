@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 /// Why a file could not be read to its end. Trying again helps with none of them before the file has changed, except
-/// what the sink returned.
+/// what the sink returned, and what a database may do by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     #[error("cannot open the export {}", file.display())]
@@ -99,11 +99,19 @@ pub enum ExportError {
     #[error("the export {} is not whole JSON from line {line} on: {reason}", file.display())]
     BrokenJson { file: PathBuf, line: u64, reason: &'static str },
 
+    #[error(transparent)]
+    Database(#[from] super::DatabaseError),
+
     #[error("what was read of an export could not be passed on")]
     Sink { source: Box<dyn std::error::Error + Send + Sync> },
 }
 
 impl ExportError {
+    /// Whether the same may succeed later without anyone changing anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Database(error) if error.is_transient())
+    }
+
     /// Wraps what went wrong in a sink, so that it comes out of `read_file` as its cause.
     pub fn from_sink(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Sink { source: source.into() }

@@ -290,7 +290,7 @@ fn remains(settings: &Settings) -> Vec<String> {
         match &stage.kind {
             StageKind::LoadUsers(plan) => remains.push(format!(
                 "the exports {} are the mini program's: have the person taken out there, or the next load brings the row back",
-                plan.files
+                plan.shown_source()
             )),
             StageKind::Publish(plan) => {
                 remains.push(format!("files published to {} stay until they are published anew", plan.to.display()));

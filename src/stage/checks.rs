@@ -64,7 +64,7 @@ pub fn emptied(cx: &StageContext<'_>, made: &[SnapshotRecord]) -> Option<Broken>
     let found = format!(
         "no row can be loaded from {}, and `{table}` has {before}: it stays as it is. Have the export made anew; where \
          everybody is meant to go, lianbo run {} --accept-drop \"why\"",
-        load_users::shown_files(&cx.hands.settings.root, &plan.files),
+        load_users::shown_source(&cx.hands.settings.root, plan),
         cx.run.pipeline
     );
     Some(Broken { check: EMPTIED.to_owned(), found, severity: Severity::Fail })

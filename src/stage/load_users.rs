@@ -5,6 +5,7 @@
 //! too many bad rows or a value that is not of its type fail the stage, and the table before stays as it was.
 
 mod contract;
+mod database;
 mod fold;
 mod late;
 pub mod partitions;
@@ -12,6 +13,7 @@ mod stage_files;
 mod times;
 mod unchanged;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::json;
@@ -35,7 +37,9 @@ use crate::redact;
 ///
 /// [`StageError::Rule`] for no match, files too old, too many bad rows; [`StageError::Export`] for what is wrong with a file.
 pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome, StageError> {
-    let table = cx.stage.table.as_ref().expect("a load stage has a table");
+    if let Some(source) = &plan.database {
+        return database::run(cx, plan, source).await;
+    }
     let (files, as_of) = late::awaited(cx, plan).await?;
     let inputs = inputs_of(&files)?;
     let hash = unchanged::source_hash(cx, plan, &inputs).await?;
@@ -50,6 +54,22 @@ pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome
     // The folder is empty now; should something else stand in it, vacuum takes it.
     let _ = std::fs::remove_dir(cx.hands.lake.absolute(&work));
     let loaded = loaded?;
+    let detail = json!({ "files": inputs.len() });
+    Ok(StageOutcome::Done(report(cx, plan, loaded, Origin { as_of, hash: Some(hash), detail })))
+}
+
+/// What a load is of.
+struct Origin {
+    as_of: Timestamp,
+    /// Of files: what they hold.
+    hash: Option<String>,
+    detail: serde_json::Value,
+}
+
+/// What a load made: the users and the quarantine.
+fn report(cx: &StageContext<'_>, plan: &LoadUsers, loaded: Loaded, origin: Origin) -> StageReport {
+    let Origin { as_of, hash, mut detail } = origin;
+    let table = cx.stage.table.as_ref().expect("a load stage has a table");
     let users = NewSnapshot {
         table: table.clone(),
         slice: plan.miniprogram.to_string(),
@@ -70,22 +90,21 @@ pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome
         parts: vec![loaded.quarantine_path],
         columns: table_spec("quarantine").expect("quarantine is declared").sql_columns(),
     };
-    let mut detail = json!({
-        "files": inputs.len(), "rows": loaded.rows_in, "quarantined": loaded.quarantine.rows,
-        "duplicates": loaded.rows_in.saturating_sub(loaded.users.rows + loaded.quarantine.rows),
-    });
+    detail["rows"] = json!(loaded.rows_in);
+    detail["quarantined"] = json!(loaded.quarantine.rows);
+    detail["duplicates"] = json!(loaded.rows_in.saturating_sub(loaded.users.rows + loaded.quarantine.rows));
     if let Some((rows, first)) = loaded.unread_times {
         detail["unread_times"] = json!({ "rows": rows, "first": first });
     }
-    Ok(StageOutcome::Done(StageReport {
+    StageReport {
         rows_in: loaded.rows_in,
         rows_out: loaded.users.rows,
         snapshots: [users, quarantine]
-            .map(|made| SnapshotRecord { source_hash: Some(hash.clone()), ..made.record(cx) })
+            .map(|made| SnapshotRecord { source_hash: hash.clone(), ..made.record(cx) })
             .into(),
         detail,
         ..StageReport::default()
-    }))
+    }
 }
 
 /// The tables of the last load, whose files were the same: their parts under new names.
@@ -121,12 +140,7 @@ struct Loaded {
 }
 
 async fn load(cx: &StageContext<'_>, plan: &LoadUsers, inputs: &[Input], work: &str) -> Result<Loaded, StageError> {
-    let table = cx.stage.table.as_ref().expect("a load stage has a table");
-    let before: Vec<PathBuf> = cx
-        .visible
-        .slice(table.as_str(), plan.miniprogram.as_str())
-        .map(|before| before.parts.iter().map(|part| cx.hands.lake.absolute(part)).collect())
-        .unwrap_or_default();
+    let before = parts_before(cx, plan);
     let mut staged = Vec::new();
     for (number, input) in inputs.iter().enumerate() {
         if cx.stop.is_cancelled() {
@@ -152,16 +166,38 @@ async fn load(cx: &StageContext<'_>, plan: &LoadUsers, inputs: &[Input], work: &
         staged.push(one);
         cx.tell("files", u64::try_from(staged.len()).unwrap_or(0), u64::try_from(inputs.len()).ok());
     }
+    folded(cx, plan, staged, plan.types.clone()).await
+}
+
+/// The parts of the table as it is now.
+fn parts_before(cx: &StageContext<'_>, plan: &LoadUsers) -> Vec<PathBuf> {
+    let table = cx.stage.table.as_ref().expect("a load stage has a table");
+    cx.visible
+        .slice(table.as_str(), plan.miniprogram.as_str())
+        .map(|before| before.parts.iter().map(|part| cx.hands.lake.absolute(part)).collect())
+        .unwrap_or_default()
+}
+
+/// Folds what was staged into the tables; `types` are those of columns whose values must be of them.
+async fn folded(
+    cx: &StageContext<'_>,
+    plan: &LoadUsers,
+    staged: Vec<Staged>,
+    types: BTreeMap<String, String>,
+) -> Result<Loaded, StageError> {
+    let table = cx.stage.table.as_ref().expect("a load stage has a table");
     let id = cx.new_snapshot_id();
     let users_path = Lake::part_path(table, plan.miniprogram.as_str(), &id, 1);
     let quarantine_path = Lake::part_path(&TableName::new("quarantine"), cx.stage.name.as_str(), &id, 1);
     let rows_in = staged.iter().map(|file| file.rows + file.bad).sum();
+    let shown: Vec<String> = staged.iter().map(|file| file.shown.clone()).collect();
     let job = fold::Job {
         stage: cx.stage.name.to_string(),
         plan: plan.clone(),
+        types,
         timezone: cx.hands.settings.timezone,
         staged,
-        before,
+        before: parts_before(cx, plan),
         users_target: cx.hands.lake.absolute(&users_path),
         quarantine_target: cx.hands.lake.absolute(&quarantine_path),
     };
@@ -174,15 +210,15 @@ async fn load(cx: &StageContext<'_>, plan: &LoadUsers, inputs: &[Input], work: &
         columns: folded.columns,
         quarantine: folded.quarantine,
         quarantine_path,
-        unread_times: folded.unread_times.map(|unread| tell_unread(cx, &unread, inputs)),
+        unread_times: folded.unread_times.map(|unread| tell_unread(&unread, &shown)),
     })
 }
 
 /// Says that people count as the oldest because their `updated_at` cannot be read.
-fn tell_unread(cx: &StageContext<'_>, unread: &Unread, inputs: &[Input]) -> (u64, String) {
+fn tell_unread(unread: &Unread, shown: &[String]) -> (u64, String) {
     let (number, line, value) = &unread.first;
-    let file = usize::try_from(*number).ok().and_then(|at| inputs.get(at)).map(|input| shown(cx, input.shown()));
-    let place = format!("{} line {line}", file.unwrap_or_default());
+    let file = usize::try_from(*number).ok().and_then(|at| shown.get(at));
+    let place = format!("{} line {line}", file.map_or("", String::as_str));
     // Where columns are mixed up an id may stand there.
     let value = if value.chars().count() > 20 { redact::shortened(value) } else { value.clone() };
     tracing::warn!(
@@ -249,10 +285,13 @@ fn files_inside(folder: &std::path::Path) -> Vec<PathBuf> {
     found.filter(|path| path.is_file() && !is_note(path)).collect()
 }
 
-/// The files that a glob names, the first of them, as people know them.
-pub fn shown_files(root: &std::path::Path, pattern: &str) -> String {
+/// Where users come from as people know it: a database, or the files that a glob names, the first of them.
+pub fn shown_source(root: &std::path::Path, plan: &LoadUsers) -> String {
     const SHOWN: usize = 5;
-    let files = files_of(root, pattern);
+    if plan.database.is_some() {
+        return plan.shown_source();
+    }
+    let files = files_of(root, &plan.files);
     let mut names: Vec<String> = files.iter().take(SHOWN).map(|file| shown_below(root, file)).collect();
     if files.len() > SHOWN {
         names.push(format!("{} more", files.len() - SHOWN));

@@ -23,7 +23,7 @@ const HOUSEHOLD: [&str; 5] = ["domain", "clock", "crash", "redact", "template"];
 /// Crates that only some rooms may name.
 const TAMED: &[(&str, &[&str])] = &[
     ("duckdb", &["engine", "lake/catalog"]),
-    ("sqlx", &["ledger"]),
+    ("sqlx", &["ledger", "exports/database"]),
     ("reqwest", &["wechat", "scheduler/alert"]),
     ("axum", &["serve", "simulator"]),
     ("clap", &["cli"]),

@@ -11,6 +11,7 @@ mod control;
 // The points are passed over in a release build.
 #[cfg(debug_assertions)]
 mod crashes;
+mod databases;
 mod details;
 mod exports;
 mod followers;
@@ -30,6 +31,7 @@ mod planned;
 mod push;
 mod scarce;
 mod serve;
+mod servers;
 mod sources;
 mod together;
 mod tokens;

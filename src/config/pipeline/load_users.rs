@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use super::database;
 use super::stage::StageReader;
 use crate::config::file::{Field, Section};
 use crate::config::problems::nearest;
 use crate::config::resolve::defaults;
-use crate::config::settings::{Encoding, LoadUsers, OnNewColumn, Place, SheetChoice, StageKind};
+use crate::config::settings::{DatabaseSource, Encoding, LoadUsers, OnNewColumn, Place, SheetChoice, StageKind};
 use crate::config::units;
 
 /// Kinds of files that can be read, each also with one of [`COMPRESSIONS`] behind it.
@@ -49,14 +50,20 @@ pub(super) fn read(stage: &mut StageReader<'_>) -> Option<StageKind> {
     // Ignoring what nothing names is keeping what is named.
     let named = || columns.iter().map(|(ours, _)| ours).chain(types.keys()).cloned().collect();
     let keep = if on_new_column == OnNewColumn::Ignore { Some(named()) } else { keep };
-    let max_age = stage.section.take("max_age").and_then(|field| field.positive_duration());
-    let wait_until = stage.section.take("wait_until").and_then(|field| field.unit(units::time_of_day));
+    let max_age_field = stage.section.take("max_age");
+    let wait_field = stage.section.take("wait_until");
+    if source.as_ref().is_some_and(|source| source.database.is_some()) {
+        database::refuse_lateness([max_age_field.as_ref(), wait_field.as_ref()]);
+    }
+    let max_age = max_age_field.and_then(|field| field.positive_duration());
+    let wait_until = wait_field.and_then(|field| field.unit(units::time_of_day));
     let max_bad = stage.section.take("max_bad").and_then(|field| field.share());
-    let Source { files, files_place, encoding, delimiter, sheet, header_row } = source?;
+    let Source { files, files_place, database, encoding, delimiter, sheet, header_row } = source?;
     Some(StageKind::LoadUsers(Box::new(LoadUsers {
         miniprogram: miniprogram?,
         files,
         files_place,
+        database,
         encoding,
         delimiter,
         sheet,
@@ -85,6 +92,7 @@ fn column_type(field: &Field<'_>) -> Option<String> {
 struct Source {
     files: String,
     files_place: Place,
+    database: Option<DatabaseSource>,
     encoding: Encoding,
     delimiter: Option<u8>,
     sheet: Option<SheetChoice>,
@@ -92,10 +100,10 @@ struct Source {
 }
 
 fn source(mut section: Section<'_>) -> Option<Source> {
-    let database = section.take("database");
-    let query = section.take("query");
+    let from_database = database::take(&mut section);
     let files = section.take("files");
-    let encoding = section.take("encoding").and_then(|field| {
+    let encoding_field = section.take("encoding");
+    let encoding = encoding_field.as_ref().and_then(|field| {
         field.choice(&[
             ("auto", Encoding::Auto),
             ("utf-8", Encoding::Utf8),
@@ -110,16 +118,26 @@ fn source(mut section: Section<'_>) -> Option<Source> {
     let page = section.page;
     let span = section.span.clone();
     section.finish();
-    if let Some(field) = database.or(query) {
-        let message = "reading a database is not supported yet";
-        field.refuse_key(message, "export to files and use source.files = \"data/exports/…/*.csv\"");
-        return None;
+    if let Some((place, found)) = from_database {
+        for key in [&files, &encoding_field, &delimiter, &sheet, &header_row].into_iter().flatten() {
+            let hint = "leave one of both out; a table comes out of files, or out of a database";
+            key.refuse_key(format!("`{}` means nothing beside `source.database`", key.name), hint);
+        }
+        return Some(Source {
+            files: String::new(),
+            files_place: place,
+            database: Some(found?),
+            encoding: Encoding::Auto,
+            delimiter: None,
+            sheet: None,
+            header_row: None,
+        });
     }
     let Some(field) = files else {
         page.problem(
             span,
             "`source.files` is missing",
-            "name the export's files: source.files = \"data/exports/mall/*.csv\"",
+            "name the export's files: source.files = \"data/exports/mall/*.csv\"; or source.database and source.query",
         );
         return None;
     };
@@ -134,6 +152,7 @@ fn source(mut section: Section<'_>) -> Option<Source> {
     Some(Source {
         files,
         files_place: field.place(),
+        database: None,
         encoding: encoding.unwrap_or(Encoding::Auto),
         delimiter: delimiter.and_then(|field| field.choice(&DELIMITERS)),
         sheet: sheet.as_ref().and_then(sheet_choice),

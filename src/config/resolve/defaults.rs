@@ -33,6 +33,9 @@ pub const RETRY: Retry = Retry { times: 3, wait: minutes(10) };
 pub const REFRESH_AFTER: Duration = hours(30 * 24);
 /// Share of a file's rows.
 pub const MAX_BAD: f64 = 0.05;
+/// Rows of a page of a database, and how long the statement of one may take.
+pub const PAGE_ROWS: u64 = 50_000;
+pub const STATEMENT_TIMEOUT: Duration = minutes(5);
 pub const MAX_STALENESS: Duration = hours(48);
 pub const PUBLISH_TO: &str = "data/published";
 

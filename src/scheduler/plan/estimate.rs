@@ -8,7 +8,9 @@ use super::days::{Bounds, course};
 use super::reads::WalkPlan;
 use super::{PlanRequest, StagePlan};
 use crate::clock::Timestamp;
-use crate::config::settings::{MaterializeRecipients, OnExpiry, Priority, PushTemplate, Stage, StageKind};
+use crate::config::settings::{
+    DatabaseSource, MaterializeRecipients, OnExpiry, Priority, PushTemplate, Stage, StageKind,
+};
 use crate::domain::{AccountName, QuotaDay, StageName, StageStatus};
 use crate::engine::Params;
 use crate::ledger::{Lease, Push, Run, StageRecord};
@@ -118,6 +120,9 @@ impl<'a> Estimator<'a> {
                 plan.rows = table
                     .filter(|table| self.visible.slices(table).next().is_some())
                     .map(|table| self.visible.rows(table));
+                if let StageKind::LoadUsers(own) = &stage.kind {
+                    plan.notes.extend(own.database.as_ref().map(database_note));
+                }
             }
         }
         Ok(plan)
@@ -255,4 +260,14 @@ impl<'a> Estimator<'a> {
         let from = if self.has_begun { self.run.scheduled_for.unwrap_or(self.run.started_at) } else { self.run.run_at };
         own.expires.and_then(|expires| from.checked_add_signed(chrono::TimeDelta::from_std(expires).ok()?))
     }
+}
+
+/// What a load would ask a database for.
+fn database_note(source: &DatabaseSource) -> String {
+    let query = source.query.split_whitespace().collect::<Vec<_>>().join(" ");
+    let way = match &source.key {
+        Some(key) => format!("in pages of {} rows along `{key}`", source.page_rows),
+        None => "as one stream, which a crash begins anew (source.key pages it)".to_owned(),
+    };
+    format!("reads {} {way}, and only reads: {query}", source.address.shown())
 }

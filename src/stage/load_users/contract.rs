@@ -52,9 +52,9 @@ impl Contract<'_> {
                     None => "an export's column goes by its own name unless `columns` gives it another".to_owned(),
                 };
                 return Err(StageError::Rule(format!(
-                    "`{key}` of stage `{}` names `{name}`, which no file of `{}` has{}; {hint}",
+                    "`{key}` of stage `{}` names `{name}`, which nothing of `{}` has{}; {hint}",
                     self.stage,
-                    self.plan.files,
+                    self.plan.shown_source(),
                     self.last_seen(session, name)
                 )));
             }

@@ -1,12 +1,13 @@
 //! One pass over the staged files of an export: types, duplicates folded to the newest `updated_at` ([`times`]), the
 //! quarantine.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use chrono_tz::Tz;
 
 use super::contract::{Contract, shortened};
-use super::stage_files::Staged;
+use super::stage_files::{KEY_COLUMN, Staged};
 use super::times::{self, Unread};
 use crate::config::settings::LoadUsers;
 use crate::domain::tables::table_spec;
@@ -16,6 +17,8 @@ use crate::stage::StageError;
 pub struct Job {
     pub stage: String,
     pub plan: LoadUsers,
+    /// Our column name → the type that its values must be of; whoever has another stands in `quarantine`.
+    pub types: BTreeMap<String, String>,
     /// Of times that name none.
     pub timezone: Tz,
     pub staged: Vec<Staged>,
@@ -79,7 +82,7 @@ impl Job {
             }
         }
         for (name, ty) in columns.iter_mut().filter(|(name, _)| *name != UPDATED_AT) {
-            if let Some(declared) = self.plan.types.get(name) {
+            if let Some(declared) = self.types.get(name) {
                 declared.clone_into(ty);
             }
         }
@@ -111,10 +114,15 @@ impl Job {
                     |column| times::utc(&column.sql, &column.natural_type),
                 );
                 let files: Vec<String> = file.parts.iter().map(|part| text(&part.to_string_lossy())).collect();
+                let key = match (&file.key, self.key()) {
+                    (_, None) => String::new(),
+                    (Some(_), Some(_)) => format!("{KEY_COLUMN}, "),
+                    (None, Some(_)) => format!("cast(null as varchar) as {KEY_COLUMN}, "),
+                };
                 let (line, option) =
                     if file.is_parquet { ("file_row_number + 1", ", file_row_number = true") } else { ("_line", "") };
                 format!(
-                    "select {} as _file, {line} as _line, {at} as _at, {} from read_parquet([{}], union_by_name = true{option})",
+                    "select {} as _file, {line} as _line, {key}{at} as _at, {} from read_parquet([{}], union_by_name = true{option})",
                     file.number,
                     items.join(", "),
                     files.join(", ")
@@ -167,9 +175,9 @@ impl Job {
         format!("{cast}({} as {ty})", quoted(name))
     }
 
-    /// Whether the configuration says what type a column has; that of a time is always the same.
+    /// Whether the configuration, or the database, says what type a column has; that of `updated_at` is always the same.
     fn is_declared(&self, column: &str) -> bool {
-        column != UPDATED_AT && self.plan.types.contains_key(column)
+        column != UPDATED_AT && self.types.contains_key(column)
     }
 
     /// A condition that holds for rows with a value that is not of its declared type.
@@ -229,7 +237,16 @@ impl Job {
                 )
             })
             .collect();
-        format!("case {} end", cases.join(" "))
+        let reason = format!("case {} end", cases.join(" "));
+        match self.key() {
+            Some(key) => format!("concat_ws('', {reason}, {}, {KEY_COLUMN}, ')')", text(&format!(" ({key} = "))),
+            None => reason,
+        }
+    }
+
+    /// The column that a database is paged along.
+    fn key(&self) -> Option<&str> {
+        self.staged.iter().find_map(|file| file.key.as_deref())
     }
 
     /// `max_bad` counts rows with a value of the wrong type as well.

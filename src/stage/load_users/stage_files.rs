@@ -38,6 +38,9 @@ pub struct StagedColumn {
     pub natural_type: String,
 }
 
+/// What tells a row of a database from the others.
+pub const KEY_COLUMN: &str = "_key";
+
 /// A file that the fold can read.
 #[derive(Debug)]
 pub struct Staged {
@@ -47,6 +50,8 @@ pub struct Staged {
     pub columns: Vec<StagedColumn>,
     /// Whether the parts are the export itself, so that line numbers come from the reader.
     pub is_parquet: bool,
+    /// Of a database the column that is paged along; its values stand in the parts as [`KEY_COLUMN`].
+    pub key: Option<String>,
     /// Whether a row may leave a column out, which then says no more than that nobody had a value.
     pub may_omit: bool,
     pub rows: u64,
@@ -101,6 +106,7 @@ fn stage_text(job: &Job) -> Result<Staged, StageError> {
         parts,
         columns,
         is_parquet: false,
+        key: None,
         may_omit: matches!(job.input.format()?.0, Format::Ndjson | Format::Json),
         rows: report.rows,
         bad: report.bad,
@@ -230,6 +236,7 @@ fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
         parts: vec![file.to_owned()],
         columns,
         is_parquet: true,
+        key: None,
         may_omit: false,
         rows: all - bad,
         bad,
