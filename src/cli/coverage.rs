@@ -66,6 +66,7 @@ fn describe(view: &CoverageView, settings: &Settings) -> String {
         "with unionid",
         "matched",
         "reachable",
+        "reached lately",
         "coverage",
         "match rate",
     ];
@@ -108,6 +109,7 @@ fn row(row: &CoverageRow) -> Vec<String> {
     let counts =
         [row.followers, row.followers_with_unionid, row.users, row.users_with_unionid, row.matched, row.reachable];
     cells.extend(counts.map(grouped));
+    cells.push(row.reached_lately.map_or_else(String::new, grouped));
     cells.extend([percent(row.coverage_rate), percent(row.match_rate)]);
     cells
 }
@@ -116,10 +118,21 @@ fn match_report(rows: &[MatchRow]) -> String {
     let rows = rows.iter().map(|row| {
         let words = [&row.account, &row.miniprogram, &row.side, &row.reason].map(Clone::clone);
         let mut cells = words.to_vec();
-        cells.extend([grouped(row.people), percent(row.share)]);
+        cells.extend([grouped(row.people), percent(row.share), since_before(row)]);
         cells
     });
-    plain(&["account", "mini program", "side", "reason", "people", "share of side"], rows)
+    plain(&["account", "mini program", "side", "reason", "people", "share of side", "since the day before"], rows)
+}
+
+/// How many more or fewer than on the last day before that was measured.
+fn since_before(row: &MatchRow) -> String {
+    let [.., before, now] = row.trend.as_slice() else { return String::new() };
+    let sign = match now.people.cmp(&before.people) {
+        std::cmp::Ordering::Less => "-",
+        std::cmp::Ordering::Equal => "",
+        std::cmp::Ordering::Greater => "+",
+    };
+    format!("{sign}{}", grouped(now.people.abs_diff(before.people)))
 }
 
 fn draw(trend: &Trend) -> String {

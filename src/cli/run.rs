@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
 
+use chrono::NaiveDate;
 use futures::future::BoxFuture;
 use serde::Serialize;
 
@@ -11,9 +12,9 @@ use super::context::{Context, exit_of, stop_on_signals, who};
 use super::exit::{Exit, Failure, chain, of_run};
 use super::progress::Bars;
 use super::runs::describe;
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::config::nearest;
-use crate::config::settings::{ParamValue, Pipeline, Settings};
+use crate::config::settings::{ParamValue, Pipeline, Settings, StageKind};
 use crate::domain::{PipelineName, RunStatus, StageName};
 use crate::ledger::Ledger;
 use crate::scheduler::conductor::{Confirm, RunError, RunRequest, Trigger, Watch, lease_name};
@@ -33,6 +34,9 @@ pub struct Args {
     /// Make this stage's table alone, from the tables as they stand
     #[arg(long, value_name = "STAGE", conflicts_with = "fresh")]
     only: Option<String>,
+    /// Measure a day that is over again, from the snapshots that are kept (with --only and a measure_coverage stage)
+    #[arg(long, value_name = "YYYY-MM-DD", requires = "only")]
+    date: Option<NaiveDate>,
     /// Cancel the unfinished run and begin anew
     #[arg(long)]
     fresh: bool,
@@ -57,6 +61,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let settings = context.checked_settings().await?;
     let pipeline = find_pipeline(&settings, &args.pipeline)?;
     let mut request = request(pipeline, &args)?;
+    refuse_date(&settings, pipeline, &request)?;
     let app = context.app(settings).await?;
     let stop = stop_on_signals();
     let bars = Bars::new(context);
@@ -190,6 +195,7 @@ fn request(pipeline: &Pipeline, args: &Args) -> Result<RunRequest, Failure> {
         pipeline: pipeline.name.clone(),
         params: params(pipeline, &args.params)?,
         only,
+        date: args.date,
         fresh: args.fresh,
         only_continue: args.only_continue,
         accept_drop: args.accept_drop.clone(),
@@ -197,6 +203,23 @@ fn request(pipeline: &Pipeline, args: &Args) -> Result<RunRequest, Failure> {
         trigger: Trigger::Hand,
         who: who(),
     })
+}
+
+/// Only coverage is measured for a day that is over: every other stage takes what is there now.
+fn refuse_date(settings: &Settings, pipeline: &Pipeline, request: &RunRequest) -> Result<(), Failure> {
+    let Some(date) = request.date else { return Ok(()) };
+    let stage = pipeline.stages.iter().find(|stage| Some(&stage.name) == request.only.as_ref());
+    if !stage.is_some_and(|stage| matches!(stage.kind, StageKind::MeasureCoverage(_))) {
+        let name = request.only.as_ref().map_or("", |name| name.as_str());
+        return Err(Failure::Usage(format!(
+            "stage `{name}` cannot be run for another day; --date is for a measure_coverage stage"
+        )));
+    }
+    let today = Clock::from_environment().now().with_timezone(&settings.timezone).date_naive();
+    if date >= today {
+        return Err(Failure::Usage(format!("{date} is not over; without --date the stage measures today")));
+    }
+    Ok(())
 }
 
 fn find_stage(pipeline: &Pipeline, name: &str) -> Result<StageName, Failure> {

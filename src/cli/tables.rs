@@ -6,7 +6,7 @@ use super::measures::{local, size};
 use super::table::{grouped, plain};
 use crate::app::App;
 use crate::config::nearest;
-use crate::domain::tables::MEMBERSHIPS;
+use crate::domain::tables::READ_OFF;
 use crate::scheduler::inventory::{self, Description, TableView};
 
 #[derive(Debug, clap::Args)]
@@ -65,14 +65,8 @@ fn list(tables: &[TableView], zone: chrono_tz::Tz) -> String {
             rows.push(vec![table.table.clone(), String::new(), String::new(), String::new(), "live".to_owned()]);
             continue;
         }
-        if table.table == MEMBERSHIPS {
-            rows.push(vec![
-                table.table.clone(),
-                String::new(),
-                String::new(),
-                String::new(),
-                "as followers".to_owned(),
-            ]);
+        if let Some((_, from)) = READ_OFF.iter().find(|(name, _)| *name == table.table) {
+            rows.push(vec![table.table.clone(), String::new(), String::new(), String::new(), format!("as {from}")]);
             continue;
         }
         let rows_of = |rows: u64, bytes: u64| [grouped(rows), size(bytes)];

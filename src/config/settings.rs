@@ -347,16 +347,23 @@ pub enum Encoding {
     Gb18030,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct JoinIdentities {
     /// Users tables; empty: those of every `load_users` stage of the workspace.
     pub users: Vec<TableName>,
+    /// Columns that tie whom the unionid does not, in this order.
+    pub further_keys: Vec<String>,
+    pub keys_place: Option<Place>,
+    /// A table with account, openid and columns for further keys; without it they are columns of the profiles.
+    pub bindings: Option<TableName>,
 }
 
 #[derive(Debug, Clone)]
 pub struct MeasureCoverage {
     pub segments: Vec<String>,
     pub segments_place: Option<Place>,
+    /// How long a delivered message counts for `reached_lately`.
+    pub lately: Duration,
 }
 
 /// SQL as it stands in a file, with where it stands, for problems.

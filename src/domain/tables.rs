@@ -50,10 +50,19 @@ const STAGE: ColumnSpec = column("stage", Text, "stage of the pipeline");
 const DATE: ColumnSpec = column("date", Date, "day in the workspace's time zone");
 const OPENID: ColumnSpec = column("openid", Text, "person towards the Official Account");
 const UNIONID: ColumnSpec = column("unionid", Text, "person towards the Open Platform account; NULL when unknown");
+const AS_OF: ColumnSpec = column("as_of", Timestamp, "the oldest of the data it was measured on, UTC");
+const SNAPSHOTS: ColumnSpec =
+    column("snapshots", Text, "what it was measured on: table/slice@snapshot, as `lianbo tables --json` names them");
 const SEQ: ColumnSpec = column("seq", Integer, "number in the set, from 1");
 
 /// Since when and until when each person followed: read off followers and their changes, never written.
 pub const MEMBERSHIPS: &str = "memberships";
+
+/// Who carries which tag: read off profiles, never written.
+pub const FOLLOWER_TAGS: &str = "follower_tags";
+
+/// Tables that are read off others whenever somebody reads them, each with what it is read off.
+pub const READ_OFF: [(&str, &str); 2] = [(MEMBERSHIPS, "followers"), (FOLLOWER_TAGS, "profiles")];
 
 /// Every declared table, in the order of the data.
 pub const TABLES: &[TableSpec] = &[
@@ -138,6 +147,12 @@ pub const TABLES: &[TableSpec] = &[
         ],
     },
     TableSpec {
+        name: FOLLOWER_TAGS,
+        row: "a tag of a follower's profile as last fetched, read off profiles",
+        is_live: false,
+        columns: &[ACCOUNT, OPENID, column("tag_id", Integer, "the account's number of the tag")],
+    },
+    TableSpec {
         name: "quarantine",
         row: "a row refused on load",
         is_live: false,
@@ -154,25 +169,37 @@ pub const TABLES: &[TableSpec] = &[
         row: "a person known on both sides",
         is_live: false,
         columns: &[
-            column("unionid", Text, "person towards the Open Platform account"),
+            column(
+                "unionid",
+                Text,
+                "person towards the Open Platform account; of people tied by another key NULL where neither side has one",
+            ),
             ACCOUNT,
             column("oa_openid", Text, "person towards the Official Account"),
             MINIPROGRAM,
             column("mp_openid", Text, "person towards the mini program"),
+            column("key", Text, "by what both were tied: unionid, or a further key of the stage"),
         ],
     },
     TableSpec {
         name: "identity_conflicts",
-        row: "a unionid that ties to several openids on one side",
+        row: "an openid that could not be tied alone",
         is_live: false,
         columns: &[
             DATE,
             ACCOUNT,
             MINIPROGRAM,
-            column("openid", Text, "one of the openids"),
+            column("openid", Text, "the openid that was not taken; with a further key that of the user"),
             UNIONID,
-            column("other", Text, "another openid with the same unionid"),
-            column("reason", Text, "several_users or several_followers"),
+            column("other", Text, "the other openid, or unionid, that it stands against"),
+            column("reason", Text, "several_users, several_followers, several_unionids or keys_disagree"),
+            column("key", Text, "unionid, or the further key that brought it up"),
+            column("chosen", Text, "what stands in its place; NULL where nothing was taken"),
+            column(
+                "rule",
+                Text,
+                "why that: newest (followed last, updated last), smallest_id (times are the same), earlier_key, none",
+            ),
         ],
     },
     TableSpec {
@@ -205,10 +232,12 @@ pub const TABLES: &[TableSpec] = &[
             column("users_with_unionid", Integer, "users whose unionid is known"),
             column("matched", Integer, "users whose unionid a current follower has"),
             column("reachable", Integer, "matched, not blacklisted, not suppressed for the whole account"),
+            column("reached_lately", Integer, "reachable, and a message was delivered to them lately (finish event)"),
             column("coverage_rate", Float, "reachable / users, 0 to 1; NULL without users"),
             column("match_rate", Float, "matched / users_with_unionid, 0 to 1; NULL without any"),
-            column("as_of", Timestamp, "the oldest of the data it was measured on, UTC"),
+            AS_OF,
             RUN_ID,
+            SNAPSHOTS,
         ],
     },
     TableSpec {
@@ -219,12 +248,20 @@ pub const TABLES: &[TableSpec] = &[
             DATE,
             ACCOUNT,
             MINIPROGRAM,
-            column("segment", Text, "column of users or profiles"),
-            column("value", Text, "its value; NULL where unknown"),
+            column(
+                "segment",
+                Text,
+                "as the stage names it: a column of users or profiles, month(column), tag, or several",
+            ),
+            column("value", Text, "its value; NULL where unknown; of tags a person counts for each"),
             column("users", Integer, "mini-program users with the value"),
             column("matched", Integer, "of these, users whose unionid a current follower has"),
             column("reachable", Integer, "of these, reachable"),
+            column("reached_lately", Integer, "of these, reached lately"),
             column("coverage_rate", Float, "reachable / users, 0 to 1; NULL without users"),
+            AS_OF,
+            RUN_ID,
+            SNAPSHOTS,
         ],
     },
     TableSpec {
@@ -236,8 +273,22 @@ pub const TABLES: &[TableSpec] = &[
             ACCOUNT,
             MINIPROGRAM,
             column("side", Text, "follower or user"),
-            column("reason", Text, "matched, or why not"),
+            column("reason", Text, "matched, or why not; conflict: shares a unionid with who is matched"),
             column("people", Integer, "people"),
+            AS_OF,
+            RUN_ID,
+            SNAPSHOTS,
+        ],
+    },
+    TableSpec {
+        name: "reach_evidence",
+        row: "who was suppressed, or reached lately, when coverage was measured last",
+        is_live: false,
+        columns: &[
+            column("account", Text, "Official Account; NULL for all of them"),
+            OPENID,
+            UNIONID,
+            column("what", Text, "suppressed or reached"),
         ],
     },
     TableSpec {

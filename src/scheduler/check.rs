@@ -22,12 +22,15 @@ use self::place::within;
 use self::shelf::Shelf;
 use self::sql::Reading;
 use super::order;
-use crate::config::settings::{MeasureCoverage, ParamValue, Pipeline, Settings, SqlStage, SqlText, Stage, StageKind};
+use crate::config::settings::{
+    JoinIdentities, MeasureCoverage, ParamValue, Pipeline, Settings, SqlStage, SqlText, Stage, StageKind,
+};
 use crate::config::{Problems, nearest};
 use crate::domain::{PipelineName, StageName, TableName};
 use crate::engine::{Engine, EngineError, Param, Params, Session, SqlFacts};
 use crate::ledger::SnapshotRecord;
-use crate::stage::measure_coverage;
+use crate::stage::join_identities::users_tables;
+use crate::stage::measure_coverage::{self, Segment};
 
 /// Name and DuckDB type of each column of a table.
 pub type Columns = Vec<(String, String)>;
@@ -201,6 +204,7 @@ impl<'a> Checker<'a> {
         self.checks(pipeline, stage);
         match &stage.kind {
             StageKind::MeasureCoverage(plan) => self.segments(stage, plan),
+            StageKind::JoinIdentities(plan) => self.keys(stage, plan),
             StageKind::PushTemplate(plan) => self.messages(pipeline, stage, plan),
             _ => {}
         }
@@ -222,22 +226,50 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// A segment is a column of the profiles or of some users table.
+    /// A segment is of columns of the profiles or of some users table.
     fn segments(&mut self, stage: &Stage, plan: &MeasureCoverage) {
         let tables = measure_coverage::read_tables(self.settings);
-        let read: Vec<&TableName> = tables.users.iter().chain([&tables.profiles]).collect();
-        let known: Vec<&Columns> = read.iter().filter_map(|table| self.shelf.columns(table.as_str())).collect();
-        if known.len() < read.len() {
-            return;
-        }
+        let Some((users, profiles)) = self.both_sides(&tables.users, &tables.profiles) else { return };
         let place = plan.segments_place.as_ref().unwrap_or(&stage.place);
-        for segment in plan.segments.iter().filter(|segment| !known.iter().any(|columns| has_column(columns, segment)))
-        {
-            let columns: Columns = known.iter().flat_map(|columns| columns.iter().cloned()).collect();
-            let place = within(&self.settings.root, segment, place, 0..segment.len());
-            let message = format!("segment `{segment}` is a column of no users table and not of the profiles");
-            self.problems.at(&place, message).hint(column_hint(segment, &columns));
+        for segment in &plan.segments {
+            let read =
+                Segment::read(segment, &|column| has_column(&users, column), &|column| has_column(&profiles, column));
+            let Err(column) = read else { continue };
+            let columns: Columns = users.iter().chain(&profiles).cloned().collect();
+            let at = segment.find(&column).map_or(0..segment.len(), |at| at..at + column.len());
+            let place = within(&self.settings.root, segment, place, at);
+            let message = if column == *segment {
+                format!("segment `{segment}` is a column of no users table and not of the profiles")
+            } else {
+                format!("segment `{segment}`: `{column}` is a column of no users table and not of the profiles")
+            };
+            self.problems.at(&place, message).hint(column_hint(&column, &columns));
         }
+    }
+
+    /// A further key stands on both sides: in some users table, and in `bindings` or the profiles.
+    fn keys(&mut self, stage: &Stage, plan: &JoinIdentities) {
+        let users = users_tables(self.settings, plan);
+        let other = plan.bindings.clone().unwrap_or_else(|| measure_coverage::read_tables(self.settings).profiles);
+        let Some((users, others)) = self.both_sides(&users, &other) else { return };
+        let place = plan.keys_place.as_ref().unwrap_or(&stage.place);
+        for key in &plan.further_keys {
+            let (columns, whose) = match (has_column(&users, key), has_column(&others, key)) {
+                (true, true) => continue,
+                (false, _) => (&users, "no users table".to_owned()),
+                (true, false) => (&others, format!("`{other}`, where followers are to have it")),
+            };
+            let place = within(&self.settings.root, key, place, 0..key.len());
+            let of = if has_column(&users, key) { "not a column of" } else { "a column of" };
+            self.problems.at(&place, format!("key `{key}` is {of} {whose}")).hint(column_hint(key, columns));
+        }
+    }
+
+    /// The columns of users, and of what is on the other side; nothing while those of a table are not known.
+    fn both_sides(&self, users: &[TableName], other: &TableName) -> Option<(Columns, Columns)> {
+        let known: Vec<&Columns> = users.iter().filter_map(|table| self.shelf.columns(table.as_str())).collect();
+        let other = self.shelf.columns(other.as_str())?.clone();
+        (known.len() == users.len()).then(|| (known.into_iter().flatten().cloned().collect(), other))
     }
 }
 

@@ -67,6 +67,8 @@ pub struct RunRequest {
     /// Given on the command line; they take the place of declared ones.
     pub params: BTreeMap<String, ParamValue>,
     pub only: Option<StageName>,
+    /// The day of a stage that is run alone for a day that is over.
+    pub date: Option<NaiveDate>,
     /// Cancel the unfinished run first.
     pub fresh: bool,
     /// Go on with the unfinished run, whatever kind it is of; where there is none begin nothing.
@@ -306,7 +308,7 @@ impl Conductor {
             pipeline: request.pipeline.clone(),
             trigger: trigger.to_owned(),
             scheduled_for,
-            today: self.local_date(scheduled_for.unwrap_or(now)),
+            today: request.date.unwrap_or_else(|| self.local_date(scheduled_for.unwrap_or(now))),
             run_at: now,
             params: serde_json::to_string(&params_json(pipeline, &request.params)).unwrap_or_default(),
             is_test: request.is_test,

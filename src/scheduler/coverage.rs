@@ -15,8 +15,10 @@ const TREND_DAYS: usize = 14;
 /// Values of a segment that are shown one by one.
 const SHOWN_VALUES: usize = 20;
 /// Columns that a table of earlier days may be without.
-const NOT_COUNTED_EARLIER: &str =
-    "select cast(null as bigint) as not_asked, cast(null as bigint) as unreadable where false";
+const NOT_COUNTED_EARLIER: &str = "select cast(null as bigint) as not_asked, cast(null as bigint) as unreadable,
+            cast(null as bigint) as reached_lately, cast(null as varchar) as snapshots where false";
+/// The same of segments.
+const NOT_COUNTED_BY_SEGMENT: &str = "select cast(null as bigint) as reached_lately where false";
 /// All of them together.
 const ALL: &str = "*";
 
@@ -45,12 +47,16 @@ pub struct CoverageRow {
     pub users_with_unionid: u64,
     pub matched: u64,
     pub reachable: u64,
+    /// Reachable, and a message was delivered lately; `None` as above.
+    pub reached_lately: Option<u64>,
     /// 0 to 1; `None` without users.
     pub coverage_rate: Option<f64>,
     /// 0 to 1; `None` without unionids.
     pub match_rate: Option<f64>,
     pub as_of: Option<Timestamp>,
     pub run_id: Option<String>,
+    /// What it was measured on, as `table/slice@snapshot`; `None` as above.
+    pub snapshots: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -63,6 +69,15 @@ pub struct MatchRow {
     pub people: u64,
     /// Of its side, 0 to 1.
     pub share: Option<f64>,
+    /// The same on the last 14 days that were measured, oldest first; 0 on a day without the reason.
+    #[serde(default)]
+    pub trend: Vec<PeopleDay>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PeopleDay {
+    pub date: NaiveDate,
+    pub people: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -106,6 +121,7 @@ pub struct SegmentRow {
     pub users: u64,
     pub matched: u64,
     pub reachable: u64,
+    pub reached_lately: Option<u64>,
     pub coverage_rate: Option<f64>,
 }
 
@@ -134,7 +150,7 @@ struct Measured {
 pub async fn coverage(hands: &Hands) -> Result<Option<CoverageView>, QueryError> {
     let sql = format!(
         "select date, account, miniprogram, followers, followers_with_unionid, not_asked, unreadable, users,
-                users_with_unionid, matched, reachable, coverage_rate, match_rate, as_of, run_id
+                users_with_unionid, matched, reachable, reached_lately, coverage_rate, match_rate, as_of, run_id, snapshots
          from ({NOT_COUNTED_EARLIER} union all by name select * from coverage)
          where date in (select distinct date from coverage order by date desc limit {TREND_DAYS})
          order by date, account = '*', account, miniprogram = '*', miniprogram"
@@ -144,7 +160,9 @@ pub async fn coverage(hands: &Hands) -> Result<Option<CoverageView>, QueryError>
     let newest = measured.iter().filter(|measured| measured.date == date).map(|measured| measured.row.clone());
     let coverage = without_needless_sums(newest.collect());
     let trend = coverage.iter().map(|row| trend(row, &measured)).collect();
-    Ok(Some(CoverageView { date, coverage, match_report: match_report(hands, date).await?, trend }))
+    let mut days: Vec<NaiveDate> = measured.iter().map(|measured| measured.date).collect();
+    days.dedup();
+    Ok(Some(CoverageView { date, coverage, match_report: match_report(hands, &days).await?, trend }))
 }
 
 /// With one account there is nothing to take together, nor with one mini program.
@@ -171,14 +189,35 @@ fn trend(of: &CoverageRow, measured: &[Measured]) -> Trend {
     Trend { account: of.account.clone(), miniprogram: of.miniprogram.clone(), days }
 }
 
-async fn match_report(hands: &Hands, date: NaiveDate) -> Result<Vec<MatchRow>, QueryError> {
+#[derive(Deserialize)]
+struct MatchMeasured {
+    date: NaiveDate,
+    #[serde(flatten)]
+    row: MatchRow,
+}
+
+/// The report of the last of these days, each reason with its trend over all of them.
+async fn match_report(hands: &Hands, days: &[NaiveDate]) -> Result<Vec<MatchRow>, QueryError> {
+    let Some((first, last)) = days.first().zip(days.last()) else { return Ok(Vec::new()) };
     let sql = format!(
-        "select account, miniprogram, side, reason, people,
-                people / nullif(cast(sum(people) over (partition by account, miniprogram, side) as double), 0) as share
-         from match_report where date = date '{date}'
+        "select date, account, miniprogram, side, reason, people,
+                people / nullif(cast(sum(people) over (partition by date, account, miniprogram, side) as double), 0) as share
+         from match_report where date between date '{first}' and date '{last}'
          order by account, miniprogram, side, people desc, reason"
     );
-    records(hands, &sql).await
+    let measured: Vec<MatchMeasured> = records(hands, &sql).await?;
+    let newest = measured.iter().filter(|measured| measured.date == *last).map(|measured| measured.row.clone());
+    Ok(newest.map(|row| MatchRow { trend: people_by_day(&row, &measured, days), ..row }).collect())
+}
+
+fn people_by_day(of: &MatchRow, measured: &[MatchMeasured], days: &[NaiveDate]) -> Vec<PeopleDay> {
+    let key = |row: &MatchRow| [&row.account, &row.miniprogram, &row.side, &row.reason].map(String::clone);
+    let own: BTreeMap<NaiveDate, u64> = measured
+        .iter()
+        .filter(|measured| key(&measured.row) == key(of))
+        .map(|measured| (measured.date, measured.row.people))
+        .collect();
+    days.iter().map(|date| PeopleDay { date: *date, people: own.get(date).copied().unwrap_or(0) }).collect()
 }
 
 #[derive(Deserialize)]
@@ -197,8 +236,8 @@ struct SegmentMeasured {
 /// [`QueryError`] when the tables cannot be read.
 pub async fn by_segment(hands: &Hands, segment: &str) -> Result<Option<SegmentView>, QueryError> {
     let sql = format!(
-        "select date, account, miniprogram, value, users, matched, reachable, coverage_rate
-         from coverage_by_segment
+        "select date, account, miniprogram, value, users, matched, reachable, reached_lately, coverage_rate
+         from ({NOT_COUNTED_BY_SEGMENT} union all by name select * from coverage_by_segment)
          where segment = {} and date = (select max(date) from coverage_by_segment)
          order by account, miniprogram, users desc, value nulls last",
         text(segment)
@@ -265,10 +304,12 @@ mod tests {
             users_with_unionid: 18,
             matched: 6,
             reachable: 5,
+            reached_lately: Some(1),
             coverage_rate: Some(0.25),
             match_rate: None,
             as_of: None,
             run_id: None,
+            snapshots: None,
         }
     }
 
@@ -288,8 +329,14 @@ mod tests {
 
     #[test]
     fn the_others_share_is_of_their_own_users() {
-        let value =
-            |users, reachable| SegmentRow { value: None, users, matched: reachable, reachable, coverage_rate: None };
+        let value = |users, reachable| SegmentRow {
+            value: None,
+            users,
+            matched: reachable,
+            reachable,
+            reached_lately: None,
+            coverage_rate: None,
+        };
         let others = Others::of(&[value(30, 3), value(10, 7)]).unwrap();
         assert_eq!((others.values, others.users, others.coverage_rate), (2, 40, Some(0.25)));
         assert!(Others::of(&[]).is_none());

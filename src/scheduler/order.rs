@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::config::Problems;
 use crate::config::settings::{Checks, Pipeline, Settings, SqlText, Stage, StageKind};
 use crate::domain::StageName;
-use crate::domain::tables::MEMBERSHIPS;
+use crate::domain::tables::{FOLLOWER_TAGS, MEMBERSHIPS};
 use crate::engine::{Engine, SqlFacts};
 use crate::stage::join_identities::users_tables;
 use crate::stage::{StageError, measure_coverage};
@@ -129,7 +129,7 @@ pub fn makes(stage: &Stage) -> Vec<String> {
     let mut tables: Vec<String> = stage.table.iter().map(ToString::to_string).collect();
     let more: &[&str] = match &stage.kind {
         StageKind::ExtractFollowers(_) => &["follower_changes", MEMBERSHIPS],
-        StageKind::EnrichUnionids(_) => &["identity_changes"],
+        StageKind::EnrichUnionids(_) => &["identity_changes", FOLLOWER_TAGS],
         StageKind::LoadUsers(_) => &["quarantine"],
         StageKind::JoinIdentities(_) => &["identity_conflicts"],
         StageKind::MeasureCoverage(_) => &measure_coverage::TABLES,
@@ -137,6 +137,9 @@ pub fn makes(stage: &Stage) -> Vec<String> {
         StageKind::Sql(_) | StageKind::PushTemplate(_) | StageKind::Publish(_) => &[],
     };
     tables.extend(more.iter().map(|table| (*table).to_owned()));
+    if matches!(stage.kind, StageKind::MeasureCoverage(_)) {
+        tables.push(measure_coverage::EVIDENCE.to_owned());
+    }
     tables
 }
 
@@ -147,7 +150,12 @@ pub fn reads(settings: &Settings, stage: &Stage, inspect: &Inspect<'_>) -> Vec<S
         StageKind::JoinIdentities(plan) => {
             let tables = measure_coverage::read_tables(settings);
             let users = users_tables(settings, plan);
-            users.iter().chain([&tables.followers, &tables.profiles]).map(ToString::to_string).collect()
+            users
+                .iter()
+                .chain([&tables.followers, &tables.profiles])
+                .chain(&plan.bindings)
+                .map(ToString::to_string)
+                .collect()
         }
         StageKind::MeasureCoverage(_) => {
             measure_coverage::read_tables(settings).all().map(ToString::to_string).collect()

@@ -91,6 +91,7 @@ impl Runners {
             pipeline,
             params: BTreeMap::new(),
             only: None,
+            date: None,
             fresh: false,
             only_continue: false,
             accept_drop: None,

@@ -1,137 +1,205 @@
-//! `join_identities`: current followers joined to the users of every mini program by unionid, and whoever could not be
-//! tied to one person alone in `identity_conflicts`.
+//! `join_identities`: current followers joined to the users of every mini program by unionid, then by further keys where the
+//! stage names any; each person once for an account and a mini program. Whoever could not be tied alone stands in
+//! `identity_conflicts`.
+//!
+//! The rule. An id is what is left when it was trimmed; a blank one is none. A person has a row for each account and each mini
+//! program. Where one unionid has several followers of an account or several users of a mini program, the newest stands,
+//! then the smallest openid; the others are conflicts ([`conflicts`]). Of several unionids that the tables hold for one user
+//! the newest row's holds ([`people`]). Further keys come after the unionid, in their order, and tie only whom nothing
+//! contradicts ([`further`]).
+//!
+//! Doubled unionids are counted once the join is written; only a night that has any looks closer.
+
+mod conflicts;
+mod further;
+pub mod people;
+#[cfg(test)]
+mod tests;
 
 use serde_json::json;
 
+use self::further::Further;
+use self::people::{UsersTable, followers_table, profiles_table, updated_at, users_sql};
+pub use self::people::{tables_of, users_tables};
 use super::sql::write_table;
+use super::tables::Visible;
 use super::{StageContext, StageError, StageOutcome, StageReport, blocking};
-use crate::config::settings::{IDENTITIES, JoinIdentities, Settings, StageKind};
+use crate::config::settings::{IDENTITIES, JoinIdentities};
 use crate::domain::TableName;
-use crate::engine::Params;
+use crate::engine::{Param, Params, TableSource, quoted};
+use crate::ledger::SnapshotRecord;
 
 /// Joins and writes `identities` and today's `identity_conflicts`.
 ///
 /// # Errors
 ///
-/// [`StageError::Rule`] when no users table has rows yet; [`StageError::Sql`].
+/// [`StageError::Rule`] when no users table has rows yet, or a further key is no column of both sides; [`StageError::Sql`].
 pub async fn run(cx: &StageContext<'_>, plan: &JoinIdentities) -> Result<StageOutcome, StageError> {
-    let table = cx.stage.table.clone().unwrap_or_else(|| TableName::new(IDENTITIES));
-    let users: Vec<String> = users_tables(&cx.hands.settings, plan)
+    let names: Vec<TableName> = users_tables(&cx.hands.settings, plan)
         .into_iter()
         .filter(|name| cx.visible.slices(name.as_str()).next().is_some())
-        .map(|name| name.to_string())
         .collect();
-    if users.is_empty() {
+    if names.is_empty() {
         return Err(StageError::Rule("no users table has been loaded yet; run the load_users stage first".to_owned()));
     }
-    let people = People::of(&cx.hands.settings, &users);
-    let made = write_table(cx, &table, &people.identities(), &[]).await?;
-    let conflicts_table = TableName::new("identity_conflicts");
-    let (rows_in, rows_out) = (made.rows_in, made.rows);
-    let joined = made.into_snapshot(&table).record(cx);
-    let mut visible = cx.visible.clone();
-    visible.add([joined.clone()]);
-    let after = StageContext { visible: &visible, calls: cx.calls.clone(), ..*cx };
-    let conflicts = if any_doubled(&after, &table).await? {
-        write_table(&after, &conflicts_table, &conflicts(table.as_str()), &["date".to_owned()]).await?
-    } else {
-        write_table(&after, &conflicts_table, NO_CONFLICTS, &["date".to_owned()]).await?
-    };
-    let conflict_rows = conflicts.rows;
-    let snapshots = vec![joined, conflicts.into_snapshot(&conflicts_table).record(cx)];
-    let detail = json!({ "users_tables": users, "conflicts": conflict_rows });
+    let join = Join::new(cx, plan, &names);
+    let mut made = Making::new(cx, cx.stage.table.clone().unwrap_or_else(|| TableName::new(IDENTITIES)));
+    let identities = quoted(made.identities.as_str());
+    let rows_in = made.write(cx, Which::Identities, &join.by_unionid()).await?;
+    let mut found: Vec<String> = Vec::new();
+    found.extend(people::several_unionids_sql(&join.users).map(|sql| conflicts::of_several_unionids(&sql)));
+    let is_doubled = any_doubled(&made.context(cx), made.identities.as_str()).await?;
+    let ranked = join.ranked(&identities);
+    if is_doubled {
+        found.push(conflicts::conflicts_sql(&ranked));
+    }
+    // Read off the pairs before it is chosen among them.
+    made.write(cx, Which::Conflicts, &conflicts::today_sql(&found)).await?;
+    if is_doubled {
+        made.write(cx, Which::Identities, &conflicts::chosen_sql(&ranked, &identities)).await?;
+    }
+    let further = join.further();
+    for key in &plan.further_keys {
+        made.write(cx, Which::Identities, &further.ties(key, &identities)?).await?;
+    }
+    let told = plan.further_keys.iter().map(|key| further.conflicts(key, &identities));
+    let told = told.collect::<Result<Vec<_>, _>>()?;
+    if !told.is_empty() {
+        made.write(cx, Which::Conflicts, &conflicts::more_sql(&told)).await?;
+    }
+    let conflicts = count_today(&made.context(cx)).await?;
+    let tables: Vec<String> = names.iter().map(ToString::to_string).collect();
+    let detail = json!({ "users_tables": tables, "conflicts": conflicts });
+    let snapshots: Vec<SnapshotRecord> = made.records.into_iter().flatten().collect();
+    let rows_out = snapshots.first().map_or(0, |own| own.rows);
     Ok(StageOutcome::Done(StageReport { rows_in, rows_out, snapshots, detail, ..StageReport::default() }))
 }
 
-/// The users tables a join reads: those it names, else those of every `load_users` stage of the workspace.
-pub fn users_tables(settings: &Settings, plan: &JoinIdentities) -> Vec<TableName> {
-    if !plan.users.is_empty() {
-        return plan.users.clone();
-    }
-    tables_of(settings, |kind| matches!(kind, StageKind::LoadUsers(_)))
+/// What the join reads.
+struct Join {
+    followers: String,
+    profiles: TableSource,
+    users: Vec<UsersTable>,
+    bindings: Option<TableSource>,
 }
 
-/// The tables that stages of a kind make, in the whole workspace.
-pub fn tables_of(settings: &Settings, is_kind: impl Fn(&StageKind) -> bool) -> Vec<TableName> {
-    let stages = settings.pipelines.values().flat_map(|pipeline| &pipeline.stages);
-    stages.filter(|stage| is_kind(&stage.kind)).filter_map(|stage| stage.table.clone()).collect()
-}
-
-/// Followers, profiles and users as the standard kinds read them: whatever their tables are called.
-pub struct People {
-    pub followers: String,
-    pub profiles: String,
-    pub users: String,
-}
-
-impl People {
-    /// The FROM items for the given users tables.
-    pub fn of(settings: &Settings, users: &[String]) -> Self {
-        let first = |tables: Vec<TableName>, standard: &str| {
-            tables.into_iter().next().map_or_else(|| standard.to_owned(), |table| table.to_string())
-        };
-        let users: Vec<String> =
-            users.iter().map(|table| format!("select miniprogram, openid, unionid from {table}")).collect();
+impl Join {
+    fn new(cx: &StageContext<'_>, plan: &JoinIdentities, users: &[TableName]) -> Self {
+        let settings = &cx.hands.settings;
+        let source = |table: &TableName| cx.visible.source(&cx.hands.lake, table.as_str());
+        let profiles = profiles_table(settings);
         Self {
-            followers: first(tables_of(settings, |kind| matches!(kind, StageKind::ExtractFollowers(_))), "followers"),
-            profiles: first(tables_of(settings, |kind| matches!(kind, StageKind::EnrichUnionids(_))), "profiles"),
-            users: users.join(" union all "),
+            followers: quoted(followers_table(settings).as_str()),
+            // Without a snapshot the table's name is what the engine then says is missing.
+            profiles: source(&profiles).unwrap_or_else(|| TableSource {
+                name: profiles.to_string(),
+                columns: Vec::new(),
+                parts: Vec::new(),
+                sql: None,
+                are_alike: false,
+            }),
+            users: users.iter().filter_map(source).map(|source| UsersTable::new(settings, source)).collect(),
+            bindings: plan.bindings.as_ref().and_then(source),
         }
     }
 
     /// Current followers with their unionid joined to users.
-    pub fn identities(&self) -> String {
+    fn by_unionid(&self) -> String {
         format!(
             "select profiles.unionid, profiles.account, profiles.openid as oa_openid,
-       users.miniprogram, users.openid as mp_openid
+       users.miniprogram, users.openid as mp_openid, 'unionid' as key
 from {profiles} as profiles
 join {followers} as followers
   on followers.account = profiles.account and followers.openid = profiles.openid and followers.active
 join ({users}) as users on users.unionid = profiles.unionid",
-            profiles = self.profiles,
+            profiles = quoted(&self.profiles.name),
             followers = self.followers,
-            users = self.users
+            users = users_sql(&self.users, &[])
         )
+    }
+
+    fn ranked(&self, joined: &str) -> String {
+        conflicts::ranked_sql(joined, &quoted(&self.profiles.name), &users_sql(&self.users, &[updated_at()]))
+    }
+
+    fn further(&self) -> Further<'_> {
+        Further {
+            followers: &self.followers,
+            profiles: &self.profiles,
+            users: &self.users,
+            bindings: self.bindings.as_ref(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Which {
+    Identities = 0,
+    Conflicts = 1,
+}
+
+/// The two tables as they come about; each step sees what those before it wrote.
+struct Making {
+    identities: TableName,
+    visible: Visible,
+    records: [Option<SnapshotRecord>; 2],
+}
+
+impl Making {
+    fn new(cx: &StageContext<'_>, identities: TableName) -> Self {
+        Self { identities, visible: cx.visible.clone(), records: [None, None] }
+    }
+
+    fn context<'a>(&'a self, cx: &'a StageContext<'_>) -> StageContext<'a> {
+        StageContext { visible: &self.visible, calls: cx.calls.clone(), ..*cx }
+    }
+
+    /// Writes the next state of a table and removes the one it takes the place of; gives the rows that were read.
+    async fn write(&mut self, cx: &StageContext<'_>, which: Which, sql: &str) -> Result<u64, StageError> {
+        let table = match which {
+            Which::Identities => self.identities.clone(),
+            Which::Conflicts => TableName::new(CONFLICTS),
+        };
+        let made = write_table(&self.context(cx), &table, sql, &[]).await?;
+        let rows_in = made.rows_in;
+        let record = made.into_snapshot(&table).record(cx);
+        self.visible.add([record.clone()]);
+        if let Some(before) = self.records[which as usize].replace(record) {
+            for part in &before.parts {
+                cx.hands.lake.remove(part)?;
+            }
+        }
+        Ok(rows_in)
     }
 }
 
 /// Whether any unionid ties several openids of one side together: one look, since in a sound night none does. Two that
 /// share a hash only cost a closer look.
-async fn any_doubled(cx: &StageContext<'_>, table: &TableName) -> Result<bool, StageError> {
-    let Some(source) = cx.visible.source(&cx.hands.lake, table.as_str()) else { return Ok(false) };
+async fn any_doubled(cx: &StageContext<'_>, table: &str) -> Result<bool, StageError> {
+    let doubled = |name: &str| {
+        format!("select count(*) - count(distinct hash(unionid, account, miniprogram)) from {}", quoted(name))
+    };
+    Ok(count(cx, table, doubled, Params::new()).await? > 0)
+}
+
+async fn count_today(cx: &StageContext<'_>) -> Result<u64, StageError> {
+    let today = Params::from([("today".to_owned(), Param::Date(cx.run.today))]);
+    count(cx, CONFLICTS, |name| format!("select count(*) from {} where date = $today", quoted(name)), today).await
+}
+
+async fn count(
+    cx: &StageContext<'_>,
+    table: &str,
+    sql: impl FnOnce(&str) -> String,
+    params: Params,
+) -> Result<u64, StageError> {
+    let Some(source) = cx.visible.source(&cx.hands.lake, table) else { return Ok(0) };
+    let sql = sql(&source.name);
     blocking(&cx.hands.sparing_engine(), cx.stop, move |session| {
         session.add_table(&source)?;
-        let doubled = format!(
-            "select count(*) - count(distinct hash(unionid, account, miniprogram)) from {}",
-            crate::engine::quoted(&source.name)
-        );
-        Ok(session.count(&doubled, &Params::new())? > 0)
+        Ok(session.count(&sql, &params)?)
     })
     .await
 }
 
-/// Today without a conflict: yesterday's rows stay.
-const NO_CONFLICTS: &str = "select * from identity_conflicts where date = $today and false";
-
-/// Unionids that tie several openids of one side together, among the joined.
-fn conflicts(identities: &str) -> String {
-    format!(
-        "with doubled as (
-    select unionid, account, miniprogram, min(oa_openid) as oa_openid, min(mp_openid) as mp_openid
-    from {identities} group by unionid, account, miniprogram having count(*) > 1
-)
-select $today as date, joined.account, joined.miniprogram, joined.mp_openid as openid, joined.unionid,
-       doubled.mp_openid as other, 'several_users' as reason
-from {identities} as joined
-join doubled on doubled.unionid = joined.unionid and doubled.account = joined.account
- and doubled.miniprogram = joined.miniprogram
-where joined.mp_openid <> doubled.mp_openid
-union
-select $today as date, joined.account, joined.miniprogram, joined.oa_openid as openid, joined.unionid,
-       doubled.oa_openid as other, 'several_followers' as reason
-from {identities} as joined
-join doubled on doubled.unionid = joined.unionid and doubled.account = joined.account
- and doubled.miniprogram = joined.miniprogram
-where joined.oa_openid <> doubled.oa_openid"
-    )
-}
+const CONFLICTS: &str = "identity_conflicts";

@@ -3,13 +3,14 @@
 
 pub mod events;
 mod memberships;
+mod tags;
 
 use std::collections::BTreeMap;
 
 use self::events::Events;
 use crate::clock::Timestamp;
 use crate::domain::TableName;
-use crate::domain::tables::{MEMBERSHIPS, table_spec};
+use crate::domain::tables::{FOLLOWER_TAGS, MEMBERSHIPS, table_spec};
 use crate::engine::TableSource;
 use crate::lake::Lake;
 use crate::ledger::SnapshotRecord;
@@ -42,7 +43,8 @@ impl Visible {
     /// The snapshots that a table's rows come from: its own, or those of the tables it is read off.
     pub fn behind(&self, table: &str) -> impl Iterator<Item = &SnapshotRecord> {
         let walked = (table == MEMBERSHIPS).then(|| self.walked());
-        self.slices(table).chain(walked.into_iter().flatten())
+        let profiles = (table == FOLLOWER_TAGS).then(|| self.profiled());
+        self.slices(table).chain(walked.into_iter().flatten()).chain(profiles.into_iter().flatten())
     }
 
     /// Every snapshot.
@@ -66,8 +68,13 @@ impl Visible {
 
     /// A table as the engine reads it: all parts of all slices; a declared table without a snapshot is there, empty.
     pub fn source(&self, lake: &Lake, table: &str) -> Option<TableSource> {
-        if let Some(memberships) = (table == MEMBERSHIPS).then(|| self.memberships(lake)).flatten() {
-            return Some(memberships);
+        let read_off = match table {
+            MEMBERSHIPS => self.memberships(lake),
+            FOLLOWER_TAGS => self.tags(lake),
+            _ => None,
+        };
+        if read_off.is_some() {
+            return read_off;
         }
         self.tables
             .get(table)

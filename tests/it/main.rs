@@ -19,6 +19,7 @@ mod guards;
 #[allow(dead_code, reason = "what stories share; not every story needs all of it")]
 mod house;
 mod https;
+mod identities;
 mod kills;
 mod later_nights;
 mod many_nights;

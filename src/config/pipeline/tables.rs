@@ -38,13 +38,39 @@ pub(super) fn join_identities(stage: &mut StageReader<'_>) -> Option<StageKind> 
         Some(field) => tables(stage, &field, Wanted::Users),
         None => Some(Vec::new()),
     };
-    Some(StageKind::JoinIdentities(JoinIdentities { users: users? }))
+    let keys = stage.section.take("keys");
+    let mut further_keys = Vec::new();
+    if let Some(field) = &keys {
+        let named = field.words()?;
+        if named.first().map(String::as_str) != Some(UNIONID) {
+            field.refuse(
+                "the first key is not the unionid",
+                "begin with \"unionid\": keys = [\"unionid\", \"phone_hash\"]",
+            );
+            return None;
+        }
+        further_keys.extend(named.into_iter().skip(1));
+        let is_twice = |key: &String| key == UNIONID || further_keys.iter().filter(|other| *other == key).count() > 1;
+        if let Some(key) = further_keys.iter().find(|key| is_twice(key)) {
+            field.refuse(&format!("the key `{key}` stands twice"), "name each key once");
+            return None;
+        }
+    }
+    let bindings = stage.section.take("bindings").and_then(|field| {
+        let table = TableName::new(field.full_text()?);
+        mention(stage, &table, field.place(), Wanted::Any);
+        Some(table)
+    });
+    let keys_place = keys.map(|field| field.place());
+    Some(StageKind::JoinIdentities(JoinIdentities { users: users?, further_keys, keys_place, bindings }))
 }
 
 pub(super) fn measure_coverage(stage: &mut StageReader<'_>) -> StageKind {
     let field = stage.section.take("segments");
     let segments = field.as_ref().and_then(|field| field.words()).unwrap_or_default();
-    StageKind::MeasureCoverage(MeasureCoverage { segments, segments_place: field.map(|field| field.place()) })
+    let segments_place = field.map(|field| field.place());
+    let lately = stage.section.take("lately").and_then(|field| field.positive_duration()).unwrap_or(defaults::LATELY);
+    StageKind::MeasureCoverage(MeasureCoverage { segments, segments_place, lately })
 }
 
 pub(super) fn sql(stage: &mut StageReader<'_>) -> Option<StageKind> {
@@ -78,6 +104,8 @@ pub(super) fn publish(stage: &mut StageReader<'_>) -> Option<StageKind> {
     let format = format.unwrap_or(PublishFormat::Parquet);
     Some(StageKind::Publish(Publish { tables, tables_place, to, format }))
 }
+
+const UNIONID: &str = "unionid";
 
 fn tables(stage: &StageReader<'_>, field: &Field<'_>, wanted: Wanted) -> Option<Vec<TableName>> {
     let items = field.texts()?;

@@ -10,7 +10,7 @@ use crate::config::settings::{Pipeline, Place, StageKind};
 use crate::domain::{PipelineName, StageName, TableName};
 
 /// Tables that exist from the start or are live views of the ledger: no stage may make one under another kind.
-const BUILT_IN: [&str; 18] = [
+const BUILT_IN: [&str; 20] = [
     "recipients",
     "left_out",
     "pushes",
@@ -26,6 +26,8 @@ const BUILT_IN: [&str; 18] = [
     "coverage_by_segment",
     "follower_changes",
     "memberships",
+    "follower_tags",
+    "reach_evidence",
     "quarantine",
     "identity_conflicts",
     "identity_changes",

@@ -31,6 +31,8 @@ pub const LISTEN: &str = "127.0.0.1:8787";
 pub const RETRY: Retry = Retry { times: 3, wait: minutes(10) };
 
 pub const REFRESH_AFTER: Duration = hours(30 * 24);
+/// How long a delivered message says that a person can be reached.
+pub const LATELY: Duration = hours(30 * 24);
 /// Share of a file's rows.
 pub const MAX_BAD: f64 = 0.05;
 /// Rows of a page of a database, and how long the statement of one may take.

@@ -1,0 +1,220 @@
+use chrono::{NaiveDate, TimeDelta};
+use proptest::prelude::*;
+
+use super::figures::{Evidence, Figures};
+use super::*;
+use crate::domain::MiniProgramName;
+use crate::engine::{Engine, Params, Session};
+
+fn source(name: &str, columns: &[(&str, &str)], rows: &[String]) -> TableSource {
+    let columns: Vec<(String, String)> =
+        columns.iter().map(|(name, ty)| ((*name).to_owned(), (*ty).to_owned())).collect();
+    let empty =
+        TableSource { name: name.to_owned(), columns: columns.clone(), parts: Vec::new(), sql: None, are_alike: false };
+    let sql = rows.iter().fold(empty.select(), |sql, row| format!("{sql} union all select {row}"));
+    TableSource { name: name.to_owned(), columns, parts: Vec::new(), sql: Some(sql), are_alike: false }
+}
+
+fn or_null(value: Option<String>) -> String {
+    value.map_or_else(|| "null".to_owned(), |value| format!("'{value}'"))
+}
+
+/// Account, unionid, month of following, tags.
+type Follower = (u8, Option<u8>, u8, u8);
+/// Mini program, unionid, city.
+type User = (u8, Option<u8>, Option<u8>);
+/// Account (or all), unionid or else the openid of a follower with this number.
+type Word = (Option<u8>, bool, u8);
+
+const T: &str = "VARCHAR";
+
+struct World {
+    followers: Vec<Follower>,
+    users: Vec<User>,
+    suppressed: Vec<Word>,
+    reached: Vec<Word>,
+}
+
+impl World {
+    fn measure(&self) -> (tempfile::TempDir, Session) {
+        let folder = tempfile::tempdir().unwrap();
+        let session = Engine::new("1GB", 1, folder.path().join("spill"), chrono_tz::Asia::Shanghai).session().unwrap();
+        let targets = TABLES.map(|table| folder.path().join(format!("{table}.parquet")));
+        self.figures(targets.clone()).write(&session).unwrap();
+        for (table, target) in TABLES.iter().zip(targets) {
+            let columns = table_spec(table).unwrap().sql_columns();
+            let name = (*table).to_owned();
+            session
+                .add_table(&TableSource { name, columns, parts: vec![target], sql: None, are_alike: false })
+                .unwrap();
+        }
+        (folder, session)
+    }
+
+    fn figures(&self, targets: [std::path::PathBuf; 3]) -> Figures {
+        let numbered = || self.followers.iter().enumerate();
+        let followers: Vec<String> =
+            numbered().map(|(n, own)| format!("'a{}', 'o{n}', {}", own.0, n % 7 != 6)).collect();
+        let profiles: Vec<String> = numbered()
+            .map(|(n, (account, unionid, month, tags))| {
+                let missing = if unionid.is_none() { "'not_bound'" } else { "null" };
+                let tags = ["[]", "[2]", "[2,7]"][usize::from(*tags)];
+                let unionid = or_null(unionid.map(|id| format!("u{id}")));
+                format!("'a{account}', 'o{n}', {unionid}, {missing}, timestamp '2026-0{month}-03', '{tags}'")
+            })
+            .collect();
+        let users = [0, 1].map(|miniprogram| {
+            let own = self.users.iter().enumerate().filter(|(_, own)| own.0 == miniprogram);
+            let rows: Vec<String> = own
+                .map(|(n, (_, unionid, city))| {
+                    let [unionid, city] =
+                        [unionid.map(|id| format!("u{id}")), city.map(|id| format!("c{id}"))].map(or_null);
+                    format!("'m{miniprogram}', 'p{n}', {unionid}, timestamp '2026-01-0{}', {city}", n % 3 + 1)
+                })
+                .collect();
+            let columns = [("miniprogram", T), ("openid", T), ("unionid", T), ("updated_at", "TIMESTAMP"), ("city", T)];
+            let source = source(&format!("users{miniprogram}"), &columns, &rows);
+            UsersTable { source, miniprogram: Some(MiniProgramName::new(format!("m{miniprogram}"))) }
+        });
+        let whom = |(account, by_unionid, n): &Word| {
+            let [unionid, openid] =
+                [by_unionid.then(|| format!("u{n}")), (!by_unionid).then(|| format!("o{n}"))].map(or_null);
+            format!("{}, {openid}, {unionid}", or_null(account.map(|n| format!("a{n}"))))
+        };
+        let suppressed: Vec<String> =
+            self.suppressed.iter().map(|word| format!("{}, null, timestamp '2026-01-01', null", whom(word))).collect();
+        let reached: Vec<String> = self
+            .reached
+            .iter()
+            .map(|(account, by, n)| {
+                format!("{}, 'success', false, timestamp '2026-11-20'", whom(&(account.or(Some(0)), *by, *n)))
+            })
+            .collect();
+        let profiles = source(
+            "profiles_now",
+            &[
+                ("account", T),
+                ("openid", T),
+                ("unionid", T),
+                ("unionid_missing", T),
+                ("subscribe_time", "TIMESTAMP"),
+                ("tagid_list", T),
+            ],
+            &profiles,
+        );
+        let at = NaiveDate::from_ymd_opt(2026, 11, 27).unwrap();
+        let now = at.and_hms_opt(1, 0, 0).unwrap().and_utc();
+        let written = ["city", "month(subscribe_time)", "city + month(updated_at)", "tag", "tag+city"];
+        let segments = written.map(|written| segment(written, &users, &profiles).unwrap());
+        Figures {
+            followers: source("followers_now", &[("account", T), ("openid", T), ("active", "BOOLEAN")], &followers),
+            profiles,
+            users: users.to_vec(),
+            evidence: Evidence::Ledger {
+                tables: [
+                    source(
+                        "suppressions",
+                        &[
+                            ("account", T),
+                            ("openid", T),
+                            ("unionid", T),
+                            ("template_id", T),
+                            ("since", "TIMESTAMP"),
+                            ("until", "TIMESTAMP"),
+                        ],
+                        &suppressed,
+                    ),
+                    source(
+                        "deliveries",
+                        &[
+                            ("account", T),
+                            ("openid", T),
+                            ("unionid", T),
+                            ("delivered", T),
+                            ("is_test", "BOOLEAN"),
+                            ("delivered_at", "TIMESTAMP"),
+                        ],
+                        &reached,
+                    ),
+                ],
+                at: now,
+                lately_from: now - TimeDelta::days(30),
+                target: None,
+            },
+            forgotten: None,
+            before: TABLES.map(|table| {
+                let columns = table_spec(table).unwrap().sql_columns();
+                TableSource { name: format!("{table}_before"), columns, parts: Vec::new(), sql: None, are_alike: false }
+            }),
+            accounts: vec!["a0".to_owned(), "a1".to_owned()],
+            miniprograms: vec!["m0".to_owned(), "m1".to_owned()],
+            segments: segments.to_vec(),
+            as_of: now,
+            run_id: "run".to_owned(),
+            snapshots: "followers/a0@1".to_owned(),
+            today: at,
+            targets,
+        }
+    }
+}
+
+/// Rows of coverage that do not agree with their report, their segments or themselves.
+const DO_NOT_ADD_UP: &str = "
+with report as (
+    select account, miniprogram, coalesce(sum(people) filter (side = 'follower'), 0) as followers,
+           coalesce(sum(people) filter (side = 'user'), 0) as users,
+           coalesce(sum(people) filter (side = 'user' and reason in ('matched', 'conflict')), 0) as matched,
+           coalesce(sum(people) filter (side = 'user' and reason = 'matched'), 0) as tied_users,
+           coalesce(sum(people) filter (side = 'follower' and reason = 'matched'), 0) as tied_followers
+    from match_report group by account, miniprogram
+)
+select count(*) from coverage as c
+left join report as r on r.account = c.account and r.miniprogram = c.miniprogram
+where c.reached_lately > c.reachable or c.reachable > c.matched or c.matched > c.users_with_unionid
+   or (c.account <> '*' and c.miniprogram <> '*' and (
+        c.followers <> coalesce(r.followers, 0) or c.users <> coalesce(r.users, 0) or c.matched <> coalesce(r.matched, 0)
+        or coalesce(r.tied_users, 0) <> coalesce(r.tied_followers, 0)))";
+
+/// Segments of one value a person that do not sum to the whole.
+const SEGMENTS_DO_NOT_SUM: &str = "
+select count(*) from (
+    select account, miniprogram, segment, sum(users) as users, sum(matched) as matched, sum(reachable) as reachable,
+           sum(reached_lately) as reached_lately
+    from coverage_by_segment where segment not like 'tag%' group by account, miniprogram, segment
+) as s join coverage as c on c.account = s.account and c.miniprogram = s.miniprogram
+where s.users <> c.users or s.matched <> c.matched or s.reachable <> c.reachable or s.reached_lately <> c.reached_lately";
+
+/// By hand: whom a message can reach in an account, or in any.
+const BY_HAND: &str = "
+select count(*) from coverage as c where c.account <> '*' and c.miniprogram <> '*' and (c.reachable, c.reached_lately) <> (
+    select (count(distinct openid) filter (can_send), count(distinct openid) filter (can_send and was_reached))
+    from (
+        select u.openid, f.openid as follower,
+               not exists (select 1 from suppressions as s where (s.account is null or s.account = f.account)
+                           and (s.openid = f.openid or s.unionid = f.unionid)) as can_send,
+               exists (select 1 from deliveries as d where d.account = f.account
+                       and (d.openid = f.openid or d.unionid = f.unionid)) as was_reached
+        from u join f on f.unionid = u.unionid
+        where u.miniprogram = c.miniprogram and f.account = c.account
+    )
+)";
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_figure_adds_up(
+        followers in prop::collection::vec((0..2_u8, prop::option::of(0..6_u8), 1..3_u8, 0..3_u8), 0..14),
+        users in prop::collection::vec((0..2_u8, prop::option::of(0..6_u8), prop::option::of(0..2_u8)), 0..14),
+        suppressed in prop::collection::vec((prop::option::of(0..2_u8), any::<bool>(), 0..6_u8), 0..4),
+        reached in prop::collection::vec((prop::option::of(0..2_u8), any::<bool>(), 0..6_u8), 0..4),
+    ) {
+        let world = World { followers, users, suppressed, reached };
+        let (_folder, session) = world.measure();
+        let count = |sql: &str| session.count(sql, &Params::new()).unwrap();
+        prop_assert_eq!(count("select count(*) from coverage"), 9);
+        prop_assert_eq!(count(DO_NOT_ADD_UP), 0);
+        prop_assert_eq!(count(SEGMENTS_DO_NOT_SUM), 0);
+        prop_assert_eq!(count(BY_HAND), 0);
+    }
+}
