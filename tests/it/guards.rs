@@ -227,7 +227,7 @@ mod canary {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_canary_that_is_blocked_halts_says_what_it_cost_and_goes_on_when_a_person_says_so() {
-        let blocked = FinishHabits { user_block_every: 2, ..FinishHabits::default() };
+        let blocked = FinishHabits { user_block_every: 1, ..FinishHabits::default() };
         let (house, people) = house("10m", blocked).await;
         let serving = Serving::begin(&house, &[]).await;
         enter(&house, &serving);

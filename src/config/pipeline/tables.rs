@@ -52,7 +52,7 @@ pub(super) fn join_identities(stage: &mut StageReader<'_>) -> Option<StageKind> 
         further_keys.extend(named.into_iter().skip(1));
         let is_twice = |key: &String| key == UNIONID || further_keys.iter().filter(|other| *other == key).count() > 1;
         if let Some(key) = further_keys.iter().find(|key| is_twice(key)) {
-            field.refuse(&format!("the key `{key}` stands twice"), "name each key once");
+            field.refuse(format!("the key `{key}` stands twice"), "name each key once");
             return None;
         }
     }
