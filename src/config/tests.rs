@@ -373,7 +373,7 @@ fn a_wrong_pipeline_tells_where_and_what_instead() {
         (format!("{load}source.files = \"x/*.cvs\"\n"), vec![(3, 16, "kind of export", "did you mean `.csv`?")]),
         (format!("{load}source.database = \"mysql://u:hunter2@h/d\"\n"), vec![(3, 8, "`source.query` is missing", "select")]),
         (format!("{load}source.database = \"oracle://u:hunter2@h/d\"\nsource.query = \" ; \"\n"), vec![(3, 19, "kind of database", "mysql://"), (4, 16, "there is no query", "select")]),
-        (format!("{load}source.query = \"select 1\"\nsource.key = \"id\"\n"), vec![(3, 8, "`query` means nothing without", "source.database"), (4, 8, "`key` means nothing without", "source.database")]),
+        (format!("{load}source.query = \"select 1\"\nsource.key = \"id\"\n"), vec![(3, 1, "`source.files` is missing", "source.database"), (3, 8, "`query` means nothing without", "source.database"), (4, 8, "`key` means nothing without", "source.database")]),
         (format!("{load}source = {{ database = \"mysql://u:hunter2@h/d?ssl-mode=none\", query = \"select 1\", page_rows = 9 }}\n"), vec![(3, 23, "sslmode", "verify-full"), (3, 82, "`page_rows` means nothing without `source.key`", "unique")]),
         (format!("{load}source = {{ database = \"mysql://u:hunter2@h/d\", query = \"select 1\", files = \"x/*.csv\", encoding = \"gbk\" }}\n"), vec![(3, 68, "`files` means nothing beside", "one of both"), (3, 87, "`encoding` means nothing beside", "")]),
         (format!("{load}source = {{ database = \"mysql://u:hunter2@h/d\", query = \"select 1\", timeout = \"0s\" }}\nmax_age = \"1h\"\nwait_until = \"03:00\"\n"), vec![(3, 78, "no time at all", ""), (4, 1, "`max_age` is about files", "checks"), (5, 1, "`wait_until` is about files", "")]),

@@ -30,7 +30,9 @@ const ROLES: [&str; 3] = ["openid", "unionid", "updated_at"];
 
 pub(super) fn read(stage: &mut StageReader<'_>) -> Option<StageKind> {
     let miniprogram = stage.one_miniprogram();
-    let source = source(stage.section.section("source", "`source`"));
+    let section = stage.section.section("source", "`source`");
+    let is_database = section.fields().iter().any(|field| field.name == "database");
+    let source = source(section);
     let columns_field = stage.section.take("columns");
     let columns = columns(columns_field.as_ref());
     let types = stage.section.section("types", "`types`");
@@ -52,7 +54,7 @@ pub(super) fn read(stage: &mut StageReader<'_>) -> Option<StageKind> {
     let keep = if on_new_column == OnNewColumn::Ignore { Some(named()) } else { keep };
     let max_age_field = stage.section.take("max_age");
     let wait_field = stage.section.take("wait_until");
-    if source.as_ref().is_some_and(|source| source.database.is_some()) {
+    if is_database {
         database::refuse_lateness([max_age_field.as_ref(), wait_field.as_ref()]);
     }
     let max_age = max_age_field.and_then(|field| field.positive_duration());
