@@ -70,13 +70,14 @@ async fn single_calls_and_the_halves_of_batches_are_of_the_budget() {
         (Faults { left_out_every: 9, ..Faults::default() }, Some(4)),
     ] {
         let house = asking(Options { faults: faults.clone(), ..small() }, 8).await;
-        house.edit("pipelines/nightly.toml", ENRICH, &format!("{ENRICH}\nbudget = 40"));
+        // Forty, beside the tenth that is kept for confirming.
+        house.edit("pipelines/nightly.toml", ENRICH, &format!("{ENRICH}\nbudget = 45"));
         for _ in 0..nights.unwrap_or(2) {
             let before = asked(&house);
             house.night().await;
             // An answer that cannot be read is asked for a second time by the call itself, the last one's too.
             let spent = asked(&house) - before;
-            assert!(spent <= 42, "{spent} calls of 40: {faults:?}");
+            assert!(spent <= 47, "{spent} calls of 45: {faults:?}");
             house.pass(86_400);
         }
         let left = house.numbers("select count(*) from profiles where unionid_missing = 'not_asked'").await;

@@ -234,9 +234,9 @@ async fn a_past_day_is_measured_again_from_what_is_kept_and_gives_the_same_numbe
     assert_eq!(first.as_array().unwrap().len(), 2, "{trend}");
 
     let early = house.run("nightly", &["--only", "coverage", "--date", "2999-01-01"]).await.ends(2);
-    assert!(early.stderr.contains("is not over"), "{}", early.stderr);
+    assert!(early.stdout.contains("is not over"), "{}", early.stdout);
     let other = house.run("nightly", &["--only", "identities", "--date", &day]).await.ends(2);
-    assert!(other.stderr.contains("measure_coverage"), "{}", other.stderr);
+    assert!(other.stdout.contains("measure_coverage"), "{}", other.stdout);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -137,8 +137,8 @@ const LEFT: [&str; 7] = [
     "select account, openid, change from follower_changes order by all",
     "select * from mall_users order by all",
     "select * from identities order by all",
-    "select * exclude (as_of, run_id) from coverage order by all",
-    "select * from match_report order by all",
+    "select * exclude (as_of, run_id, snapshots) from coverage order by all",
+    "select * exclude (as_of, run_id, snapshots) from match_report order by all",
 ];
 
 /// `LIANBO_KILLS=200 cargo test --test it often_killed` kills it two hundred times.
