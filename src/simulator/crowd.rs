@@ -2,7 +2,10 @@
 //!
 //! Only the exceptions are held, so ten million steady followers cost nothing.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
+use std::hash::BuildHasherDefault;
+
+use crate::domain::{Quick, QuickSet};
 
 /// The exceptions to "everybody below `base` follows".
 #[derive(Debug)]
@@ -11,10 +14,10 @@ pub struct Crowd {
     total: u64,
     next_new: u64,
     next_to_leave: u64,
-    left: HashSet<u64>,
+    left: QuickSet<u64>,
     /// Those who left, in a steady order; some may have come back since.
     leavers: Vec<u64>,
-    came: HashMap<u64, i64>,
+    came: HashMap<u64, i64, BuildHasherDefault<Quick>>,
     blacklist: BTreeSet<u64>,
 }
 
@@ -36,9 +39,9 @@ impl Crowd {
             total: followers,
             next_new: followers,
             next_to_leave: 0,
-            left: HashSet::new(),
+            left: QuickSet::default(),
             leavers: Vec::new(),
-            came: HashMap::new(),
+            came: HashMap::default(),
             blacklist: BTreeSet::new(),
         }
     }

@@ -101,6 +101,7 @@ fn write_page(call: &Call<'_>, page: &Page, reply: &mut Reply) {
     let others = usize::try_from(strangers).unwrap_or(usize::MAX).saturating_add(usize::from(blank));
     let count = page.repeated.len() + page.indices.len() + others;
     let out = &mut reply.body;
+    out.reserve(count * 31 + 128);
     write!(out, r#"{{"total":{},"count":{},"data":{{"openid":["#, call.number(page.total), call.number(count))
         .expect("writing to memory cannot fail");
     if blank {
@@ -111,7 +112,7 @@ fn write_page(call: &Call<'_>, page: &Page, reply: &mut Reply) {
     }
     for index in page.repeated.iter().chain(&page.indices) {
         out.push(b'"');
-        out.extend_from_slice(call.world.people.openid(*index).as_bytes());
+        out.extend_from_slice(&call.world.people.openid_letters(*index));
         out.extend_from_slice(br#"","#);
     }
     out.pop();
