@@ -76,7 +76,24 @@ fn main() -> ExitCode {
         figures.extend(runtime.block_on(callbacks::measure(90_000 / scale)));
     }
     if takes("join") {
-        figures.extend(runtime.block_on(join::measure(2_000_000 / scale, 5_000_000 / scale)));
+        figures.extend(runtime.block_on(join::measure(join::Job {
+            followers: 2_000_000 / scale,
+            users: 5_000_000 / scale,
+            memory_limit: "4GB",
+            has_coverage: false,
+            rounds: 9,
+            wanted: (1.2, "≤ 1.2 × bare DuckDB"),
+        })));
+    }
+    if takes("coverage") {
+        figures.extend(runtime.block_on(join::measure(join::Job {
+            followers: 10_000_000 / scale,
+            users: 20_000_000 / scale,
+            memory_limit: "2GB",
+            has_coverage: true,
+            rounds: 3,
+            wanted: (1.15, "≤ 1.15 × bare DuckDB"),
+        })));
     }
     if takes("scale") {
         figures.extend(runtime.block_on(scale::measure(scale)));

@@ -1,9 +1,10 @@
-//! The figures of coverage as SQL over two narrow tables: who follows, and who is a user.
+//! The figures of coverage as SQL over two narrow tables: who follows, and who is a user, each unionid once.
 //!
-//! `f` holds a row per current follower: account, openid, unionid, why it is missing, and the person (unionid, else the
-//! openid). `u` holds a row per user: mini program, openid, unionid, person. `um` holds a row per user and account, with what
-//! the segments need. `evidence` holds who is suppressed and who was reached lately. Within one account and one mini program
-//! openids are counted; in a `*` row, people.
+//! `fu` holds a row per account and unionid with how many followers share it, and per reason why there is none; `uu` holds a
+//! row per mini program and unionid with how many users share it. `fu_all` and `uu_all` are the same over all accounts and
+//! all mini programs. What both sides have in common stands in `ties`, and every figure is a sum over these: within one
+//! account and one mini program openids are counted; in a `*` row, people, who are unionids, and openids without one.
+//! Only segments look at each user (`um`). `evidence` holds who is suppressed and who was reached lately.
 
 use std::path::PathBuf;
 
@@ -13,7 +14,7 @@ use super::segments::{self, Segment};
 use crate::clock::Timestamp;
 use crate::engine::{EngineError, Param, Params, Session, TableSource, Written, quoted, text};
 use crate::stage::StageError;
-use crate::stage::join_identities::people::{UsersTable, updated_at, users_sql};
+use crate::stage::join_identities::people::{UsersTable, users_sql};
 use crate::stage::live::forgotten_sql;
 
 /// Where it is known from who is suppressed and who was reached.
@@ -66,8 +67,7 @@ impl Figures {
             session.add_table(table)?;
         }
         let evidence = self.gather_evidence(session)?;
-        session.run(&self.gather())?;
-        self.choose(session)?;
+        self.gather(session)?;
         let params = Params::from([
             ("today".to_owned(), Param::Date(self.today)),
             ("as_of".to_owned(), Param::Timestamp(self.as_of)),
@@ -75,8 +75,8 @@ impl Figures {
             ("snapshots".to_owned(), Param::Text(self.snapshots.clone())),
         ]);
         let none = Params::new();
-        let rows_in = session.count("select (select count(*) from f) + (select count(*) from u)", &none)?;
-        let forgotten = session.count("select count(distinct person) from f where is_forgotten", &none)?;
+        let rows_in = session.count(ROWS_IN, &none)?;
+        let forgotten = session.count(FORGOTTEN, &none)?;
         let [coverage, report, segments] = &self.targets;
         let written = [
             self.copy(session, COVERAGE, "coverage_before", (&params, coverage))?,
@@ -119,42 +119,52 @@ impl Figures {
         }
     }
 
-    fn gather(&self) -> String {
-        let profiles = segments::profile_columns(&self.segments, &self.profiles);
-        let columns: String = profiles.iter().map(|(alias, sql)| format!(", {sql} as {alias}")).collect();
-        let fields: Vec<String> = profiles.iter().map(|(alias, _)| format!("{alias} := f.{alias}")).collect();
-        let (packed, taken) = if fields.is_empty() {
-            (String::new(), [String::new(), String::new()])
-        } else {
-            // Of several followers with one unionid the one with the smallest openid speaks for all.
-            let taken = |of: &str| profiles.iter().map(|(alias, _)| format!(", {of}{alias}")).collect::<String>();
-            let nulls = profiles.iter().map(|(alias, _)| format!(", cast(null as varchar) as {alias}")).collect();
-            (
-                format!(", arg_min(struct_pack({}), f.openid) as profile", fields.join(", ")),
-                [taken("fu.profile."), nulls],
+    fn gather(&self, session: &Session) -> Result<(), StageError> {
+        let names = NAMES
+            .replace("{accounts}", &names("account", &self.accounts))
+            .replace("{miniprograms}", &names("miniprogram", &self.miniprograms));
+        session.run(&names)?;
+        let heard =
+            |what: &str| session.count(&format!("select count(*) from evidence where what = '{what}'"), &Params::new());
+        session.run(&self.followers_sql((heard("suppressed")? > 0, heard("reached")? > 0)))?;
+        session.run(&USERS.replace("{users}", &users_sql(&self.users, &[])))?;
+        let several = |of: &str, table: &str| {
+            Ok::<_, EngineError>(
+                session.count(&format!("select count(distinct {of}) from {table}"), &Params::new())? > 1,
             )
         };
-        let users = segments::user_columns(&self.segments);
-        let of_users: String = users.iter().map(|column| format!(", u.{}", quoted(&column.name))).collect();
-        GATHER
-            .replace("{users}", &users_sql(&self.users, &users))
-            .replace("{profile_columns}", &columns)
-            .replace("{profile_packed}", &packed)
-            .replace("{profile_taken}", &taken[0])
-            .replace("{profile_nulls}", &taken[1])
-            .replace("{of_users}", &of_users)
-            .replace("{is_forgotten}", &self.is_forgotten())
-            .replace("{accounts}", &names("account", &self.accounts))
-            .replace("{miniprograms}", &names("miniprogram", &self.miniprograms))
+        let sides = [
+            Side::of("fu", several("account", "fu")?, FOLLOWERS_OF_ALL),
+            Side::of("uu", several("miniprogram", "uu")?, USERS_OF_ALL),
+        ];
+        for side in &sides {
+            session.run(&side.all)?;
+        }
+        session.run(&ties_sql(&sides))?;
+        Ok(())
     }
 
-    /// Looks closer only where a unionid stands twice on one side: two counts of tables that are there anyway tell.
-    fn choose(&self, session: &Session) -> Result<(), StageError> {
-        let doubled = session.count(DOUBLED, &Params::new())?;
-        if doubled > 0 {
-            session.run(&NOT_CHOSEN.replace("{users}", &users_sql(&self.users, &[updated_at()])))?;
-        }
-        Ok(())
+    /// One row per account and unionid: is there a follower to send to who is not suppressed for the whole account, nor was
+    /// forgotten; and did a message reach one lately? What nobody is needs no look at each follower.
+    fn followers_sql(&self, (has_suppressed, has_reached): (bool, bool)) -> String {
+        let profiles = segments::profile_columns(&self.segments, &self.profiles);
+        let fields: Vec<String> = profiles.iter().map(|(alias, sql)| format!("{alias} := {sql}")).collect();
+        // Of several followers with one unionid the one with the smallest openid speaks for all.
+        let packed = if fields.is_empty() {
+            String::new()
+        } else {
+            format!(", arg_min(struct_pack({}), followers_now.openid) as profile", fields.join(", "))
+        };
+        let is_suppressed = if has_suppressed { "s.openid is not null or s2.unionid is not null" } else { "false" };
+        let was_reached = if has_reached { "r.openid is not null or r2.unionid is not null" } else { "false" };
+        let joins = [(has_suppressed, SUPPRESSED), (has_reached, REACHED)];
+        let joins: String = joins.iter().filter(|(has, _)| *has).map(|(_, join)| *join).collect();
+        FOLLOWERS
+            .replace("{profile}", &packed)
+            .replace("{joins}", &joins)
+            .replace("{is_forgotten}", &self.is_forgotten())
+            .replace("{is_suppressed}", is_suppressed)
+            .replace("{was_reached}", was_reached)
     }
 
     /// A condition on a follower with the profile; no hash is made where nobody was forgotten.
@@ -163,8 +173,24 @@ impl Figures {
         ["followers_now.openid", "profiles_now.unionid"].map(|id| forgotten_sql(salt, id)).join(" or ")
     }
 
+    /// Each user's match in each account, with what the segments need.
+    fn users_matched(&self) -> String {
+        let users = segments::user_columns(&self.segments);
+        let of_users: String = users.iter().map(|column| format!(", u.{}", quoted(&column.name))).collect();
+        let profiles = segments::profile_columns(&self.segments, &self.profiles);
+        let taken: String = profiles.iter().map(|(alias, _)| format!(", fu.profile.{alias}")).collect();
+        format!(
+            "select the_accounts.account, u.miniprogram, fu.unionid is not null as is_matched,
+                    coalesce(fu.can_send, false) as is_reachable, coalesce(fu.was_reached, false) as is_reached
+                    {of_users} {taken}
+             from ({}) as u cross join the_accounts
+             left join fu on fu.account = the_accounts.account and fu.unionid = u.unionid",
+            users_sql(&self.users, &users)
+        )
+    }
+
     fn by_segment(&self) -> String {
-        match segments::by_segment(&self.segments) {
+        match segments::by_segment(&self.segments, &self.users_matched()) {
             None => "select * from coverage_by_segment_before where false".to_owned(),
             Some(counted) => format!(
                 "select $today as date, account, miniprogram, segment, value, users, matched, reachable, reached_lately,
@@ -195,162 +221,189 @@ select account, openid, unionid, 'reached' as what from deliveries
 where delivered = 'success' and not is_test and delivered_at > $lately_from and delivered_at <= $at
 group by account, openid, unionid";
 
-const GATHER: &str = "
+const NAMES: &str = "
 create temp table the_accounts as {accounts};
-create temp table the_miniprograms as {miniprograms};
-create temp table f as
-select followers_now.account, followers_now.openid, profiles_now.unionid,
-       coalesce(profiles_now.unionid_missing, case when profiles_now.unionid is null then 'not_asked' end) as missing,
-       coalesce(profiles_now.unionid, concat_ws('/', followers_now.account, followers_now.openid)) as person,
-       {is_forgotten} as is_forgotten
-       {profile_columns}
+create temp table the_miniprograms as {miniprograms}";
+
+const FOLLOWERS: &str = "
+create temp table fu as
+select followers_now.account, profiles_now.unionid,
+       case when profiles_now.unionid is null then coalesce(profiles_now.unionid_missing, 'not_asked') end as missing,
+       count(*) as people, count(case when {is_forgotten} then 1 end) as forgotten,
+       bool_or(not ({is_suppressed} or {is_forgotten})) as can_send,
+       bool_or(not ({is_suppressed} or {is_forgotten}) and ({was_reached})) as was_reached
+       {profile}
 from followers_now
 left join profiles_now on profiles_now.account = followers_now.account and profiles_now.openid = followers_now.openid
-where followers_now.active;
-create temp table u as
-select *, coalesce(unionid, concat_ws('/', miniprogram, openid)) as person from ({users});
-create temp table user_ids as
-select miniprogram, unionid, count(*) as people from u where unionid is not null group by miniprogram, unionid;
-create temp table not_chosen_f (account varchar, openid varchar);
-create temp table not_chosen_u (miniprogram varchar, openid varchar);
--- One row per account and unionid: is there a follower to send to who is not suppressed for the whole account, nor was
--- forgotten; and did a message reach one lately?
-create temp table fu as
-select account, unionid, bool_or(can_send) as can_send, bool_or(can_send and was_reached) as was_reached
-       {profile_packed}
-from (
-    select f.*, s.openid is null and s2.unionid is null and not f.is_forgotten as can_send,
-           r.openid is not null or r2.unionid is not null as was_reached
-    from f
-    left join (select distinct openid, account from evidence where openid is not null and what = 'suppressed') as s
-      on s.openid = f.openid and (s.account is null or s.account = f.account)
-    left join (select distinct unionid, account from evidence where unionid is not null and what = 'suppressed') as s2
-      on s2.unionid = f.unionid and (s2.account is null or s2.account = f.account)
-    left join (select distinct openid, account from evidence where openid is not null and what = 'reached') as r
-      on r.openid = f.openid and r.account = f.account
-    left join (select distinct unionid, account from evidence where unionid is not null and what = 'reached') as r2
-      on r2.unionid = f.unionid and r2.account = f.account
-    where f.unionid is not null
-) as f
-group by account, unionid;
-create temp table fu_all as
-select unionid, bool_or(can_send) as can_send, bool_or(was_reached) as was_reached from fu group by unionid;
--- Each user's match in each account, and in any of them.
-create temp table um as
-select the_accounts.account, u.miniprogram, u.openid, u.unionid, u.person,
-       fu.unionid is not null as is_matched, coalesce(fu.can_send, false) as is_reachable,
-       coalesce(fu.was_reached, false) as is_reached
-       {of_users} {profile_taken}
-from u cross join the_accounts
-left join fu on fu.account = the_accounts.account and fu.unionid = u.unionid
-union all
-select '*', u.miniprogram, u.openid, u.unionid, u.person,
-       fu_all.unionid is not null, coalesce(fu_all.can_send, false), coalesce(fu_all.was_reached, false)
-       {of_users} {profile_nulls}
-from u left join fu_all on fu_all.unionid = u.unionid;
-";
+{joins}
+where followers_now.active
+group by all";
 
-/// How many stand beside another with the same unionid.
-const DOUBLED: &str = "
-select (select count(unionid) from f) - (select count(*) from fu)
-     + (select coalesce(sum(people), 0) - count(*) from user_ids)";
+const SUPPRESSED: &str = "
+left join (select distinct openid, account from evidence where openid is not null and what = 'suppressed') as s
+  on s.openid = followers_now.openid and (s.account is null or s.account = followers_now.account)
+left join (select distinct unionid, account from evidence where unionid is not null and what = 'suppressed') as s2
+  on s2.unionid = profiles_now.unionid and (s2.account is null or s2.account = followers_now.account)";
 
+const REACHED: &str = "
+left join (select distinct openid, account from evidence where openid is not null and what = 'reached') as r
+  on r.openid = followers_now.openid and r.account = followers_now.account
+left join (select distinct unionid, account from evidence where unionid is not null and what = 'reached') as r2
+  on r2.unionid = profiles_now.unionid and r2.account = followers_now.account";
+
+const FOLLOWERS_OF_ALL: &str = "
+select '*' as account, unionid, missing, sum(people) as people, bool_or(can_send) as can_send,
+       bool_or(was_reached) as was_reached
+from fu group by unionid, missing";
+
+const USERS: &str = "
+create temp table uu as
+select miniprogram, unionid, count(*) as people from ({users}) group by miniprogram, unionid";
+
+const USERS_OF_ALL: &str = "select '*' as miniprogram, unionid, sum(people) as people from uu group by unionid";
+
+/// A side of the match, and the same over all accounts or all mini programs.
+struct Side {
+    each: &'static str,
+    /// Of several: then `all` makes a table of its own.
+    has_several: bool,
+    all: String,
+}
+
+impl Side {
+    fn of(each: &'static str, has_several: bool, all: &str) -> Self {
+        // Of one alone every unionid stands once already.
+        let columns = if each == "fu" {
+            "'*' as account, * exclude (account)"
+        } else {
+            "'*' as miniprogram, * exclude (miniprogram)"
+        };
+        let all = if has_several {
+            format!("create temp table {each}_all as {all}")
+        } else {
+            format!("create temp view {each}_all as select {columns} from {each}")
+        };
+        Self { each, has_several, all }
+    }
+}
+
+/// What both sides have in common, by account (and `*`) and mini program (and `*`): unionids, followers and users that share
+/// them, and how many can be reached. Where one side has one name alone, what is true of it is true of all.
+fn ties_sql(sides: &[Side; 2]) -> String {
+    let [followers, users] = sides;
+    let mut sql =
+        format!("create temp table ties as {}", TIES.replace("{fu}", followers.each).replace("{uu}", users.each));
+    let of_all = |side: &Side| side.has_several.then(|| format!("{}_all", side.each));
+    let (fu_all, uu_all) = (of_all(followers), of_all(users));
+    let counted = |fu: &str, uu: &str| format!(";\ninsert into ties {}", TIES.replace("{fu}", fu).replace("{uu}", uu));
+    let copied =
+        |column: &str, of: &str| format!(";\ninsert into ties select * replace ('*' as {column}) from ties where {of}");
+    sql += &match &fu_all {
+        Some(fu_all) => counted(fu_all, users.each),
+        None => copied("account", "account <> '*'"),
+    };
+    sql += &match &uu_all {
+        Some(uu_all) => {
+            counted(followers.each, uu_all)
+                + &match &fu_all {
+                    Some(fu_all) => counted(fu_all, uu_all),
+                    None => copied("account", "account <> '*' and miniprogram = '*'"),
+                }
+        }
+        None => copied("miniprogram", "miniprogram <> '*'"),
+    };
+    sql
+}
+
+const TIES: &str = "
+select fu.account, uu.miniprogram, count(*) as unionids, sum(fu.people) as followers, sum(uu.people) as users,
+       sum(case when fu.can_send then uu.people else 0 end) as users_reachable,
+       sum(case when fu.was_reached then uu.people else 0 end) as users_reached,
+       count(case when fu.can_send then 1 end) as reachable, count(case when fu.was_reached then 1 end) as reached
+from {fu} as fu join {uu} as uu on uu.unionid = fu.unionid
+group by fu.account, uu.miniprogram";
+
+const ROWS_IN: &str = "
+select cast(coalesce((select sum(people) from fu), 0) + coalesce((select sum(people) from uu), 0) as bigint)";
+
+/// People who were forgotten and follow again.
+const FORGOTTEN: &str = "
+select cast(coalesce(count(distinct unionid) + sum(case when unionid is null then forgotten end), 0) as bigint)
+from fu where forgotten > 0";
+
+/// Openids within one account and one mini program, people in a `*` row.
 const COVERAGE: &str = "
 with
 followers_by as (
-    select account, count(*) as followers, count(unionid) as followers_with_unionid,
-           count(case when missing = 'not_asked' then 1 end) as not_asked,
-           count(case when missing in ('error', 'quarantined') then 1 end) as unreadable
-    from f group by account
+    select account, sum(people) as followers, sum(case when unionid is not null then people else 0 end) as followers_with_unionid,
+           sum(case when missing = 'not_asked' then people else 0 end) as not_asked,
+           sum(case when missing in ('error', 'quarantined') then people else 0 end) as unreadable
+    from fu group by account
     union all
-    select '*', count(distinct person), count(distinct unionid),
-           count(distinct case when missing = 'not_asked' then person end),
-           count(distinct case when missing in ('error', 'quarantined') then person end)
-    from f
+    select account, count(unionid) + coalesce(sum(case when unionid is null then people end), 0), count(unionid),
+           sum(case when missing = 'not_asked' then people else 0 end),
+           sum(case when missing in ('error', 'quarantined') then people else 0 end)
+    from fu_all group by account
 ),
 users_by as (
-    select account, miniprogram, count(*) as users, count(unionid) as users_with_unionid,
-           count(case when is_matched then 1 end) as matched, count(case when is_reachable then 1 end) as reachable,
-           count(case when is_reached then 1 end) as reached_lately
-    from um where account <> '*' group by account, miniprogram
+    select miniprogram, sum(people) as users, sum(case when unionid is not null then people else 0 end) as with_unionid,
+           count(unionid) + coalesce(sum(case when unionid is null then people end), 0) as persons, count(unionid) as unionids
+    from uu group by miniprogram
     union all
-    select account, '*', count(distinct person), count(distinct unionid),
-           count(distinct case when is_matched then unionid end), count(distinct case when is_reachable then unionid end),
-           count(distinct case when is_reached then unionid end)
-    from um group by account
-    union all
-    select '*', miniprogram, count(distinct person), count(distinct unionid),
-           count(distinct case when is_matched then unionid end), count(distinct case when is_reachable then unionid end),
-           count(distinct case when is_reached then unionid end)
-    from um where account = '*' group by miniprogram
+    select miniprogram, sum(people), sum(case when unionid is not null then people else 0 end),
+           count(unionid) + coalesce(sum(case when unionid is null then people end), 0), count(unionid)
+    from uu_all group by miniprogram
 ),
 pairs as (
-    select a.account, m.miniprogram
+    select a.account, m.miniprogram, a.account = '*' or m.miniprogram = '*' as of_all
     from (select account from the_accounts union all select '*') as a
     cross join (select miniprogram from the_miniprograms union all select '*') as m
+),
+counted as (
+    select pairs.account, pairs.miniprogram,
+           coalesce(followers_by.followers, 0) as followers,
+           coalesce(followers_by.followers_with_unionid, 0) as followers_with_unionid,
+           coalesce(followers_by.not_asked, 0) as not_asked, coalesce(followers_by.unreadable, 0) as unreadable,
+           coalesce(if(of_all, users_by.persons, users_by.users), 0) as users,
+           coalesce(if(of_all, users_by.unionids, users_by.with_unionid), 0) as users_with_unionid,
+           coalesce(if(of_all, ties.unionids, ties.users), 0) as matched,
+           coalesce(if(of_all, ties.reachable, ties.users_reachable), 0) as reachable,
+           coalesce(if(of_all, ties.reached, ties.users_reached), 0) as reached_lately
+    from pairs
+    left join followers_by on followers_by.account = pairs.account
+    left join users_by on users_by.miniprogram = pairs.miniprogram
+    left join ties on ties.account = pairs.account and ties.miniprogram = pairs.miniprogram
 )
-select $today as date, pairs.account, pairs.miniprogram,
-       coalesce(followers_by.followers, 0) as followers,
-       coalesce(followers_by.followers_with_unionid, 0) as followers_with_unionid,
-       coalesce(followers_by.not_asked, 0) as not_asked, coalesce(followers_by.unreadable, 0) as unreadable,
-       coalesce(users_by.users, 0) as users, coalesce(users_by.users_with_unionid, 0) as users_with_unionid,
-       coalesce(users_by.matched, 0) as matched, coalesce(users_by.reachable, 0) as reachable,
-       coalesce(users_by.reached_lately, 0) as reached_lately,
-       users_by.reachable / nullif(cast(users_by.users as double), 0) as coverage_rate,
-       users_by.matched / nullif(cast(users_by.users_with_unionid as double), 0) as match_rate,
+select $today as date, account, miniprogram, columns(* exclude (account, miniprogram))::bigint,
+       reachable / nullif(cast(users as double), 0) as coverage_rate,
+       matched / nullif(cast(users_with_unionid as double), 0) as match_rate,
        $as_of as as_of, $run_id as run_id, $snapshots as snapshots
-from pairs
-left join followers_by on followers_by.account = pairs.account
-left join users_by on users_by.account = pairs.account and users_by.miniprogram = pairs.miniprogram";
+from counted";
 
-/// Whoever shares a unionid and was not chosen (`join_identities`) is a conflict, so that `matched` is the same number on both
-/// sides, and that of `identities`.
+/// Of several who share a unionid one stands in `identities`, by the rule of `join_identities`; the others are a conflict. So
+/// `matched` is the same number on both sides, and that of `identities`.
 const MATCH_REPORT: &str = "
 with
-follower_reasons as (
-    select f.account, the_miniprograms.miniprogram,
-           case when f.unionid is null then f.missing
-                when user_ids.unionid is null then 'not_a_user'
-                when not_chosen_f.openid is not null then 'conflict' else 'matched' end as reason
-    from f cross join the_miniprograms
-    left join user_ids on user_ids.miniprogram = the_miniprograms.miniprogram and user_ids.unionid = f.unionid
-    left join not_chosen_f on not_chosen_f.account = f.account and not_chosen_f.openid = f.openid
-),
-user_reasons as (
-    select um.account, um.miniprogram,
-           case when um.unionid is null then 'no_unionid'
-                when not um.is_matched then 'does_not_follow'
-                when not_chosen_u.openid is not null then 'conflict' else 'matched' end as reason
-    from um
-    left join not_chosen_u on not_chosen_u.miniprogram = um.miniprogram and not_chosen_u.openid = um.openid
-    where um.account <> '*'
+tied as (select * from ties where account <> '*' and miniprogram <> '*'),
+followers_by as (select account, missing, sum(people) as people from fu group by account, missing),
+users_by as (select miniprogram, unionid is null as has_none, sum(people) as people from uu group by all),
+both_sides as (
+    select f.account, m.miniprogram, 'follower' as side, coalesce(f.missing, 'not_a_user') as reason,
+           f.people - if(f.missing is null, coalesce(tied.followers, 0), 0) as people
+    from followers_by as f cross join the_miniprograms as m
+    left join tied on tied.account = f.account and tied.miniprogram = m.miniprogram
+    union all
+    select a.account, u.miniprogram, 'user', if(u.has_none, 'no_unionid', 'does_not_follow'),
+           u.people - if(u.has_none, 0, coalesce(tied.users, 0))
+    from users_by as u cross join the_accounts as a
+    left join tied on tied.account = a.account and tied.miniprogram = u.miniprogram
+    union all
+    select account, miniprogram, 'follower', unnest(['matched', 'conflict']), unnest([unionids, followers - unionids])
+    from tied semi join the_miniprograms using (miniprogram)
+    union all
+    select account, miniprogram, 'user', unnest(['matched', 'conflict']), unnest([unionids, users - unionids])
+    from tied semi join the_accounts using (account)
 )
-select $today as date, account, miniprogram, 'follower' as side, reason, count(*) as people,
+select $today as date, account, miniprogram, side, reason, cast(people as bigint) as people,
        $as_of as as_of, $run_id as run_id, $snapshots as snapshots
-from follower_reasons group by account, miniprogram, reason
-union all
-select $today as date, account, miniprogram, 'user' as side, reason, count(*) as people,
-       $as_of as as_of, $run_id as run_id, $snapshots as snapshots
-from user_reasons group by account, miniprogram, reason";
-
-/// Of those who share a unionid all but the one who stands in `identities`, by the rule of `join_identities`.
-const NOT_CHOSEN: &str = "
-insert into not_chosen_f
-select account, openid from (
-    select f.account, f.openid, row_number() over (
-               partition by f.account, f.unionid order by profiles_now.subscribe_time desc nulls last, f.openid
-           ) as place
-    from f
-    join (select account, unionid from f where unionid is not null group by account, unionid having count(*) > 1) as doubled
-      on doubled.account = f.account and doubled.unionid = f.unionid
-    join profiles_now on profiles_now.account = f.account and profiles_now.openid = f.openid
-) where place > 1;
-insert into not_chosen_u
-select miniprogram, openid from (
-    select users.miniprogram, users.openid, row_number() over (
-               partition by users.miniprogram, users.unionid order by users.updated_at desc nulls last, users.openid
-           ) as place
-    from ({users}) as users
-    join user_ids on user_ids.miniprogram = users.miniprogram and user_ids.unionid = users.unionid and user_ids.people > 1
-) where place > 1;
-";
+from both_sides where people > 0";

@@ -173,8 +173,9 @@ fn unquoted(name: &str) -> String {
     name.trim_matches('"').replace("\"\"", "\"")
 }
 
-/// The SELECT of all segments over `um`: everybody is read once, and once more for each segment of tags.
-pub fn by_segment(segments: &[Segment]) -> Option<String> {
+/// The SELECT of all segments over `matched`, a SELECT of each user in each account: everybody is read once, and once more for
+/// each segment of tags.
+pub fn by_segment(segments: &[Segment], matched: &str) -> Option<String> {
     const COUNTS: &str = "count(*) as users, count(case when is_matched then 1 end) as matched,
        count(case when is_reachable then 1 end) as reachable, count(case when is_reached then 1 end) as reached_lately";
     let (several, single): (Vec<&Segment>, Vec<&Segment>) =
@@ -191,7 +192,7 @@ pub fn by_segment(segments: &[Segment]) -> Option<String> {
         };
         selects.push(format!(
             "select account, miniprogram, {} as segment, {} as value, {COUNTS}
-             from (select account, miniprogram, is_matched, is_reachable, is_reached, {} from um where account <> '*')
+             from (select account, miniprogram, is_matched, is_reachable, is_reached, {} from um)
              group by grouping sets ({})",
             each(&|n| text(&single[n].name)),
             each(&|n| format!("_s{n}")),
@@ -204,14 +205,14 @@ pub fn by_segment(segments: &[Segment]) -> Option<String> {
             "select account, miniprogram, {} as segment, value, {COUNTS}
              from (select account, miniprogram, is_matched, is_reachable, is_reached, {} as value
                    from (select *, unnest(coalesce(list_distinct(string_split(trim({}, '[] '), ',')), [''])) as _tag
-                         from um where account <> '*'))
+                         from um))
              group by account, miniprogram, value",
             text(&segment.name),
             segment.value_sql(),
             tags_part().alias()
         ));
     }
-    (!selects.is_empty()).then(|| selects.join(" union all "))
+    (!selects.is_empty()).then(|| format!("with um as ({matched}) {}", selects.join(" union all ")))
 }
 
 #[cfg(test)]
