@@ -13,12 +13,14 @@ mod exit;
 mod explain;
 mod forget;
 mod freeze;
+mod funnel;
 mod init;
 mod measures;
 mod plan;
 mod progress;
 mod push;
 mod quota;
+mod report;
 mod run;
 mod run_name;
 mod runs;
@@ -107,6 +109,10 @@ enum Command {
     Sql(sql::Args),
     /// The coverage table and its trend
     Coverage(coverage::Args),
+    /// How far a campaign's recipients came, by arm, day or segment
+    Funnel(funnel::Args),
+    /// One HTML file: coverage, trends, match report, segments, campaigns, quota
+    Report(report::Args),
     /// Tables, snapshots, rows, size, age
     Tables(tables::Args),
     /// Calls used and left today
@@ -194,6 +200,8 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit, Failure> 
         Command::Forget(args) => forget::run(context, args).await,
         Command::Sql(args) => sql::run(context, args).await,
         Command::Coverage(args) => coverage::run(context, args).await,
+        Command::Funnel(args) => funnel::run(context, args).await,
+        Command::Report(args) => report::run(context, args).await,
         Command::Tables(args) => tables::run(context, args).await,
         Command::Quota(args) => quota::run(context, args).await,
         Command::Token(args) => token::run(context, args).await,

@@ -17,6 +17,7 @@ pub mod due;
 pub mod events;
 pub mod explain;
 pub mod forget;
+pub mod funnel;
 pub mod inventory;
 pub mod next_step;
 pub mod online;

@@ -201,7 +201,8 @@ impl RowSink for Shape {
     }
 }
 
-fn failure(error: QueryError, sql: &str) -> Failure {
+/// What is wrong with a question, as its asker is told.
+pub(super) fn failure(error: QueryError, sql: &str) -> Failure {
     match error {
         QueryError::Sql { message, offset, hint } => {
             let mut text = message;

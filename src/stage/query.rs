@@ -159,7 +159,18 @@ pub async fn xlsx(hands: &Hands, sql: &str, stop: &CancellationToken, target: &P
     .await
 }
 
-/// All rows of a SELECT that is known to be small, as records.
+/// All rows of a SELECT that is known to be small.
+///
+/// # Errors
+///
+/// [`QueryError`].
+pub async fn rows(hands: &Hands, sql: &str) -> Result<Rows, QueryError> {
+    let text = sql.to_owned();
+    let stop = CancellationToken::new();
+    ask(hands, sql, &stop, move |session, params| Ok(session.query(&text, params)?)).await
+}
+
+/// The same as records.
 ///
 /// # Errors
 ///
@@ -169,9 +180,7 @@ pub async fn xlsx(hands: &Hands, sql: &str, stop: &CancellationToken, target: &P
 ///
 /// When the columns are not those of `T`: both are written here, side by side.
 pub async fn records<T: DeserializeOwned>(hands: &Hands, sql: &str) -> Result<Vec<T>, QueryError> {
-    let text = sql.to_owned();
-    let stop = CancellationToken::new();
-    let rows = ask(hands, sql, &stop, move |session, params| Ok(session.query(&text, params)?)).await?;
+    let rows = rows(hands, sql).await?;
     let record = |row| {
         let fields = rows.columns.iter().map(|(name, values)| (name.clone(), json(name, values, row))).collect();
         serde_json::from_value(Value::Object(fields)).expect("the SELECT gives the fields of the record")
