@@ -8,6 +8,7 @@ mod callbacks;
 mod growth;
 mod join;
 mod latency;
+mod load;
 mod memory;
 mod push;
 mod scale;
@@ -40,6 +41,10 @@ fn main() -> ExitCode {
         }
         Some((bare::READER, rest)) => {
             runtime.block_on(bare::reader(rest));
+            return ExitCode::SUCCESS;
+        }
+        Some((load::BARE, rest)) => {
+            load::bare_alone(rest);
             return ExitCode::SUCCESS;
         }
         Some((join::BARE, rest)) => {
@@ -94,6 +99,12 @@ fn main() -> ExitCode {
             rounds: 3,
             wanted: (1.15, "≤ 1.15 × bare DuckDB"),
         })));
+    }
+    if takes("segments") {
+        figures.extend(runtime.block_on(join::measure_segments(10_000_000 / scale, 20_000_000 / scale)));
+    }
+    if takes("load") {
+        figures.extend(runtime.block_on(load::measure(5_000_000 / scale)));
     }
     if takes("scale") {
         figures.extend(runtime.block_on(scale::measure(scale)));

@@ -10,6 +10,8 @@ use super::sections::{Section, Words, heading, page, said};
 use crate::clock::Timestamp;
 use crate::domain::{Rows, Values};
 
+/// A longer table is folded up on the screen; on paper it is open.
+const SHORT: usize = 12;
 /// Rows of a table; a report is no export.
 const MOST_ROWS: usize = 400;
 
@@ -81,7 +83,9 @@ fn section(out: &mut String, Filled { section, sql, rows }: &Filled<'_>, zone: T
 }
 
 fn table(out: &mut String, rows: &Rows, zone: Tz) {
-    let _ = write!(out, "<details open><summary>{}</summary><div class=\"wide\"><table><thead><tr>", both(page::TABLE));
+    let open = if rows.len() <= SHORT { " open" } else { "" };
+    let _ =
+        write!(out, "<details{open}><summary>{}</summary><div class=\"wide\"><table><thead><tr>", both(page::TABLE));
     for (name, values) in &rows.columns {
         let _ = write!(out, "<th{}>{}</th>", class(values), column(name));
     }
