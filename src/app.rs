@@ -164,10 +164,15 @@ pub fn engine(settings: &Settings) -> Engine {
 }
 
 fn engine_on(settings: &Settings, lake: &Lake) -> Engine {
-    if settings.engine.memory_limit_bytes < AMPLE_BYTES {
+    let limit = settings.engine.memory_limit_bytes;
+    let memory = if limit < AMPLE_BYTES {
         return_memory_early();
-    }
-    Engine::new(settings.engine.memory_limit.clone(), settings.engine.threads, lake.spill(), settings.timezone)
+        settings.engine.memory_limit.clone()
+    } else {
+        // DuckDB counts what its tables hold, and takes a sixth more than that: so the whole process keeps to the limit.
+        format!("{}KB", limit / 1_000 * 4 / 5)
+    };
+    Engine::new(memory, settings.engine.threads, lake.spill(), settings.timezone)
 }
 
 /// DuckDB's memory comes from the system's allocator, which keeps a pool a thread and what was freed: with a small
