@@ -351,6 +351,7 @@ impl NewSnapshot {
             made_at: cx.hands.clock.now(),
             fence: cx.lease.fence,
             events_to: None,
+            app_id: None,
         }
     }
 }
