@@ -12,6 +12,7 @@ pub mod live;
 pub mod load_users;
 pub mod materialize_recipients;
 pub mod measure_coverage;
+pub mod moved;
 pub mod news;
 pub mod publish;
 pub mod push_template;

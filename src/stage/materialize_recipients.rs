@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use self::filter::Filter;
 pub use self::forecast::{Forecast, forecast};
-use super::{Hands, NewSnapshot, StageContext, StageError, StageOutcome, StageReport, blocking, live, sql};
+use super::{Hands, NewSnapshot, StageContext, StageError, StageOutcome, StageReport, blocking, live, moved, sql};
 use crate::config::settings::{MaterializeRecipients, StageKind};
 use crate::domain::TableName;
 use crate::domain::tables::table_spec;
@@ -29,6 +29,7 @@ use crate::lake::{Lake, LakeError};
 ///
 /// [`StageError::Sql`] for the SELECT, [`StageError::Rule`] for data that is too old or a set of people who follow nobody.
 pub async fn run(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Result<StageOutcome, StageError> {
+    moved::refuse(cx, &plan.account).await?;
     let sources = sql::sources(cx, &plan.sql.text).await?;
     check_staleness(cx, plan, &sources)?;
     blacklist::pull(cx, &plan.account).await?;
