@@ -18,6 +18,7 @@ pub mod events;
 pub mod explain;
 pub mod forget;
 pub mod inventory;
+pub mod migrate;
 pub mod next_step;
 pub mod online;
 pub mod order;
