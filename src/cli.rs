@@ -16,6 +16,7 @@ mod freeze;
 mod funnel;
 mod init;
 mod measures;
+mod migrate;
 mod plan;
 mod progress;
 mod push;
@@ -105,6 +106,8 @@ enum Command {
     Suppress(suppress::Args),
     /// Remove a person from every table and the ledger
     Forget(forget::Args),
+    /// Give everybody their new openid after an account was moved into another (账号迁移)
+    Migrate(migrate::Args),
     /// A read-only query over the tables
     Sql(sql::Args),
     /// The coverage table and its trend
@@ -198,6 +201,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit, Failure> 
         Command::Thaw(args) => freeze::thaw(context, args).await,
         Command::Suppress(args) => suppress::run(context, args).await,
         Command::Forget(args) => forget::run(context, args).await,
+        Command::Migrate(args) => migrate::run(context, args).await,
         Command::Sql(args) => sql::run(context, args).await,
         Command::Coverage(args) => coverage::run(context, args).await,
         Command::Funnel(args) => funnel::run(context, args).await,

@@ -19,6 +19,7 @@ pub mod explain;
 pub mod forget;
 pub mod funnel;
 pub mod inventory;
+pub mod migrate;
 pub mod next_step;
 pub mod online;
 pub mod order;

@@ -12,6 +12,7 @@ pub mod live;
 pub mod load_users;
 pub mod materialize_recipients;
 pub mod measure_coverage;
+pub mod moved;
 pub mod news;
 pub mod publish;
 pub mod push_template;
@@ -351,6 +352,7 @@ impl NewSnapshot {
             made_at: cx.hands.clock.now(),
             fence: cx.lease.fence,
             events_to: None,
+            app_id: None,
         }
     }
 }

@@ -45,7 +45,7 @@ pub use error::WeChatError;
 pub use message::Message;
 pub use ports::{CallCounts, CallEnd, CallMeter, RefreshGuard, Refused, SendMark, StoreError, StoredToken, TokenStore};
 pub use profiles::Profiles;
-pub use wire::{BlockedMessage, FollowerPage, Profile, QuotaFigure, Template, template_fields};
+pub use wire::{BlockedMessage, FollowerPage, MovedOpenid, Profile, QuotaFigure, Template, template_fields};
 
 /// What the client of one Official Account needs to know.
 #[derive(Debug, Clone)]

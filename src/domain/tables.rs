@@ -61,6 +61,9 @@ pub const MEMBERSHIPS: &str = "memberships";
 /// Who carries which tag: read off profiles, never written.
 pub const FOLLOWER_TAGS: &str = "follower_tags";
 
+/// What openids have become whose account was moved into another one: made by no stage.
+pub const MOVED_OPENIDS: &str = "moved_openids";
+
 /// Tables that are read off others whenever somebody reads them, each with what it is read off.
 pub const READ_OFF: [(&str, &str); 2] = [(MEMBERSHIPS, "followers"), (FOLLOWER_TAGS, "profiles")];
 
@@ -100,7 +103,11 @@ pub const TABLES: &[TableSpec] = &[
                 Timestamp,
                 "when it happened, by the event; else the start of the walk that found it, UTC",
             ),
-            column("source", Text, "walk or event"),
+            column(
+                "source",
+                Text,
+                "walk, event, or migration: the account was moved, and the person has no openid there",
+            ),
         ],
     },
     TableSpec {
@@ -214,6 +221,26 @@ pub const TABLES: &[TableSpec] = &[
             UNIONID,
             column("other", Text, "the unionid before"),
             column("reason", Text, "unionid_changed or unionid_shared"),
+        ],
+    },
+    TableSpec {
+        name: MOVED_OPENIDS,
+        row: "an openid of before an account was moved into another one, with what it has become",
+        is_live: false,
+        columns: &[
+            ACCOUNT,
+            column("openid", Text, "person towards the account of before"),
+            column("new_openid", Text, "person towards the account of now; NULL where WeChat told none"),
+            UNIONID,
+            column(
+                "reason",
+                Text,
+                "why the person stays under the openid of before, as gone: WeChat's words, or what was wrong with its answer; NULL for who \
+                 was moved",
+            ),
+            column("from_app_id", Text, "app id of the account of before"),
+            column("to_app_id", Text, "app id of the account of now"),
+            column("moved_at", Timestamp, "when the tables were changed, UTC"),
         ],
     },
     TableSpec {

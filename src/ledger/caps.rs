@@ -104,10 +104,17 @@ async fn judge(
     let unionids: Vec<&str> = people.iter().filter_map(|(_, unionid)| Some(unionid.as_ref()?.as_str())).collect();
     let openids: Vec<&str> =
         people.iter().filter(|(_, unionid)| unionid.is_none()).map(|(openid, _)| openid.as_str()).collect();
+    let former = former(tx, &openids).await?;
+    let openids: Vec<&str> = openids.iter().copied().chain(former.keys().map(String::as_str)).collect();
     for (column, ids) in [("d.unionid", unionids), ("d.unionid is null and d.openid", openids)] {
         for ids in batches(&ids) {
             count(tx, (push_key, rule), (column, ids), &mut had).await?;
         }
+    }
+    for (old, new) in &former {
+        let (charged, under_way) = had.get(old).copied().unwrap_or_default();
+        let entry = had.entry(new.clone()).or_default();
+        *entry = (entry.0 + charged, entry.1 + under_way);
     }
     let most = u64::from(rule.messages);
     let mut capped = Capped::default();
@@ -121,6 +128,23 @@ async fn judge(
         }
     }
     Ok(capped)
+}
+
+/// The openids that these people had before their account was moved, as far as a message went to one: old to new.
+async fn former(tx: &mut SqliteConnection, openids: &[&str]) -> Result<HashMap<String, String>, LedgerError> {
+    let mut former = HashMap::new();
+    for ids in batches(openids) {
+        let marks = repeated("?", ids.len());
+        let sql = format!("select openid, new_openid from former_openids where new_openid in ({marks})");
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for id in ids {
+            query = query.bind(*id);
+        }
+        for row in query.fetch_all(&mut *tx).await.doing(DOING)? {
+            former.insert(row.text("openid")?, row.text("new_openid")?);
+        }
+    }
+    Ok(former)
 }
 
 /// Whether any other push may have sent since this one's set was made; what was sent before is in the set already.
@@ -194,6 +218,28 @@ mod tests {
         let batch = Begin { cap: Some(RULE), ..fresh(&intents) };
         let Begun::Yes { attempts } = house.begin(push, batch).await else { panic!("nothing was claimed") };
         attempts.into_iter().map(|(seq, _)| seq).collect()
+    }
+
+    #[tokio::test]
+    async fn a_message_to_the_openid_of_before_is_charged_to_that_of_now() {
+        let house = House::new().await;
+        let (first, second) = (house.push("r1", 2).await, house.push("r2", 2).await);
+        assert_eq!(claim(&house, &first, 1..=2).await, [1, 2]);
+        let _ = house.record(&first, &[outcome(1, 1, DeliveryState::Sent), outcome(2, 1, DeliveryState::Failed)]).await;
+        let sql = "insert into account_moves (id, account, from_app_id, to_app_id, run_id, list_path, people, followers, started_at)
+             values (1, 'main', 'a', 'b', 'move-1', '', 0, 0, 0);
+             insert into former_openids (new_openid, openid, account, move_id)
+             select 'new-' || openid, openid, 'main', 1 from deliveries";
+        sqlx::raw_sql(sql).execute(&house.ledger.writer).await.unwrap();
+        let now: Vec<_> = people(1..=2)
+            .into_iter()
+            .map(|(seq, openid)| (seq, OpenId::new(format!("new-{}", openid.as_str()))))
+            .collect();
+        let intents = intents(&now);
+        let batch = Begin { cap: Some(RULE), ..fresh(&intents) };
+        let Begun::Yes { attempts } = house.begin(&second, batch).await else { panic!("nothing was claimed") };
+        assert_eq!(attempts.into_iter().map(|(seq, _)| seq).collect::<Vec<_>>(), [2]);
+        assert_eq!(house.reload(&second).await.counts.skipped, 1);
     }
 
     #[tokio::test]

@@ -64,6 +64,7 @@ impl Ledger {
                 count("update deliveries set openid = $2, unionid = null where openid = $1 or unionid = $1").await?;
             found.follower_marks += count("delete from follower_marks where openid = $1 and $2 is not null").await?;
             count("delete from follower_events where openid = $1 and $2 is not null").await?;
+            count("delete from former_openids where (openid = $1 or new_openid = $1) and $2 is not null").await?;
             found.callbacks += count("delete from callbacks where openid = $1 and $2 is not null").await?;
             found.suppressions +=
                 count("delete from suppressions where (openid = $1 or unionid = $1) and $2 is not null").await?;
@@ -103,6 +104,7 @@ impl Ledger {
                      or exists (select 1 from deliveries where openid = $1 or unionid = $1)
                      or exists (select 1 from follower_marks where openid = $1)
                      or exists (select 1 from follower_events where openid = $1)
+                     or exists (select 1 from former_openids where openid = $1 or new_openid = $1)
                      or exists (select 1 from callbacks where openid = $1)
                      or exists (select 1 from suppressions where openid = $1 or unionid = $1)
                      or exists (select 1 from audit where instr(detail, $1) > 0)",

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::error::Doing;
 use super::sql::{Columns, int, read_all, to_json};
@@ -35,10 +35,12 @@ pub struct SnapshotRecord {
     pub fence: i64,
     /// Of a table of followers: the last of [`FollowerEvent`](super::FollowerEvent)s that is in it.
     pub events_to: Option<i64>,
+    /// Of a table of followers: the account's app id when they were walked, where it is known. Their openids are of that one.
+    pub app_id: Option<String>,
 }
 
 const SELECT: &str = "select id, table_name, slice, run_id, stage, as_of, row_count, bytes, parts, columns,
-    source_hash, made_at, fence, events_to from snapshots";
+    source_hash, made_at, fence, events_to, app_id from snapshots";
 
 impl Ledger {
     /// Stages a snapshot that is complete on disk. An earlier staged one of the same run, table and slice becomes
@@ -59,8 +61,8 @@ impl Ledger {
         .doing(DOING)?;
         sqlx::query(
             "insert into snapshots (id, table_name, slice, run_id, stage, as_of, row_count, bytes, parts, columns,
-                 source_hash, made_at, fence, events_to)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+                 source_hash, made_at, fence, events_to, app_id)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         )
         .bind(&record.id)
         .bind(record.table.as_str())
@@ -76,6 +78,7 @@ impl Ledger {
         .bind(to_micros(record.made_at))
         .bind(record.fence)
         .bind(record.events_to)
+        .bind(&record.app_id)
         .execute(&mut *tx)
         .await
         .doing(DOING)?;
@@ -128,36 +131,12 @@ impl Ledger {
     ) -> Result<Vec<(TableName, String)>, LedgerError> {
         const DOING: &str = "publish a run's snapshots";
         let mut tx = self.begin_held(lease, DOING).await?;
-        sqlx::query(
-            "update snapshots set superseded_at = $1
-             where published_at is not null and superseded_at is null and exists (
-                 select 1 from snapshots as staged
-                 where staged.run_id = $2 and staged.published_at is null and staged.superseded_at is null
-                     and staged.table_name = snapshots.table_name and staged.slice = snapshots.slice)",
-        )
-        .bind(to_micros(now))
-        .bind(run_id.as_str())
-        .execute(&mut *tx)
-        .await
-        .doing(DOING)?;
-        let rows = sqlx::query(
-            "update snapshots set published_at = $1
-             where run_id = $2 and published_at is null and superseded_at is null returning table_name, slice",
-        )
-        .bind(to_micros(now))
-        .bind(run_id.as_str())
-        .fetch_all(&mut *tx)
-        .await
-        .doing(DOING)?;
+        let mut changed = move_pointers(&mut tx, run_id, now).await?;
         sqlx::query("update runs set published = true where run_id = $1")
             .bind(run_id.as_str())
             .execute(&mut *tx)
             .await
             .doing(DOING)?;
-        let mut changed = read_all(rows, |row| Ok((TableName::new(row.text("table_name")?), row.text("slice")?)))?;
-        if !changed.is_empty() {
-            meta::grow_snapshots_generation(&mut tx).await?;
-        }
         crash::pass(CrashPoint::BeforePublishCommit);
         tx.commit().await.doing(DOING)?;
         crash::pass(CrashPoint::AfterPublishCommit);
@@ -260,6 +239,41 @@ impl Ledger {
     }
 }
 
+/// Makes what a run has staged current, inside a writing transaction; gives the tables and slices that changed.
+pub(super) async fn move_pointers(
+    tx: &mut SqliteConnection,
+    run_id: &RunId,
+    now: Timestamp,
+) -> Result<Vec<(TableName, String)>, LedgerError> {
+    const DOING: &str = "publish a run's snapshots";
+    sqlx::query(
+        "update snapshots set superseded_at = $1
+         where published_at is not null and superseded_at is null and exists (
+             select 1 from snapshots as staged
+             where staged.run_id = $2 and staged.published_at is null and staged.superseded_at is null
+                 and staged.table_name = snapshots.table_name and staged.slice = snapshots.slice)",
+    )
+    .bind(to_micros(now))
+    .bind(run_id.as_str())
+    .execute(&mut *tx)
+    .await
+    .doing(DOING)?;
+    let rows = sqlx::query(
+        "update snapshots set published_at = $1
+         where run_id = $2 and published_at is null and superseded_at is null returning table_name, slice",
+    )
+    .bind(to_micros(now))
+    .bind(run_id.as_str())
+    .fetch_all(&mut *tx)
+    .await
+    .doing(DOING)?;
+    let changed = read_all(rows, |row| Ok((TableName::new(row.text("table_name")?), row.text("slice")?)))?;
+    if !changed.is_empty() {
+        meta::grow_snapshots_generation(tx).await?;
+    }
+    Ok(changed)
+}
+
 fn read_snapshot(row: &SqliteRow) -> Result<SnapshotRecord, LedgerError> {
     Ok(SnapshotRecord {
         id: row.text("id")?,
@@ -276,6 +290,7 @@ fn read_snapshot(row: &SqliteRow) -> Result<SnapshotRecord, LedgerError> {
         made_at: row.time("made_at")?,
         fence: row.read("fence")?,
         events_to: row.read("events_to")?,
+        app_id: row.optional_text("app_id")?,
     })
 }
 
@@ -301,6 +316,7 @@ mod tests {
             made_at: at(made),
             fence: 1,
             events_to: None,
+            app_id: None,
         }
     }
 

@@ -12,7 +12,7 @@ use crate::clock::{Timestamp, to_micros};
 use crate::domain::{AccountName, OpenId, TemplateId, UnionId};
 
 /// The reason of whoever stands on an account's blacklist.
-const BLACKLISTED: &str = "blacklisted";
+pub(super) const BLACKLISTED: &str = "blacklisted";
 
 /// A person not to send to from now on. One of `unionid` and `openid` must be there.
 #[derive(Debug, Clone, PartialEq)]

@@ -14,6 +14,7 @@ impl Ledger {
             "select path from (
                  select path from walk_pages where walk_id in (select id from walks where not merged)
                  union select path from profile_parts
+                 union select list_path from account_moves where ended_at is null
                  union select set_path from pushes
                  union select messages_path from pushes
                  union select written_path from pushes where written_version = deliveries_version)

@@ -28,7 +28,7 @@ use tracing::Instrument;
 
 pub use self::cancel::CancelOutcome;
 use self::ending::End;
-pub use self::hold::Held;
+pub use self::hold::{Held, Holding};
 use self::keeper::Keeper;
 use self::lookout::Lookout;
 pub(super) use self::params::{params_json, sql_params};

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::clock::Timestamp;
 use crate::config::settings::StageKind;
+use crate::domain::tables::MOVED_OPENIDS;
 use crate::engine::text;
 use crate::exports::{self, ReadOptions};
 use crate::ledger::LedgerError;
@@ -185,6 +186,7 @@ impl Tables {
             .map(|table| format!("select openid, unionid from {table}"))
             .collect();
         pairs.push("select openid, unionid from deliveries".to_owned());
+        pairs.push(format!("select openid, unionid from {MOVED_OPENIDS}"));
         let pairs = pairs.join(" union all ");
         let asked_text = text(asked);
         let sql = format!(

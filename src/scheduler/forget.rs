@@ -20,7 +20,7 @@ use crate::redact::shortened;
 use crate::stage::{Hands, StageError, blocking};
 
 /// Columns beside a unionid that name the same person.
-const OPENID_COLUMNS: [&str; 3] = ["openid", "oa_openid", "mp_openid"];
+const OPENID_COLUMNS: [&str; 4] = ["openid", "oa_openid", "mp_openid", "new_openid"];
 /// Columns that hold whole rows or messages as text.
 const WHOLE_ROWS: [&str; 3] = ["raw", "variables", "body"];
 
@@ -54,6 +54,13 @@ pub async fn forget(conductor: &Conductor, unionid: &UnionId, who: &str) -> Resu
 
 async fn forget_held(conductor: &Conductor, held: &Held, unionid: &UnionId, who: &str) -> Result<Report, RunError> {
     let hands = &conductor.hands;
+    if let Some(own) = hands.ledger.open_moves().await?.first() {
+        return Err(RunError::Usage(format!(
+            "account `{0}` is being moved, and this person may stand on the list of whom to ask for: finish it with `lianbo migrate \
+             {0} --from {1}`, then forget",
+            own.account, own.from_app_id
+        )));
+    }
     let snapshots = hands.ledger.every_snapshot().await?;
     let mut ids = openids(hands, &snapshots, unionid, held.stop()).await?;
     ids.extend(hands.ledger.openids_of(unionid).await?);

@@ -49,6 +49,8 @@ pub struct Faults {
     pub non_follower: NonFollower,
     /// People whom a batch leaves out, though nothing is wrong with them.
     pub left_out_every: u64,
+    /// People of whom `changeopenid` tells no new openid, though they follow.
+    pub unmoved_every: u64,
     /// People whose unionid is told no longer, though they follow.
     pub missing_unionid_every: u64,
     /// People who have another unionid than before; 1: the account was bound to another Open Platform account.
@@ -220,6 +222,7 @@ impl Default for Faults {
             shift_every: 0,
             non_follower: NonFollower::EmptyProfile,
             left_out_every: 0,
+            unmoved_every: 0,
             missing_unionid_every: 0,
             changed_unionid_every: 0,
             broken_json_every: 0,

@@ -51,6 +51,7 @@ pub enum Trait {
     LeftOut,
     MissingUnionid,
     ChangedUnionid,
+    Unmoved,
 }
 
 /// Everybody there is, by index.

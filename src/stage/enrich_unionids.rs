@@ -42,7 +42,7 @@ use self::share::{Known, Shares};
 pub use self::spot::EVERY as SPOT_CHECK_EVERY;
 use super::extract_followers::describe;
 use super::turns::Turn;
-use super::{FailedSlice, StageContext, StageError, StageOutcome, StageReport};
+use super::{FailedSlice, StageContext, StageError, StageOutcome, StageReport, moved};
 use crate::clock::Timestamp;
 use crate::config::settings::EnrichUnionids;
 use crate::domain::tables::table_spec;
@@ -74,6 +74,10 @@ pub async fn run(cx: &StageContext<'_>, plan: &EnrichUnionids) -> Result<StageOu
     let mut rebound = Vec::new();
     let mut shares = Shares::of(cx, plan).await?;
     for account in &plan.accounts {
+        if let Some(failed) = moved::failed(cx, account).await? {
+            report.failed_slices.push(failed);
+            continue;
+        }
         let budget = shares.next(&cx.calls, known(cx, account).await?);
         match one_account(cx, plan, account, budget).await {
             Ok(done) => {

@@ -17,7 +17,7 @@ use serde_json::json;
 
 pub use self::forecast::followers_now;
 use super::turns::Turn;
-use super::{FailedSlice, StageContext, StageError, StageOutcome, StageReport};
+use super::{FailedSlice, StageContext, StageError, StageOutcome, StageReport, moved};
 use crate::clock::Timestamp;
 use crate::config::settings::ExtractFollowers;
 use crate::domain::AccountName;
@@ -37,6 +37,10 @@ pub async fn run(cx: &StageContext<'_>, plan: &ExtractFollowers) -> Result<Stage
     let mut waiting: Option<(Option<Timestamp>, String)> = None;
     let mut walks = Vec::new();
     for account in &plan.accounts {
+        if let Some(failed) = moved::failed(cx, account).await? {
+            report.failed_slices.push(failed);
+            continue;
+        }
         match one_account(cx, plan, account).await {
             Ok(Extracted::Reused) => {}
             Ok(Extracted::Made { walk, snapshots, rows, active, forgotten }) => {

@@ -16,10 +16,10 @@ use sha2::{Digest, Sha256};
 
 use self::filter::Filter;
 pub use self::forecast::{Forecast, forecast};
-use super::{Hands, NewSnapshot, StageContext, StageError, StageOutcome, StageReport, blocking, live, sql};
+use super::{Hands, NewSnapshot, StageContext, StageError, StageOutcome, StageReport, blocking, live, moved, sql};
 use crate::config::settings::{MaterializeRecipients, StageKind};
-use crate::domain::TableName;
-use crate::domain::tables::table_spec;
+use crate::domain::tables::{MOVED_OPENIDS, table_spec};
+use crate::domain::{AccountName, TableName};
 use crate::engine::{Param, Params, TableSource};
 use crate::lake::{Lake, LakeError};
 
@@ -29,6 +29,7 @@ use crate::lake::{Lake, LakeError};
 ///
 /// [`StageError::Sql`] for the SELECT, [`StageError::Rule`] for data that is too old or a set of people who follow nobody.
 pub async fn run(cx: &StageContext<'_>, plan: &MaterializeRecipients) -> Result<StageOutcome, StageError> {
+    moved::refuse(cx, &plan.account).await?;
     let sources = sql::sources(cx, &plan.sql.text).await?;
     check_staleness(cx, plan, &sources)?;
     blacklist::pull(cx, &plan.account).await?;
@@ -108,6 +109,7 @@ async fn filter(
         } else {
             None
         },
+        moved: moved_source(cx, &plan.account),
         templates: templates_sent(cx),
         only: test_openids(cx)?,
         is_ordered: sql::is_ordered(cx, &plan.sql.text).await?,
@@ -116,6 +118,13 @@ async fn filter(
         params: parameters(cx, plan),
         user_params: cx.params.clone(),
     })
+}
+
+/// What openids have become whose account was moved: whom a message went to before is the same person now.
+fn moved_source(cx: &StageContext<'_>, account: &AccountName) -> Option<TableSource> {
+    let columns = table_spec(MOVED_OPENIDS).expect("moved_openids is declared").sql_columns();
+    cx.visible.slice(MOVED_OPENIDS, account.as_str())?;
+    Some(cx.visible.bare_slice(&cx.hands.lake, (MOVED_OPENIDS, account.as_str()), "_moved", columns))
 }
 
 /// Each set is a slice of its own of `recipients` and `left_out`: no set ever replaces another.

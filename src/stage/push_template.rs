@@ -39,7 +39,7 @@ use self::patience::{Next, Patience};
 pub use self::preview::preview;
 use self::stand::{set_state, wait};
 use self::stops::{End, SaidBy, Stops};
-use super::{StageContext, StageError, StageOutcome, StageReport};
+use super::{StageContext, StageError, StageOutcome, StageReport, moved};
 use crate::calendar;
 use crate::clock::Timestamp;
 use crate::config::settings::PushTemplate;
@@ -116,6 +116,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &PushTemplate) -> Result<StageOutc
     if push.ended_at.is_some() {
         return finish(cx, &push).await;
     }
+    moved::refuse(cx, &plan.account).await?;
     let is_service = plan.priority == crate::config::settings::Priority::Service;
     cx.hands.ledger.set_priority(cx.lease, push.key, is_service).await?;
     let push = messages::prepare(cx, plan, push).await?;

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use self::events::Events;
 use crate::clock::Timestamp;
-use crate::domain::TableName;
 use crate::domain::tables::{FOLLOWER_TAGS, MEMBERSHIPS, table_spec};
+use crate::domain::{AccountName, TableName};
 use crate::engine::TableSource;
 use crate::lake::Lake;
 use crate::ledger::SnapshotRecord;
@@ -59,6 +59,12 @@ impl Visible {
 
     pub fn rows(&self, table: &str) -> u64 {
         self.slices(table).map(|snapshot| snapshot.rows).sum()
+    }
+
+    /// The app id that an account's openids are of, where a walk of it said so.
+    pub fn app_id_of(&self, account: &AccountName) -> Option<&str> {
+        let of_account = self.all().filter(|snapshot| snapshot.slice == account.as_str());
+        of_account.filter_map(|snapshot| snapshot.app_id.as_deref()).next()
     }
 
     /// The oldest `as_of` among the slices of `tables`; `None` when none of them has a snapshot.

@@ -21,8 +21,9 @@ use super::retry::{Patience, Waiting};
 use super::token::{Held, Tokens};
 use super::transport::{Transport, host_of};
 use super::wire::{
-    Answer, BatchAnswer, BlockedAnswer, BlockedMessage, FollowerAnswer, FollowerPage, Profile, ProfileAnswer,
-    QuotaAnswer, QuotaFigure, SendAnswer, Template, TemplatesAnswer, decode, lacking, named_field,
+    Answer, BatchAnswer, BlockedAnswer, BlockedMessage, FollowerAnswer, FollowerPage, MovedAnswer, MovedOpenid,
+    Profile, ProfileAnswer, QuotaAnswer, QuotaFigure, SendAnswer, Template, TemplatesAnswer, decode, lacking,
+    named_field,
 };
 use super::{TokenKind, WeChatSettings};
 use crate::clock::Clock;
@@ -183,6 +184,16 @@ impl WeChat {
         let body = Some(asked.to_string().into_bytes());
         let read = Read { endpoint: Endpoint::Blacklist, query: &[], body };
         Ok(self.read::<FollowerAnswer>(&read).await?.into_page(after))
+    }
+
+    /// What openids of an account that was moved into this one have become: of at most 100, in any order, and each with its
+    /// own outcome. Whoever is missing was not answered for.
+    pub async fn moved_openids(&self, from_app_id: &str, openids: &[OpenId]) -> Result<Vec<MovedOpenid>, WeChatError> {
+        let openids: Vec<&str> = openids.iter().map(OpenId::as_str).collect();
+        let asked = serde_json::json!({ "from_appid": from_app_id, "openid_list": openids });
+        let body = Some(asked.to_string().into_bytes());
+        let read = Read { endpoint: Endpoint::ChangeOpenid, query: &[], body };
+        Ok(self.read::<MovedAnswer>(&read).await?.into_moved())
     }
 
     /// What WeChat says of the day of one call.

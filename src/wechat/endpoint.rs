@@ -13,6 +13,8 @@ pub enum Endpoint {
     BlockedMessages,
     /// Followers whom the account keeps out.
     Blacklist,
+    /// New openids of an account that was moved into this one.
+    ChangeOpenid,
     Token,
     StableToken,
     /// A token centre of the house instead of WeChat.
@@ -20,7 +22,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::UserGet,
         Self::UserInfo,
         Self::UserInfoBatchget,
@@ -29,6 +31,7 @@ impl Endpoint {
         Self::QuotaGet,
         Self::BlockedMessages,
         Self::Blacklist,
+        Self::ChangeOpenid,
         Self::Token,
         Self::StableToken,
         Self::TokenCentre,
@@ -45,6 +48,7 @@ impl Endpoint {
             Self::QuotaGet => "openapi/quota/get",
             Self::BlockedMessages => "wxa/sec/queryblocktmplmsg",
             Self::Blacklist => "tags/members/getblacklist",
+            Self::ChangeOpenid => "changeopenid",
             Self::Token => "token",
             Self::StableToken => "stable_token",
             Self::TokenCentre => "token_centre",
@@ -79,6 +83,7 @@ impl Endpoint {
             | Self::QuotaGet
             | Self::BlockedMessages
             | Self::Blacklist
+            | Self::ChangeOpenid
             | Self::TokenCentre => None,
         }
     }

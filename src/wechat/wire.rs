@@ -5,6 +5,7 @@
 //! fails, and no field but an id is ever required. Not here: asking again, and guards over several answers (`batch`).
 
 mod loose;
+mod moves;
 mod quick;
 mod reviews;
 
@@ -18,6 +19,8 @@ use super::transport::Reply;
 use crate::domain::{OpenId, TemplateId, Texts, UnionId};
 use crate::redact;
 use loose::{Ids, List, LooseNumber, TrimmedId, number, text};
+pub(super) use moves::MovedAnswer;
+pub use moves::MovedOpenid;
 pub(super) use reviews::BlockedAnswer;
 pub use reviews::BlockedMessage;
 
@@ -46,7 +49,7 @@ macro_rules! answers {
         }
     )*};
 }
-answers!(ProfileAnswer, TemplatesAnswer, QuotaAnswer, TokenAnswer, SendAnswer, BlockedAnswer);
+answers!(ProfileAnswer, TemplatesAnswer, QuotaAnswer, TokenAnswer, SendAnswer, BlockedAnswer, MovedAnswer);
 
 /// Reads an answer: an error exactly when an errcode is there and not 0.
 pub(super) fn decode<T: Answer>(endpoint: Endpoint, reply: &Reply) -> Result<T, WeChatError> {

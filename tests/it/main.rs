@@ -23,6 +23,7 @@ mod identities;
 mod kills;
 mod later_nights;
 mod many_nights;
+mod migrate;
 mod mistakes;
 mod night;
 mod odd_platform;

@@ -13,6 +13,7 @@ N-th call, or the N-th part of the people or messages by draw; 0 is never. All b
   details      invalid_in_batch (whole_batch | short_answer | shift)  non_follower (empty_profile | bare | with_unionid)
                broken_json_every  shift_every  control_characters_every  leading_space_every  sparse_every
                left_out_every (of a batch, without cause)  missing_unionid_every (told no longer)
+               unmoved_every (changeopenid tells no new openid)
                changed_unionid_every (1: the account was bound to another Open Platform account)
   connections  idle_ends_after_milliseconds N  idle_end (close | reset | next_call)
   send         duplicate_answer (same_msgid | new_msgid | refused)  dedupe_window_seconds (600)  sixty_second_rule (40241)

@@ -203,6 +203,7 @@ async fn comings_and_goings_become_marks_unless_a_walk_is_younger() {
         made_at: at(100),
         fence: 0,
         events_to: Some(0),
+        app_id: None,
     };
     house.ledger.record_snapshot(&house.lease, &snapshot).await.unwrap();
     house.ledger.publish(&house.lease, &run.run_id, at(101)).await.unwrap();

@@ -75,6 +75,13 @@ impl Conductor {
                 run.run_id, push.pipeline
             )));
         }
+        let moved = ledger.latest_move(&push.account).await?;
+        if moved.is_some_and(|own| own.ended_at.is_none_or(|at| at > push.frozen_at)) {
+            return Err(RunError::Usage(format!(
+                "account `{}` was moved after push {}/{} was made: whom it did not reach has another openid now; send to a new set",
+                push.account, push.run_id, push.stage
+            )));
+        }
         let old = ledger.run(&push.run_id).await?;
         let old = old.ok_or_else(|| RunError::Usage(format!("run {} is gone", push.run_id)))?;
         let run_id = self.new_run_id(now);
@@ -218,6 +225,7 @@ impl Set<'_> {
             made_at: now,
             fence: lease.fence,
             events_to: None,
+            app_id: None,
         }
     }
 

@@ -207,10 +207,12 @@ pub fn change_openid(call: &Call<'_>, reply: &mut Reply) -> Result<(), Refusal> 
     }
     let people = &call.world.people;
     let crowd = call.world.crowd();
+    let unmoved_every = call.faults.unmoved_every;
+    let is_moved = |index: &u64| crowd.follows(*index) && !people.one_in(*index, Trait::Unmoved, unmoved_every);
     let results: Vec<serde_json::Value> = request
         .openid_list
         .iter()
-        .map(|old| match people.by_openid_of(&request.from_appid, old).filter(|index| crowd.follows(*index)) {
+        .map(|old| match people.by_openid_of(&request.from_appid, old).filter(is_moved) {
             Some(index) => {
                 serde_json::json!({ "ori_openid": old, "new_openid": people.openid(index), "err_msg": "ok" })
             }

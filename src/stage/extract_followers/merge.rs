@@ -211,7 +211,11 @@ fn adopt(
 
 /// The records of snapshots that have every event up to `events_to` in them.
 fn recorded(cx: &StageContext<'_>, made: [NewSnapshot; 2], events_to: i64) -> Vec<SnapshotRecord> {
-    made.map(|made| SnapshotRecord { events_to: Some(events_to), ..made.record(cx) }).into()
+    made.map(|made| {
+        let app_id = cx.hands.account(&AccountName::new(&made.slice)).app_id.clone();
+        SnapshotRecord { events_to: Some(events_to), app_id: Some(app_id), ..made.record(cx) }
+    })
+    .into()
 }
 
 /// What was told since the snapshot before, as the walk takes it in.

@@ -24,6 +24,8 @@ pub struct Filter {
     pub forgotten: Option<(TableSource, String)>,
     /// `_deliveries`, where a cap or `not_again` looks back.
     pub deliveries: Option<TableSource>,
+    /// `_moved`: what the account's openids of before have become, where it was ever moved.
+    pub moved: Option<TableSource>,
     pub templates: Vec<String>,
     /// In a test run, the only people who may be in the set.
     pub only: Option<Vec<String>>,
@@ -126,7 +128,7 @@ impl Filter {
     fn add_tables(&self, session: &Session) -> Result<(), StageError> {
         let tables = [&self.profiles, &self.marks, &self.suppressions].into_iter();
         let forgotten = self.forgotten.as_ref().map(|(table, _)| table);
-        for table in tables.chain(&self.followers).chain(&self.deliveries).chain(forgotten) {
+        for table in tables.chain(&self.followers).chain(&self.deliveries).chain(&self.moved).chain(forgotten) {
             session.add_table(table)?;
         }
         Ok(())
@@ -181,6 +183,7 @@ impl Filter {
             (self.plan.not_again.is_some(), AGAIN, "not_again"),
         ] {
             if is_asked && looks_back {
+                let people = people.replace("{deliveries}", if self.moved.is_some() { OF_NOW } else { "_deliveries" });
                 joins.push(format!(
                     "left join ({people}) as {name} on {name}.person = coalesce({unionid}, given._openid)"
                 ));
@@ -323,16 +326,27 @@ fn pairs(rows: &crate::domain::Rows) -> Vec<(String, u64)> {
 }
 
 const CAPPED: &str = "
-select coalesce(unionid, openid) as person from _deliveries
+select coalesce(unionid, openid) as person from {deliveries}
 where state in ('sent', 'held', 'unconfirmed') and not is_test and coalesce(sent_at, $_now) > $_cap_since
   and (delivered is null or delivered = 'success')
 group by coalesce(unionid, openid) having count(*) >= $_cap";
 
 const AGAIN: &str = "
-select coalesce(unionid, openid) as person from _deliveries
+select coalesce(unionid, openid) as person from {deliveries}
 where pipeline = $_pipeline and run_id <> $_run_id and state in ('sent', 'held', 'unconfirmed') and not is_test
   and coalesce(sent_at, $_now) > $_not_again_since
 group by coalesce(unionid, openid)";
+
+/// The deliveries, those without a unionid under the openid of now: they say to whom they went, which is the openid of then.
+const OF_NOW: &str = "(
+    select _deliveries.* replace (
+        case when _deliveries.unionid is null then coalesce(moved.new_openid, _deliveries.openid) else _deliveries.openid end
+            as openid)
+    from _deliveries
+    left join (
+        select openid, max(new_openid) as new_openid from _moved where new_openid is not null group by openid
+    ) as moved on moved.openid = _deliveries.openid
+)";
 
 const SUPPRESSED: &str = "
     select openid, unionid, max(case when template_id is null then 1 else 0 end) as wholly
