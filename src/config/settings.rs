@@ -508,3 +508,5 @@ pub const FOLLOWERS: &str = "followers";
 pub const PROFILES: &str = "profiles";
 /// The default table of `join_identities`.
 pub const IDENTITIES: &str = "identities";
+    /// Texts that a spreadsheet would take for formulas are left as they are.
+    pub is_raw: bool,

@@ -30,6 +30,7 @@ mod odd_sends;
 mod often_killed;
 mod planned;
 mod push;
+mod reading;
 mod scarce;
 mod serve;
 mod servers;
