@@ -13,6 +13,7 @@ mod control;
 mod crashes;
 mod databases;
 mod details;
+mod docs;
 mod exports;
 mod followers;
 mod guards;
