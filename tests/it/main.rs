@@ -31,6 +31,7 @@ mod odd_sends;
 mod often_killed;
 mod planned;
 mod push;
+mod readers;
 mod reading;
 mod scarce;
 mod serve;
