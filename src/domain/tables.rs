@@ -492,4 +492,19 @@ pub const TABLES: &[TableSpec] = &[
             column("error", Text, "why it failed"),
         ],
     },
+    TableSpec {
+        name: "check_results",
+        row: "a check of a stage in a run, each time it was made",
+        is_live: true,
+        columns: &[
+            column("checked_at", Timestamp, "when, UTC"),
+            RUN_ID,
+            PIPELINE,
+            STAGE,
+            column("table_name", Text, "table that the stage makes"),
+            column("check_name", Text, "the check as its key and what it is about, such as not_null openid"),
+            column("outcome", Text, "passed; broken: warned, failed (the stage failed), accepted (by --accept-drop)"),
+            column("found", Text, "what breaks it; NULL when it passed"),
+        ],
+    },
 ];

@@ -20,6 +20,7 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (10, include_str!("migrations/0010_tallies_and_alerts.sql")),
     (15, include_str!("migrations/0015_follower_events.sql")),
     (18, include_str!("migrations/0018_repeats_and_calls.sql")),
+    (20, include_str!("migrations/0020_check_results.sql")),
 ];
 
 /// The version that this program makes.
