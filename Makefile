@@ -19,7 +19,7 @@ else \
 fi
 endef
 
-.PHONY: help demo test build release lint bench
+.PHONY: help demo test build release lint bench docs
 
 help:
 	@echo "make demo      the whole story against the built-in WeChat simulator"
@@ -28,6 +28,7 @@ help:
 	@echo "make release   the program with DuckDB inside: $(CARGO_TARGET_DIR)/release/lianbo"
 	@echo "make lint      formatting and clippy, warnings are errors"
 	@echo "make bench     benchmarks"
+	@echo "make docs      what of docs/ is generated: the tables, and the results in the notebooks"
 
 demo:
 	$(call cargo,run,-- demo)
@@ -48,3 +49,7 @@ lint:
 
 bench:
 	$(call cargo,bench,)
+
+docs: export LIANBO_WRITE_DOCS = 1
+docs:
+	$(call cargo,test,--test it docs::)

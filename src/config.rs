@@ -21,7 +21,7 @@ pub use environment::Environment;
 pub use problems::{Problem, Problems, nearest};
 pub use resolve::{Draft, Loaded, load};
 pub use shipped::workspace_files;
-pub use units::{cron, read_duration, read_rate};
+pub use units::{cron, read_duration, read_rate, read_size};
 pub use workspace::{CONFIG_FILE, NoWorkspace, WORKSPACE_VARIABLE, find_workspace};
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod canary;
 mod columns;
 mod database;
+mod day;
 mod delivery;
 mod finish;
 mod ids;
@@ -18,6 +19,7 @@ mod texts;
 pub use canary::{CanaryCounts, CanaryVerdict};
 pub use columns::{ColumnType, Rows, Values};
 pub use database::{DatabaseAddress, DatabaseKind, LineSecurity, NoAddress};
+pub use day::end_of_day;
 pub use delivery::{Counts, DeliveryEvent, DeliveryState, Unlawful, may_repeat, once_more_at};
 pub use finish::{Candidate, Delivered, FINISH_WINDOW, Finish, Finished, finish};
 pub use ids::{AccountName, MiniProgramName, OpenId, PipelineName, RunId, StageName, TableName, TemplateId, UnionId};

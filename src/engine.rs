@@ -37,6 +37,8 @@ pub struct Engine {
     pub(crate) memory_limit: String,
     pub(crate) threads: usize,
     pub(crate) spill: PathBuf,
+    /// In bytes; left out, what DuckDB takes of the disk.
+    pub(crate) most_spilled: Option<u64>,
     macros: Arc<Macros>,
     facts: Arc<Mutex<HashMap<String, SqlFacts>>>,
 }
@@ -48,6 +50,7 @@ impl Engine {
             memory_limit: memory_limit.into(),
             threads,
             spill: spill.into(),
+            most_spilled: None,
             macros: Arc::new(LazyLock::new(Box::new(move || local_time_macros(timezone)))),
             facts: Arc::default(),
         }
@@ -73,6 +76,11 @@ impl Engine {
     pub fn within(&self, bytes: u64, most_threads: usize) -> Self {
         let threads = if self.threads == 0 { most_threads } else { self.threads.min(most_threads) };
         Self { memory_limit: format!("{}KB", bytes / 1_000), threads, ..self.clone() }
+    }
+
+    /// The same engine with another memory limit, as DuckDB reads it, and at most so many bytes on the disk past it.
+    pub fn with_limits(&self, memory: impl Into<String>, spilled_bytes: u64) -> Self {
+        Self { memory_limit: memory.into(), most_spilled: Some(spilled_bytes), ..self.clone() }
     }
 
     /// The same engine with one thread: for reading in order beside other work.
@@ -103,6 +111,9 @@ pub enum EngineError {
         /// Byte offset in the SQL, where DuckDB says it.
         offset: Option<usize>,
     },
+    /// It needs more memory than the session has, or more room to spill into.
+    #[error("{message}")]
+    Memory { message: String },
     #[error("cannot write {path}")]
     Write {
         path: PathBuf,
@@ -129,6 +140,10 @@ impl EngineError {
             return Self::Outside { what: what.to_owned(), offset };
         }
         let message = text.split("\n\nLINE ").next().unwrap_or(&text).trim().replace('\n', " ");
+        // DuckDB's C interface has no codes: what kind of error it is begins its text.
+        if message.starts_with("Out of Memory Error") {
+            return Self::Memory { message };
+        }
         Self::Sql { message, offset }
     }
 }

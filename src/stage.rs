@@ -14,10 +14,10 @@ pub mod materialize_recipients;
 pub mod measure_coverage;
 pub mod moved;
 pub mod news;
+pub mod outputs;
 pub mod publish;
 pub mod push_template;
 pub mod query;
-mod sheet;
 pub mod sql;
 pub mod tables;
 pub mod turns;
@@ -291,13 +291,27 @@ pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&Session) -> Result<T, StageError> + Send + 'static,
 ) -> Result<T, StageError> {
     let engine = engine.clone();
+    watched(stop, move || Ok(engine.session()?), move |session| (work(&session), Some(session))).await
+}
+
+/// How often a session that was told to stop is told again: an order between two statements is lost.
+const TOLD_AGAIN: Duration = Duration::from_millis(50);
+
+/// Runs `work` on the session that `open` gives, as [`blocking`] does. What `work` leaves of the session is dropped when the
+/// caller has its result.
+async fn watched<T: Send + 'static>(
+    stop: &CancellationToken,
+    open: impl FnOnce() -> Result<Session, StageError> + Send + 'static,
+    work: impl FnOnce(Session) -> (Result<T, StageError>, Option<Session>) + Send + 'static,
+) -> Result<T, StageError> {
     let (send_handle, handle) = tokio::sync::oneshot::channel();
     let (send_result, result) = tokio::sync::oneshot::channel();
     let task = tokio::task::spawn_blocking(move || {
-        let session = engine.session()?;
+        let session = open()?;
         // Nobody listens any more when the caller was dropped: then the work simply ends.
         let _ = send_handle.send(session.interrupt_handle());
-        let _ = send_result.send(work(&session));
+        let (done, _left) = work(session);
+        let _ = send_result.send(done);
         Ok(())
     });
     let handle = handle.await.ok();
@@ -308,16 +322,17 @@ pub async fn blocking<T: Send + 'static>(
             Err(_) => Err(task.await?.err().unwrap_or(StageError::Interrupted)),
         }
     });
+    let Some(handle) = handle else { return result.await };
     tokio::select! {
-        done = &mut result => done,
-        () = stop.cancelled() => {
-            if let Some(handle) = handle {
-                handle.interrupt();
-            }
-            match result.await {
-                Ok(done) => Ok(done),
-                Err(_) => Err(StageError::Interrupted),
-            }
+        done = &mut result => return done,
+        () = stop.cancelled() => {}
+    }
+    loop {
+        handle.interrupt();
+        match tokio::time::timeout(TOLD_AGAIN, &mut result).await {
+            Ok(Err(StageError::Blocking(_))) => return Err(StageError::Interrupted),
+            Ok(done) => return done,
+            Err(_) => {}
         }
     }
 }

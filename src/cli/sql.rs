@@ -1,24 +1,30 @@
-//! `lianbo sql "SELECT …"`: a read-only question over the tables as they stand, also while a run goes on.
+//! `lianbo sql "SELECT …"`: a read-only question over the tables as they stand, or stood at the end of a day, also while a run
+//! goes on.
 //!
-//! The rows stream from the engine through one of the [`shapes`] to stdout or a file; the file appears under its name only
-//! when it is whole.
+//! The rows stream from the engine to stdout or a file; the file appears under its name only when it is whole.
 
 mod shapes;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use chrono::NaiveDate;
 use clap::ValueEnum;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use self::shapes::{Csv, Json, Plain};
+use self::shapes::{Json, Plain};
 use super::context::{Context, stop_on_signals};
 use super::exit::{Exit, Failure};
 use super::table::grouped;
+use crate::config::settings::PublishFormat;
+use crate::config::{read_duration, read_size};
 use crate::domain::Rows;
-use crate::stage::query::{self, QueryError, RowSink};
+use crate::engine;
+use crate::stage::outputs::{Csv, RowSink};
+use crate::stage::query::{self, Limits, QueryError, Question};
 use crate::stage::{Hands, StageError};
 
 #[derive(Debug, clap::Args)]
@@ -32,19 +38,66 @@ pub struct Args {
     /// Write to FILE instead of stdout
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Tables as they stood at the end of that day in the workspace's time zone; $today is that day
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    at: Option<NaiveDate>,
+    /// In csv and xlsx leave texts as they are that a spreadsheet would take for formulas
+    #[arg(long)]
+    raw: bool,
+    /// An answer that takes longer is an error; "none" for no limit
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
+    timeout: Limit<Duration>,
+    /// An answer of more rows is an error, never a part of it; "none" for no limit
+    #[arg(long, value_name = "N", default_value = "10000000", value_parser = rows)]
+    max_rows: Limit<u64>,
+    /// Memory for it, such as 2GB, and ten times as much on the disk; left out: `memory_limit` of [engine]
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    memory: Option<(String, u64)>,
+}
+
+/// A limit, or none.
+#[derive(Debug, Clone, Copy)]
+struct Limit<T>(Option<T>);
+
+fn time(text: &str) -> Result<Limit<Duration>, String> {
+    match text {
+        "none" => Ok(Limit(None)),
+        _ => match read_duration(text)? {
+            Duration::ZERO => Err("no answer takes no time; write \"none\" for no limit".to_owned()),
+            time => Ok(Limit(Some(time))),
+        },
+    }
+}
+
+fn rows(text: &str) -> Result<Limit<u64>, String> {
+    match (text, text.parse()) {
+        ("none", _) => Ok(Limit(None)),
+        (_, Ok(rows)) if rows > 0 => Ok(Limit(Some(rows))),
+        _ => Err("write a whole number of rows from 1 on, or \"none\" for no limit".to_owned()),
+    }
+}
+
+/// DuckDB does not start with less.
+const LEAST_MEMORY: u64 = 16_000_000;
+
+fn memory(text: &str) -> Result<(String, u64), String> {
+    match read_size(text)? {
+        bytes if bytes < LEAST_MEMORY => Err("write 16MB or more".to_owned()),
+        bytes => Ok((text.to_owned(), bytes)),
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Format {
     Table,
-    /// With a header; times as YYYY-MM-DD HH:MM:SS in UTC, NULL empty
+    /// With a header; times as YYYY-MM-DD HH:MM:SS in UTC, NULL empty, no text a formula
     Csv,
     /// {"columns": […], "rows": [{…}]}; times in UTC RFC 3339, 64-bit ids as text
     Json,
     /// With the SELECT's own types; needs -o
     Parquet,
-    /// One sheet; ids of 64 bits as text; needs -o
+    /// One sheet; dates as dates, times in UTC, numbers of more than 15 digits as text; needs -o
     Xlsx,
 }
 
@@ -76,12 +129,16 @@ struct Written<'a> {
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let format = format(context, &args)?;
+    // The engine's library takes its time to open, and so does the ledger.
+    tokio::task::spawn_blocking(engine::make_ready);
     let app = context.app_to_ask().await?;
     let (hands, stop) = (app.hands(), stop_on_signals());
-    let question = Question { sql: &args.sql, format, stop: &stop };
+    let limits = Limits { time: args.timeout.0, rows: args.max_rows.0, memory: args.memory.clone() };
+    let question = Question { sql: args.sql.clone(), at: args.at, limits };
+    let answer = Answer { question, format, is_raw: args.raw, stop: &stop };
     let done = match &args.output {
-        None => question.to(hands, Box::new(io::stdout())).await,
-        Some(path) => question.to_file(hands, path, &context.clock.random_id(6)).await,
+        None => answer.to(hands, Box::new(io::stdout())).await,
+        Some(path) => answer.to_file(hands, path, &context.clock.random_id(6)).await,
     };
     hands.ledger.close().await;
     let rows = match done {
@@ -131,22 +188,23 @@ fn may_be_written(path: &Path) -> Result<(), Failure> {
     }
 }
 
-struct Question<'a> {
-    sql: &'a str,
+struct Answer<'a> {
+    question: Question,
     format: Format,
+    is_raw: bool,
     stop: &'a CancellationToken,
 }
 
-impl Question<'_> {
+impl Answer<'_> {
     /// Streams the rows in the chosen format, which is one of those that are written row by row.
     async fn to(&self, hands: &Hands, out: Box<dyn Write + Send>) -> Result<u64, QueryError> {
         let out = BufWriter::with_capacity(1 << 16, out);
         let sink: Box<dyn RowSink> = match self.format {
-            Format::Csv => Box::new(Csv::new(out)),
+            Format::Csv => Box::new(Csv::new(out, self.is_raw)),
             Format::Json => Box::new(Json::new(out)),
             Format::Table | Format::Parquet | Format::Xlsx => Box::new(Plain::new(out)),
         };
-        query::stream(hands, self.sql, self.stop, Shape(sink)).await
+        query::stream(hands, &self.question, self.stop, Shape(sink)).await
     }
 
     /// The file appears under its name when it is whole and on disk; before, and after an error, what was there stays.
@@ -170,17 +228,23 @@ impl Question<'_> {
 
     async fn write(&self, hands: &Hands, aside: &Path, path: &Path) -> Result<u64, QueryError> {
         let failed = |source| QueryError::Write { path: path.to_owned(), source };
-        match self.format {
-            Format::Parquet => Ok(query::parquet(hands, self.sql, self.stop, aside).await?.rows),
-            Format::Xlsx => query::xlsx(hands, self.sql, self.stop, aside).await,
-            Format::Table | Format::Csv | Format::Json => {
+        let file_format = match self.format {
+            Format::Parquet => PublishFormat::Parquet,
+            Format::Csv => PublishFormat::Csv,
+            Format::Xlsx => PublishFormat::Xlsx,
+            Format::Table | Format::Json => {
                 let file = File::create(aside).map_err(failed)?;
                 let durable = file.try_clone().map_err(failed)?;
                 let rows = self.to(hands, Box::new(file)).await?;
                 durable.sync_all().map_err(failed)?;
-                Ok(rows)
+                return Ok(rows);
             }
-        }
+        };
+        let written = query::write(hands, &self.question, self.stop, (aside, file_format, self.is_raw)).await;
+        written.map_err(|error| match error {
+            QueryError::Write { source, .. } => failed(source),
+            other => other,
+        })
     }
 }
 
@@ -188,7 +252,7 @@ impl Question<'_> {
 struct Shape(Box<dyn RowSink>);
 
 impl RowSink for Shape {
-    fn begin(&mut self, columns: &[String]) -> io::Result<()> {
+    fn begin(&mut self, columns: &[(String, String)]) -> io::Result<()> {
         self.0.begin(columns)
     }
 

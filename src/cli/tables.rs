@@ -105,5 +105,5 @@ fn describe(table: &Description) -> String {
         .columns
         .iter()
         .map(|column| vec![column.name.clone(), column.column_type.to_lowercase(), column.meaning.clone()]);
-    format!("{title}\n{}", plain(&["column", "type", "meaning"], rows))
+    format!("{title}\n{}", plain(&["column", "type", "meaning and unit"], rows))
 }

@@ -334,6 +334,13 @@ impl<'a> Field<'a> {
         matches!(self.value.get_ref(), DeValue::Table(_))
     }
 
+    /// A table, or a list of tables.
+    pub fn sections(&self, title: &str) -> Option<Vec<Section<'a>>> {
+        let DeValue::Array(items) = self.value.get_ref() else { return Some(vec![self.section(title)?]) };
+        let one = |value: &'a Spanned<DeValue<'a>>| Field { value, ..self.clone() }.section(title);
+        items.iter().map(one).collect()
+    }
+
     pub fn section(&self, title: impl Into<String>) -> Option<Section<'a>> {
         let DeValue::Table(table) = self.value.get_ref() else {
             self.refuse_type("a table");

@@ -215,7 +215,45 @@ pub struct Checks {
     pub max_drop: Option<f64>,
     /// A SELECT that must return no row, over the stage's own table and all others.
     pub sql: Option<SqlText>,
+    /// Each with a severity of its own.
+    pub rules: Vec<Rule>,
     pub severity: Severity,
+}
+
+/// A check in the manner of dbt.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// As it is told: its key and what it is about.
+    pub name: String,
+    /// The column it is about.
+    pub column: Option<NamedColumn>,
+    pub kind: RuleKind,
+    pub severity: Severity,
+}
+
+#[derive(Debug, Clone)]
+pub enum RuleKind {
+    /// A SELECT of what breaks the rule.
+    NoRow(SqlText),
+    /// The share of the rows of the last snapshot that may have come or gone, 0 to 1.
+    Change(f64),
+}
+
+impl Rule {
+    /// The SELECT that must return no row, where it is one.
+    pub fn select(&self) -> Option<&SqlText> {
+        match &self.kind {
+            RuleKind::NoRow(sql) => Some(sql),
+            RuleKind::Change(_) => None,
+        }
+    }
+}
+
+impl Checks {
+    /// Every SELECT that must return no row.
+    pub fn selects(&self) -> impl Iterator<Item = &SqlText> {
+        self.sql.iter().chain(self.rules.iter().filter_map(Rule::select))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -493,6 +531,8 @@ pub struct Publish {
     /// Absolute.
     pub to: PathBuf,
     pub format: PublishFormat,
+    /// Texts that a spreadsheet would take for formulas are left as they are.
+    pub is_raw: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -99,6 +99,15 @@ pub fn read_rate(text: &str) -> Result<f64, String> {
     rate(text).map_err(|unread| format!("{}; {}", unread.message, unread.hint))
 }
 
+/// A size as somebody typed it, in bytes.
+///
+/// # Errors
+///
+/// What is wrong with it and what would be accepted, as one sentence.
+pub fn read_size(text: &str) -> Result<u64, String> {
+    size(text).map_err(|unread| format!("{}; {}", unread.message, unread.hint))
+}
+
 /// `4GB`, `200MB`, `2GiB`, in bytes.
 pub(super) fn size(text: &str) -> Result<u64, Unread> {
     let wrong =

@@ -1,6 +1,9 @@
-//! The tables an analyst may rely on: their columns, types, meanings and units, declared once. Checking SQL, writing parts
-//! and `tables --describe` all read this.
+//! The tables an analyst may rely on: their columns, types, meanings and units, declared once. Checking SQL, writing parts,
+//! `tables --describe` and the generated documentation all read this.
 
+mod markdown;
+
+pub use self::markdown::markdown;
 use super::ColumnType::{self, Boolean, Date, Float, Integer, Text, Timestamp};
 
 /// A column with what it means.
@@ -54,6 +57,18 @@ const AS_OF: ColumnSpec = column("as_of", Timestamp, "the oldest of the data it 
 const SNAPSHOTS: ColumnSpec =
     column("snapshots", Text, "what it was measured on: table/slice@snapshot, as `lianbo tables --json` names them");
 const SEQ: ColumnSpec = column("seq", Integer, "number in the set, from 1");
+
+/// The columns that every table of a mini program's users has; the others are the export's.
+pub const USERS: [ColumnSpec; 4] = [
+    MINIPROGRAM,
+    column("openid", Text, "person towards the mini program"),
+    UNIONID,
+    column(
+        "updated_at",
+        Timestamp,
+        "when the mini program last changed the row, UTC; NULL when it says nothing or no time; the latest row of an openid holds",
+    ),
+];
 
 /// Since when and until when each person followed: read off followers and their changes, never written.
 pub const MEMBERSHIPS: &str = "memberships";
@@ -301,7 +316,7 @@ pub const TABLES: &[TableSpec] = &[
             MINIPROGRAM,
             column("side", Text, "follower or user"),
             column("reason", Text, "matched, or why not; conflict: shares a unionid with who is matched"),
-            column("people", Integer, "people"),
+            column("people", Integer, "number of people"),
             AS_OF,
             RUN_ID,
             SNAPSHOTS,
@@ -480,9 +495,9 @@ pub const TABLES: &[TableSpec] = &[
             column("reason", Text, "why it waits, failed or was halted"),
             column("waiting_until", Timestamp, "when it goes on, UTC"),
             column("scheduled_for", Timestamp, "the scheduled time it answers to, UTC; NULL: by hand"),
-            column("started_at", Timestamp, "UTC"),
-            column("ended_at", Timestamp, "UTC"),
-            column("seconds", Float, "from start to end"),
+            column("started_at", Timestamp, "when it began, UTC"),
+            column("ended_at", Timestamp, "when it was over, UTC; NULL until then"),
+            column("seconds", Float, "seconds from start to end"),
         ],
     },
     TableSpec {
@@ -498,10 +513,25 @@ pub const TABLES: &[TableSpec] = &[
             column("status", Text, "pending, running, waiting, halted, failed, partial, succeeded, skipped"),
             column("rows_in", Integer, "rows read"),
             column("rows_out", Integer, "rows made"),
-            column("seconds", Float, "spent in it"),
+            column("seconds", Float, "seconds spent in it"),
             column("api_calls", Text, "calls per endpoint, a JSON object"),
             column("detail", Text, "more, a JSON object"),
             column("error", Text, "why it failed"),
+        ],
+    },
+    TableSpec {
+        name: "check_results",
+        row: "a check of a stage in a run, each time it was made",
+        is_live: true,
+        columns: &[
+            column("checked_at", Timestamp, "when, UTC"),
+            RUN_ID,
+            PIPELINE,
+            STAGE,
+            column("table_name", Text, "table that the stage makes"),
+            column("check_name", Text, "the check as its key and what it is about, such as not_null openid"),
+            column("outcome", Text, "passed; broken: warned, failed (the stage failed), accepted (by --accept-drop)"),
+            column("found", Text, "what breaks it; NULL when it passed"),
         ],
     },
 ];

@@ -25,6 +25,8 @@ pub struct SqlFacts {
     pub parameters: Vec<String>,
     /// It ends in ORDER BY.
     pub is_ordered: bool,
+    /// The first table function that does more than making rows.
+    beyond: Option<Reference>,
 }
 
 impl Session {
@@ -32,7 +34,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`EngineError::Sql`] with the place for a syntax error, for no statement, for several, and for anything but a SELECT.
+    /// [`EngineError::Sql`] with the place for a syntax error, for no statement, for several, and for anything but a SELECT;
+    /// [`EngineError::Outside`] for a table function that reaches beyond tables.
     pub fn inspect(&self, sql: &str) -> Result<SqlFacts, EngineError> {
         let tree: String = self
             .connection
@@ -81,6 +84,9 @@ impl SqlFacts {
         }
         let mut facts = Self::default();
         collect(&tree["statements"][0], &mut Vec::new(), &mut facts);
+        if let Some(beyond) = facts.beyond {
+            return Err(EngineError::Outside { what: format!("{}()", beyond.name), offset: Some(beyond.offset) });
+        }
         let modifiers = tree["statements"][0]["node"]["modifiers"].as_array();
         facts.is_ordered = modifiers.is_some_and(|all| all.iter().any(|one| one["type"] == "ORDER_MODIFIER"));
         Ok(facts)
@@ -113,6 +119,12 @@ fn note(node: &Value, ctes: &[String], facts: &mut SqlFacts) {
         }
         return;
     }
+    if node["type"] == "TABLE_FUNCTION" && facts.beyond.is_none() {
+        let name = node["function"]["function_name"].as_str().unwrap_or_default().to_lowercase();
+        if !MAKES_ROWS.contains(&name.as_str()) && !READS_FILES.contains(&name.as_str()) {
+            facts.beyond = Some(Reference { name, offset });
+        }
+    }
     match node["class"].as_str() {
         Some("FUNCTION") => {
             let name = node["function_name"].as_str().unwrap_or_default().to_lowercase();
@@ -138,6 +150,51 @@ fn note(node: &Value, ctes: &[String], facts: &mut SqlFacts) {
     }
 }
 
+/// Table functions that make rows out of their arguments, or tell of the tables of their session. Others set something
+/// (`enable_logging` opens files, whatever a session is confined to) or run text as SQL that nobody looked at.
+const MAKES_ROWS: [&str; 19] = [
+    "range",
+    "generate_series",
+    "unnest",
+    "repeat",
+    "repeat_row",
+    "json_each",
+    "json_tree",
+    "histogram",
+    "histogram_values",
+    "duckdb_columns",
+    "duckdb_functions",
+    "duckdb_keywords",
+    "duckdb_schemas",
+    "duckdb_tables",
+    "duckdb_types",
+    "duckdb_views",
+    "pragma_table_info",
+    "pragma_version",
+    "test_all_types",
+];
+/// A confined session keeps these from every file but the parts of its tables, and says which file it was.
+const READS_FILES: [&str; 19] = [
+    "glob",
+    "parquet_bloom_probe",
+    "parquet_file_metadata",
+    "parquet_full_metadata",
+    "parquet_kv_metadata",
+    "parquet_metadata",
+    "parquet_scan",
+    "parquet_schema",
+    "read_blob",
+    "read_csv",
+    "read_csv_auto",
+    "read_json",
+    "read_json_auto",
+    "read_json_objects",
+    "read_ndjson",
+    "read_ndjson_auto",
+    "read_parquet",
+    "read_text",
+    "sniff_csv",
+];
 const CLOCK_FUNCTIONS: [&str; 9] = [
     "now",
     "today",
@@ -196,5 +253,25 @@ mod tests {
         assert!(facts[3].as_ref().unwrap().is_ordered && !facts[0].as_ref().unwrap().is_ordered);
         assert!([1, 2, 4].iter().all(|at| facts[*at].is_err()));
         assert!(session.inspect_all(&[]).is_empty());
+    }
+
+    #[test]
+    fn table_functions_that_do_more_than_making_rows_are_refused_wherever_they_stand() {
+        let session = Engine::new("100MB", 1, "spill", chrono_tz::UTC).session().unwrap();
+        for sql in [
+            "select * from enable_logging(storage = 'file', storage_path = '/tmp/leak')",
+            "select 1 where exists (from enable_profiling())",
+            "with a as (select * from query('select 1')) select * from a",
+            "select * from json_execute_serialized_sql('{}')",
+            "select * from query_table('followers')",
+            "select * from force_checkpoint()",
+            "select * from duckdb_secrets()",
+        ] {
+            let error = session.inspect(sql).unwrap_err().to_string();
+            assert!(error.contains("SQL reads tables alone"), "{sql}: {error}");
+        }
+        for sql in ["select * from range(3)", "select unnest([1, 2])", "from information_schema.tables"] {
+            session.inspect(sql).unwrap();
+        }
     }
 }

@@ -21,9 +21,23 @@ impl Session {
         &self,
         sql: &str,
         params: &Params,
-        mut sink: impl FnMut(Rows) -> Result<bool, E>,
+        sink: impl FnMut(Rows) -> Result<bool, E>,
     ) -> Result<(), E> {
         let columns = self.bind(sql, params)?;
+        self.stream_bound((sql, &columns), params, sink)
+    }
+
+    /// The same where the columns that `sql` gives are known: binding it opens every part of its tables once more.
+    ///
+    /// # Errors
+    ///
+    /// As [`stream`](Self::stream).
+    pub fn stream_bound<E: From<EngineError>>(
+        &self,
+        (sql, columns): (&str, &[(String, String)]),
+        params: &Params,
+        mut sink: impl FnMut(Rows) -> Result<bool, E>,
+    ) -> Result<(), E> {
         // By place, not by name: two columns of a SELECT may have one name.
         let inner: Vec<String> = (1..=columns.len()).map(|place| format!("_{place}")).collect();
         let casts: Vec<String> = columns
@@ -37,11 +51,11 @@ impl Session {
         let select = sql.trim_end().trim_end_matches(';');
         let wrapped = format!("select {} from (\n{select}\n) as _rows({})", casts.join(", "), inner.join(", "));
         let in_sql = |error: &duckdb::Error| EngineError::in_sql(error, sql, 1);
-        let values = self.parameter_values(&wrapped, sql, params)?;
         let mut statement = self.connection.prepare(&wrapped).map_err(|error| in_sql(&error))?;
+        let values = parameter_values(&statement, sql, params)?;
         drop(statement.stream_arrow(duckdb::params_from_iter(values)).map_err(|error| in_sql(&error))?);
         while let Some(batch) = statement.step().map_err(|error| in_sql(&error))? {
-            if !sink(rows_of(&batch, &columns)?)? {
+            if !sink(rows_of(&batch, columns)?)? {
                 return Ok(());
             }
         }
@@ -70,22 +84,20 @@ impl Session {
             }
         }
     }
+}
 
-    fn parameter_values(
-        &self,
-        statement: &str,
-        sql: &str,
-        params: &Params,
-    ) -> Result<Vec<duckdb::types::Value>, EngineError> {
-        let prepared = self.connection.prepare(statement).map_err(|error| EngineError::in_sql(&error, sql, 1))?;
-        (1..=prepared.parameter_count())
-            .map(|index| {
-                let name = prepared.parameter_name(index).map_err(|error| EngineError::in_sql(&error, sql, 1))?;
-                let param = params.get(&name).ok_or(EngineError::UnknownParameter { name })?;
-                Ok(param.value())
-            })
-            .collect()
-    }
+fn parameter_values(
+    statement: &duckdb::Statement<'_>,
+    sql: &str,
+    params: &Params,
+) -> Result<Vec<duckdb::types::Value>, EngineError> {
+    (1..=statement.parameter_count())
+        .map(|index| {
+            let name = statement.parameter_name(index).map_err(|error| EngineError::in_sql(&error, sql, 1))?;
+            let param = params.get(&name).ok_or(EngineError::UnknownParameter { name })?;
+            Ok(param.value())
+        })
+        .collect()
 }
 
 /// What a DuckDB type is cast to on the way out; `None`: it is read as it is.

@@ -110,6 +110,9 @@ impl Engine {
             .and_then(|config| config.max_memory(&self.memory_limit))
             .and_then(|config| config.with("temp_directory", self.spill.to_string_lossy()))
             .map_err(open)?;
+        if let Some(bytes) = self.most_spilled {
+            config = config.with("max_temp_directory_size", format!("{}KB", bytes.div_ceil(1_000))).map_err(open)?;
+        }
         if self.threads > 0 {
             config = config.threads(i64::try_from(self.threads).unwrap_or(i64::MAX)).map_err(open)?;
         }
@@ -186,14 +189,30 @@ impl Session {
     ///
     /// [`EngineError::Sql`], [`EngineError::Write`], [`EngineError::UnknownParameter`].
     pub fn copy(&self, sql: &str, params: &Params, target: &Path) -> Result<Written, EngineError> {
+        self.copy_at_most(sql, params, (target, None))
+    }
+
+    /// The same for the first rows alone, where there are more of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`copy`](Self::copy).
+    pub fn copy_at_most(
+        &self,
+        sql: &str,
+        params: &Params,
+        (target, most_rows): (&Path, Option<u64>),
+    ) -> Result<Written, EngineError> {
         let unfinished = unfinished(target);
         let write_error = |source| EngineError::Write { path: target.to_owned(), source };
         if let Some(folder) = target.parent() {
             std::fs::create_dir_all(folder).map_err(write_error)?;
         }
         let select = sql.trim_end().trim_end_matches(';');
+        let (before, after) =
+            most_rows.map_or_else(Default::default, |most| ("select * from (", format!(") limit {most}")));
         let copy = format!(
-            "copy (\n{select}\n) to {} (format parquet, compression zstd, compression_level 1, row_group_size 65536, \
+            "copy ({before}\n{select}\n{after}) to {} (format parquet, compression zstd, compression_level 1, row_group_size 65536, \
              use_tmp_file false)",
             text(&unfinished.to_string_lossy())
         );
@@ -205,16 +224,6 @@ impl Session {
         std::fs::rename(&unfinished, target).map_err(write_error)?;
         crash::pass(CrashPoint::AfterCopyRename);
         Ok(Written { rows, bytes })
-    }
-
-    /// Copies rows to a file in another format (`format csv, header`, …), as one statement.
-    ///
-    /// # Errors
-    ///
-    /// [`EngineError::Sql`].
-    pub fn copy_as(&self, sql: &str, target: &Path, options: &str) -> Result<u64, EngineError> {
-        let copy = format!("copy (\n{sql}\n) to {} ({options})", text(&target.to_string_lossy()));
-        self.changed_rows(&copy, sql, &Params::new())
     }
 
     /// Runs one statement with parameters and gives the number of rows it wrote.

@@ -16,6 +16,8 @@ pub struct CatalogTable {
     pub name: String,
     /// What its view reads, with absolute paths.
     pub select: String,
+    /// Absolute paths of the Parquet files whose rows together are the view's; none where the view does more than reading.
+    pub files: Vec<PathBuf>,
 }
 
 /// A catalog on its way, beside the one that is read.
@@ -49,7 +51,8 @@ impl CatalogWriter {
         // All in one transaction: each of its own would wait for the disk.
         let script = format!(
             "attach {} as catalog (storage_version 'v1.0.0'); use catalog; begin;\n{macros}\
-             create table catalog_info(key varchar, value varchar);\n",
+             create table catalog_info(key varchar, value varchar);\n\
+             create table catalog_files(table_name varchar, path varchar);\n",
             text(&writer.aside.to_string_lossy())
         );
         connection.execute_batch(&script).map_err(|error| writer.refused(&error))?;
@@ -68,6 +71,15 @@ impl CatalogWriter {
         let mut script = String::new();
         for (key, value) in notes {
             script.push_str(&format!("insert into catalog_info values ({}, {});\n", text(key), text(value)));
+        }
+        let files = |table: &CatalogTable| {
+            let rows =
+                table.files.iter().map(|file| format!("({}, {})", text(&table.name), text(&file.to_string_lossy())));
+            rows.collect::<Vec<_>>()
+        };
+        let files: Vec<String> = tables.iter().flat_map(files).collect();
+        if !files.is_empty() {
+            script.push_str(&format!("insert into catalog_files values {};\n", files.join(", ")));
         }
         for table in tables {
             script.push_str(&format!("create view {} as {};\n", quoted(&table.name), table.select));

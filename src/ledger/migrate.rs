@@ -21,6 +21,7 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (15, include_str!("migrations/0015_follower_events.sql")),
     (18, include_str!("migrations/0018_repeats_and_calls.sql")),
     (19, include_str!("migrations/0019_moved_accounts.sql")),
+    (20, include_str!("migrations/0020_check_results.sql")),
 ];
 
 /// The version that this program makes.

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::error::Doing;
 use super::sql::{Columns, int, read_all, to_json};
-use super::{Lease, Ledger, LedgerError, meta};
+use super::{Lease, Ledger, LedgerError, kept, meta};
 use crate::clock::{Timestamp, to_micros};
 use crate::crash::{self, CrashPoint};
 use crate::domain::{RunId, StageName, TableName};
@@ -39,7 +39,7 @@ pub struct SnapshotRecord {
     pub app_id: Option<String>,
 }
 
-const SELECT: &str = "select id, table_name, slice, run_id, stage, as_of, row_count, bytes, parts, columns,
+pub(super) const SELECT: &str = "select id, table_name, slice, run_id, stage, as_of, row_count, bytes, parts, columns,
     source_hash, made_at, fence, events_to, app_id from snapshots";
 
 impl Ledger {
@@ -206,6 +206,7 @@ impl Ledger {
         const DOING: &str = "forget snapshots";
         let mut tx = self.begin(DOING).await?;
         let mut forgotten = 0;
+        kept::note_dropped(&mut tx, ids).await?;
         for id in ids {
             let done = sqlx::query(
                 "delete from snapshots where id = $1 and (published_at is null or superseded_at is not null)",
@@ -274,7 +275,7 @@ pub(super) async fn move_pointers(
     Ok(changed)
 }
 
-fn read_snapshot(row: &SqliteRow) -> Result<SnapshotRecord, LedgerError> {
+pub(super) fn read_snapshot(row: &SqliteRow) -> Result<SnapshotRecord, LedgerError> {
     Ok(SnapshotRecord {
         id: row.text("id")?,
         table: TableName::new(row.text("table_name")?),
@@ -375,5 +376,29 @@ mod tests {
         assert_eq!(ids(ledger.current(&followers).await.unwrap()), ["night-4"]);
         assert_eq!(ids(ledger.snapshot_history(&followers, "main", 5).await.unwrap()), ["night-4"]);
         assert_eq!(ledger.known_parts().await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_past_moment_has_what_was_current_then_and_what_was_dropped_is_known() {
+        let house = House::new().await;
+        let ledger = &house.ledger;
+        let run = house.run("nightly-1").await.run_id;
+        for night in 1..=3 {
+            let record = snapshot(&format!("night-{night}"), "followers", &run, night * 10);
+            ledger.record_snapshot(&house.lease, &record).await.unwrap();
+            ledger.publish(&house.lease, &run, at(night * 10 + 1)).await.unwrap();
+        }
+        let then = async |seconds| ids(ledger.snapshots_at(at(seconds)).await.unwrap());
+        assert_eq!((then(11).await, then(12).await), (vec![], vec!["night-1".to_owned()]));
+        assert_eq!((then(21).await, then(22).await), (vec!["night-1".to_owned()], vec!["night-2".to_owned()]));
+        assert_eq!(then(1_000).await, ["night-3"]);
+        assert!(ledger.dropped_until().await.unwrap().is_empty());
+        ledger.forget_snapshots(&["night-2".to_owned(), "night-3".to_owned()]).await.unwrap();
+        ledger.forget_snapshots(&["night-1".to_owned()]).await.unwrap();
+        let dropped = ledger.dropped_until().await.unwrap();
+        assert_eq!(dropped.len(), 1);
+        assert_eq!((dropped[0].table.as_str(), &*dropped[0].slice, dropped[0].until), ("followers", "main", at(31)));
+        let kept = ledger.kept_snapshots().await.unwrap();
+        assert_eq!(kept.iter().map(|own| own.published_at).collect::<Vec<_>>(), [at(31)]);
     }
 }

@@ -22,6 +22,7 @@ pub enum LiveTable {
     Audit,
     Runs,
     RunStages,
+    CheckResults,
     Fires,
     Callbacks,
 }
@@ -143,6 +144,17 @@ const RUN_STAGES: &[Column] = &[
     ("error", Text),
 ];
 
+const CHECK_RESULTS: &[Column] = &[
+    ("checked_at", Timestamp),
+    ("run_id", Text),
+    ("pipeline", Text),
+    ("stage", Text),
+    ("table_name", Text),
+    ("check_name", Text),
+    ("outcome", Text),
+    ("found", Text),
+];
+
 const FIRES: &[Column] = &[
     ("pipeline", Text),
     ("scheduled_for", Timestamp),
@@ -166,7 +178,7 @@ const CALLBACKS: &[Column] = &[
 ];
 
 impl LiveTable {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Pushes,
         Self::Deliveries,
         Self::Suppressions,
@@ -174,6 +186,7 @@ impl LiveTable {
         Self::Audit,
         Self::Runs,
         Self::RunStages,
+        Self::CheckResults,
         Self::Fires,
         Self::Callbacks,
     ];
@@ -188,6 +201,7 @@ impl LiveTable {
             Self::Audit => "audit",
             Self::Runs => "runs",
             Self::RunStages => "run_stages",
+            Self::CheckResults => "check_results",
             Self::Fires => "fires",
             Self::Callbacks => "callbacks",
         }
@@ -203,6 +217,7 @@ impl LiveTable {
             Self::Audit => AUDIT,
             Self::Runs => RUNS,
             Self::RunStages => RUN_STAGES,
+            Self::CheckResults => CHECK_RESULTS,
             Self::Fires => FIRES,
             Self::Callbacks => CALLBACKS,
         }
@@ -242,6 +257,11 @@ impl LiveTable {
                 "*, stage as name, (select pipeline from runs where runs.run_id = run_stages.run_id) as pipeline,
                      id as cursor_1, 0 as cursor_2
                  from run_stages where id > $1 order by id limit $3"
+            }
+            Self::CheckResults => {
+                "*, (select pipeline from runs where runs.run_id = check_results.run_id) as pipeline,
+                     id as cursor_1, 0 as cursor_2
+                 from check_results where id > $1 order by id limit $3"
             }
             Self::Fires => "*, id as cursor_1, 0 as cursor_2 from fires where id > $1 order by id limit $3",
             Self::Callbacks => "*, id as cursor_1, 0 as cursor_2 from callbacks where id > $1 order by id limit $3",
@@ -313,7 +333,10 @@ fn days(row: &SqliteRow, name: &'static str) -> Result<Option<i32>, LedgerError>
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use super::super::{AuditEntry, Begin, FireOutcome, NewCallback, NewSuppression, QuotaCharge, StageRecord};
+    use super::super::{
+        AuditEntry, Begin, CheckOutcome, CheckResult, FireOutcome, NewCallback, NewSuppression, QuotaCharge,
+        StageRecord,
+    };
     use super::*;
     use crate::domain::{
         AccountName, DeliveryState, PipelineName, QuotaDay, RunId, StageName, StageStatus, TableName, UnionId,
@@ -344,6 +367,9 @@ mod tests {
             error: None,
         };
         house.ledger.record_stage(&house.lease, &stage).await.unwrap();
+        let of = (&stage.run_id, &stage.stage, stage.table.as_ref());
+        let result = CheckResult { check: "not_null openid".into(), outcome: CheckOutcome::Passed, found: None };
+        house.ledger.record_checks(&house.lease, of, &[result], at(0)).await.unwrap();
         let nightly = PipelineName::new("nightly");
         house.ledger.claim_fire(&nightly, at(0), at(0)).await.unwrap();
         house.ledger.settle_fire(&nightly, at(0), &FireOutcome::Run(push.run_id)).await.unwrap();

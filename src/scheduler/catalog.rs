@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use crate::domain::tables::TABLES;
+use crate::engine::TableSource;
 use crate::lake::LakeError;
 use crate::lake::catalog::{CatalogTable, CatalogWriter};
 use crate::stage::live::{self, Ending};
@@ -78,8 +79,12 @@ async fn write(hands: &Hands, ending: Option<&Ending<'_>>, begun: Begun) -> Resu
     for name in visible.names().filter(|name| !TABLES.iter().any(|spec| spec.name == name.as_str())) {
         tables.extend(visible.source(&hands.lake, name.as_str()));
     }
-    let tables: Vec<CatalogTable> =
-        tables.into_iter().map(|source| CatalogTable { select: source.select(), name: source.name }).collect();
+    let in_catalog = |source: TableSource| CatalogTable {
+        select: source.select(),
+        files: if source.sql.is_none() { source.parts } else { Vec::new() },
+        name: source.name,
+    };
+    let tables: Vec<CatalogTable> = tables.into_iter().map(in_catalog).collect();
     let root = hands.settings.root.to_string_lossy().into_owned();
     let notes = [
         ("generation".to_owned(), generation.to_string()),

@@ -23,7 +23,7 @@ use self::shelf::Shelf;
 use self::sql::Reading;
 use super::order;
 use crate::config::settings::{
-    JoinIdentities, MeasureCoverage, ParamValue, Pipeline, Settings, SqlStage, SqlText, Stage, StageKind,
+    JoinIdentities, MeasureCoverage, ParamValue, Pipeline, Rule, Settings, SqlStage, SqlText, Stage, StageKind,
 };
 use crate::config::{Problems, nearest};
 use crate::domain::{PipelineName, StageName, TableName};
@@ -214,11 +214,24 @@ impl<'a> Checker<'a> {
         let Some(checks) = &stage.checks else { return };
         if let Some(columns) = stage.table.as_ref().and_then(|table| self.shelf.columns(table.as_str())) {
             let named = checks.not_null.iter().map(|column| ("not_null", column));
-            for (check, column) in named.chain(checks.unique.iter().map(|column| ("unique", column))) {
+            let of_rules = checks.rules.iter().filter_map(|rule| Some((rule.name.as_str(), rule.column.as_ref()?)));
+            for (check, column) in named.chain(checks.unique.iter().map(|column| ("unique", column))).chain(of_rules) {
+                let check = check.split(' ').next().unwrap_or_default();
                 if !has_column(columns, &column.name) {
                     let message = format!("`{check}` names `{}`, which `{}` has no column of", column.name, stage.name);
                     self.problems.at(&column.place, message).hint(column_hint(&column.name, columns));
                 }
+            }
+        }
+        let lacks = |rule: &&Rule| {
+            let columns = stage.table.as_ref().and_then(|table| self.shelf.columns(table.as_str()));
+            columns.zip(rule.column.as_ref()).is_some_and(|(columns, own)| !has_column(columns, &own.name))
+        };
+        // A rule whose column is missing was told of already, at the column.
+        let told: Vec<&str> = checks.rules.iter().filter(lacks).map(|rule| rule.name.as_str()).collect();
+        for rule in checks.rules.iter().filter(|rule| !told.contains(&rule.name.as_str())) {
+            if let Some(sql) = rule.select() {
+                self.judge(&self.reading(pipeline, sql));
             }
         }
         if let Some(sql) = &checks.sql {

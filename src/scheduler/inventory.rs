@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::clock::Timestamp;
 use crate::config::settings::{Settings, StageKind};
-use crate::domain::tables::{TableSpec, table_spec};
+use crate::domain::tables::{TableSpec, USERS, table_spec};
 use crate::ledger::{Ledger, LedgerError, SnapshotRecord};
 use crate::stage::query::known_tables;
 use crate::stage::tables::Visible;
@@ -165,8 +165,7 @@ fn description(settings: &Settings, visible: &Visible, name: String) -> Descript
         }
     }
     if columns.is_empty() && is_users {
-        let standard = USERS.iter().map(|(column, column_type, _)| ((*column).to_owned(), (*column_type).to_owned()));
-        columns.extend(standard);
+        columns.extend(USERS.iter().map(|column| (column.name.to_owned(), column.column_type.sql().to_owned())));
     }
     let columns = columns.into_iter().map(|(column, column_type)| ColumnView {
         meaning: meaning(&name, &column, is_users),
@@ -176,22 +175,10 @@ fn description(settings: &Settings, visible: &Visible, name: String) -> Descript
     Description { row: row_of(settings, &name), columns: columns.collect(), table: name }
 }
 
-/// The columns that every table of users has.
-const USERS: [(&str, &str, &str); 4] = [
-    ("miniprogram", "VARCHAR", "mini program, as the configuration names it"),
-    ("openid", "VARCHAR", "person towards the mini program"),
-    ("unionid", "VARCHAR", "person towards the Open Platform account; NULL when unknown"),
-    (
-        "updated_at",
-        "TIMESTAMP",
-        "when the mini program last changed the row, UTC; NULL when it says nothing or no time; the latest row of an openid holds",
-    ),
-];
-
 fn meaning(table: &str, column: &str, is_users: bool) -> String {
     let declared = table_spec(table).and_then(|spec| spec.columns.iter().find(|own| own.name == column));
-    let of_users = || USERS.iter().find(|(own, _, _)| is_users && *own == column).map(|(_, _, meaning)| *meaning);
-    declared.map(|own| own.meaning).or_else(of_users).unwrap_or_default().to_owned()
+    let of_users = || USERS.iter().find(|own| is_users && own.name == column);
+    declared.or_else(of_users).map(|own| own.meaning).unwrap_or_default().to_owned()
 }
 
 /// All names, for suggestions.

@@ -190,7 +190,7 @@ pub fn sql_of(stage: &Stage) -> Vec<&SqlText> {
         StageKind::MaterializeRecipients(plan) => Some(&plan.sql),
         _ => None,
     };
-    own.into_iter().chain(stage.checks.as_ref().and_then(|Checks { sql, .. }| sql.as_ref())).collect()
+    own.into_iter().chain(stage.checks.iter().flat_map(Checks::selects)).collect()
 }
 
 #[cfg(test)]

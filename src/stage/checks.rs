@@ -3,26 +3,29 @@
 mod drop;
 
 use self::drop::Compared;
+use super::outputs::cell;
 use super::{StageContext, StageError, blocking, live, load_users};
-use crate::config::settings::{Checks, Severity, StageKind};
-use crate::domain::Values;
+use crate::config::settings::{Checks, RuleKind, Severity, StageKind};
+use crate::domain::{Rows, Values};
 use crate::engine::{Params, Session, TableSource, quoted};
 use crate::ledger::SnapshotRecord;
+use crate::redact::shortened;
 
-/// What a failed check says.
+/// What a check came to.
 #[derive(Debug, Clone)]
-pub struct Broken {
+pub struct Verdict {
     pub check: String,
-    pub found: String,
     pub severity: Severity,
+    /// What breaks it; nothing where it holds.
+    pub found: Option<String>,
 }
 
-/// Runs the stage's checks on `made` (laid over what the run sees) and gives those that are broken.
+/// Runs the stage's checks on `made` (laid over what the run sees) and gives what each came to.
 ///
 /// # Errors
 ///
 /// [`StageError`] when a check cannot be run at all.
-pub async fn run(cx: &StageContext<'_>, checks: &Checks, made: &[SnapshotRecord]) -> Result<Vec<Broken>, StageError> {
+pub async fn run(cx: &StageContext<'_>, checks: &Checks, made: &[SnapshotRecord]) -> Result<Vec<Verdict>, StageError> {
     let Some(table) = cx.stage.table.as_ref() else { return Ok(Vec::new()) };
     let before = cx.visible.clone();
     let mut after = before.clone();
@@ -31,9 +34,9 @@ pub async fn run(cx: &StageContext<'_>, checks: &Checks, made: &[SnapshotRecord]
     let Some(source) = after.source(lake, table.as_str()) else { return Ok(Vec::new()) };
     // Whoever left since by an event is part of the drop.
     let previous = before.bare_source(lake, table.as_str()).filter(|source| !source.parts.is_empty());
-    let mut others = Vec::new();
-    if let Some(sql) = &checks.sql {
-        others = sql_sources(cx, &after, &sql.text).await?;
+    let mut others: Vec<TableSource> = Vec::new();
+    for sql in checks.selects() {
+        others.extend(sql_sources(cx, &after, &sql.text, &others).await?);
     }
     let job = Job {
         checks: checks.clone(),
@@ -52,7 +55,7 @@ pub const EMPTIED: &str = "not_emptied";
 
 /// An export without a row where there were people before: a header alone is what a broken export leaves behind. Whoever
 /// says with `max_drop` how much may go has said it.
-pub fn emptied(cx: &StageContext<'_>, made: &[SnapshotRecord]) -> Option<Broken> {
+pub fn emptied(cx: &StageContext<'_>, made: &[SnapshotRecord]) -> Option<Verdict> {
     let StageKind::LoadUsers(plan) = &cx.stage.kind else { return None };
     let table = cx.stage.table.as_ref()?;
     let now = made.iter().find(|snapshot| snapshot.table == *table)?;
@@ -67,20 +70,27 @@ pub fn emptied(cx: &StageContext<'_>, made: &[SnapshotRecord]) -> Option<Broken>
         load_users::shown_source(&cx.hands.settings.root, plan),
         cx.run.pipeline
     );
-    Some(Broken { check: EMPTIED.to_owned(), found, severity: Severity::Fail })
+    Some(Verdict { check: EMPTIED.to_owned(), found: Some(found), severity: Severity::Fail })
+}
+
+/// Whether `--accept-drop` lets a check pass that is broken.
+pub fn may_be_accepted(check: &str) -> bool {
+    check == EMPTIED || ["max_drop", "row_count_change"].iter().any(|kind| check.starts_with(kind))
 }
 
 const PREVIOUS: &str = "_table_before";
 
+/// The tables that `sql` reads and that are not among those before.
 async fn sql_sources(
     cx: &StageContext<'_>,
     after: &super::tables::Visible,
     sql: &str,
+    before: &[TableSource],
 ) -> Result<Vec<TableSource>, StageError> {
     let text = sql.to_owned();
     let facts = blocking(&cx.hands.engine, cx.stop, move |session| Ok(session.inspect(&text)?)).await?;
     let mut sources = Vec::new();
-    for table in facts.tables {
+    for table in facts.tables.into_iter().filter(|table| !before.iter().any(|own| own.name == table.name)) {
         if live::is_live(&table.name) {
             sources.push(live::export(cx.hands, &table.name).await?);
         } else if let Some(source) = after.source(&cx.hands.lake, &table.name) {
@@ -101,19 +111,18 @@ struct Job {
 }
 
 impl Job {
-    fn run(&self, session: &Session) -> Result<Vec<Broken>, StageError> {
+    fn run(&self, session: &Session) -> Result<Vec<Verdict>, StageError> {
         session.add_table(&self.source)?;
         for other in self.others.iter().chain(&self.previous) {
             session.add_table(other)?;
         }
         session.confine(&[])?;
-        let mut broken = Vec::new();
+        let mut verdicts = Vec::new();
         let name = quoted(&self.source.name);
         for column in self.checks.not_null.iter().map(|column| &column.name) {
             let nulls = self.count(session, &format!("{name} where {} is null", quoted(column)))?;
-            if nulls > 0 {
-                broken.push(self.broken(format!("not_null {column}"), format!("{nulls} rows are NULL")));
-            }
+            let found = (nulls > 0).then(|| format!("{nulls} rows are NULL"));
+            verdicts.push(self.verdict(format!("not_null {column}"), found));
         }
         for column in self.checks.unique.iter().map(|column| &column.name) {
             let column_name = quoted(column);
@@ -121,34 +130,73 @@ impl Job {
                 session,
                 &format!("(select {column_name} from {name} where {column_name} is not null group by {column_name} having count(*) > 1)"),
             )?;
-            if twice > 0 {
-                broken.push(self.broken(format!("unique {column}"), format!("{twice} values stand more than once")));
-            }
+            let found = (twice > 0).then(|| format!("{twice} values stand more than once"));
+            verdicts.push(self.verdict(format!("unique {column}"), found));
         }
         if let Some(least) = self.checks.min_rows {
             let rows = self.count(session, &format!("{name}{}", self.compared.counted()))?;
-            if rows < least {
-                broken.push(self.broken(format!("min_rows {least}"), format!("{rows} rows")));
-            }
+            verdicts.push(self.verdict(format!("min_rows {least}"), (rows < least).then(|| format!("{rows} rows"))));
         }
-        broken.extend(self.check_drop(session)?);
+        verdicts.extend(self.check_drop(session)?);
+        for rule in &self.checks.rules {
+            let found = match &rule.kind {
+                // Words that are to be of a list are no ids, and what they are is what somebody has to know.
+                RuleKind::NoRow(sql) if rule.name.starts_with("accepted_values ") => {
+                    self.no_row(session, &sql.text, str::to_owned)?
+                }
+                RuleKind::NoRow(sql) => self.no_row(session, &sql.text, shortened)?,
+                RuleKind::Change(most) => self.change(session, *most)?,
+            };
+            verdicts.push(Verdict { check: rule.name.clone(), severity: rule.severity, found });
+        }
         if let Some(sql) = &self.checks.sql {
-            let rows = session.query(&sql.text, &self.params)?;
-            if !rows.is_empty() {
-                broken.push(
-                    self.broken("sql".to_owned(), format!("it returned {} rows, first: {}", rows.len(), first(&rows))),
-                );
-            }
+            let found = self.no_row(session, &sql.text, shortened)?;
+            verdicts.push(self.verdict("sql".to_owned(), found));
         }
-        Ok(broken)
+        Ok(verdicts)
+    }
+
+    /// What a SELECT returned that is to return no row.
+    fn no_row(&self, session: &Session, sql: &str, show: fn(&str) -> String) -> Result<Option<String>, StageError> {
+        let (mut number, mut shown) = (0, None);
+        session.stream::<StageError>(sql, &self.params, |rows| {
+            if shown.is_none() && !rows.is_empty() {
+                shown = Some(first(&rows, show));
+            }
+            number += rows.len();
+            Ok(true)
+        })?;
+        Ok(shown.map(|shown| format!("it returned {number} rows, first: {shown}")))
+    }
+
+    /// How the number of rows changed against the last snapshot, where that is by more than a share of it.
+    fn change(&self, session: &Session, most: f64) -> Result<Option<String>, StageError> {
+        if self.previous.is_none() {
+            return Ok(None);
+        }
+        let counted = self.compared.counted();
+        let before = self.count(session, &format!("{}{counted}", quoted(PREVIOUS)))?;
+        let now = self.count(session, &format!("{}{counted}", quoted(&self.source.name)))?;
+        #[expect(clippy::cast_precision_loss, reason = "a share of rows needs no last digit")]
+        let share = if before == 0 { 0.0 } else { now.abs_diff(before) as f64 / before as f64 };
+        let percent = |share: f64| (share * 1_000.0).round() / 10.0;
+        let word = if now > before { "more" } else { "fewer" };
+        Ok((share > most).then(|| {
+            format!(
+                "{now} rows after {before}, {} % {word}; at most {} % may come or go",
+                percent(share),
+                percent(most)
+            )
+        }))
     }
 
     /// One text for all slices that lost too much: whoever accepts it accepts what it names.
-    fn check_drop(&self, session: &Session) -> Result<Option<Broken>, StageError> {
+    fn check_drop(&self, session: &Session) -> Result<Option<Verdict>, StageError> {
         let (Some(max_drop), Some(_)) = (self.checks.max_drop, &self.previous) else { return Ok(None) };
         let fallen = self.compared.fallen(session, &self.source.name, max_drop)?;
+        let name = format!("max_drop {max_drop}");
         if fallen.is_empty() {
-            return Ok(None);
+            return Ok(Some(self.verdict(name, None)));
         }
         let percent = (max_drop * 10_000.0).round() / 100.0;
         let mut found = format!("`{}`, {}; at most {percent} % may go", self.source.name, fallen.join("; "));
@@ -159,32 +207,25 @@ impl Job {
             );
             found.push_str(&order);
         }
-        Ok(Some(self.broken(format!("max_drop {max_drop}"), found)))
+        Ok(Some(self.verdict(name, Some(found))))
     }
 
     fn count(&self, session: &Session, from: &str) -> Result<u64, StageError> {
         Ok(session.count(&format!("select count(*) from {from}"), &Params::new())?)
     }
 
-    fn broken(&self, check: String, found: String) -> Broken {
-        Broken { check, found, severity: self.checks.severity }
+    fn verdict(&self, check: String, found: Option<String>) -> Verdict {
+        Verdict { check, found, severity: self.checks.severity }
     }
 }
 
-fn first(rows: &crate::domain::Rows) -> String {
-    let cells: Vec<String> = rows
-        .columns
-        .iter()
-        .map(|(name, values)| {
-            let value = match values {
-                Values::Text(values) => values[0].clone().map(|text| crate::redact::shortened(&text)),
-                Values::Integer(values) | Values::Timestamp(values) => values[0].map(|number| number.to_string()),
-                Values::Float(values) => values[0].map(|number| number.to_string()),
-                Values::Boolean(values) => values[0].map(|value| value.to_string()),
-                Values::Date(values) => values[0].map(|days| days.to_string()),
-            };
-            format!("{name} = {}", value.unwrap_or_else(|| "NULL".to_owned()))
-        })
-        .collect();
+fn first(rows: &Rows, show: fn(&str) -> String) -> String {
+    let told = |values: &Values| match values {
+        Values::Text(values) => values[0].as_deref().map(show),
+        other => Some(cell(other, 0)).filter(|text| !text.is_empty()),
+    };
+    let cells = rows.columns.iter();
+    let cells: Vec<String> =
+        cells.map(|(name, values)| format!("{name} = {}", told(values).unwrap_or_else(|| "NULL".to_owned()))).collect();
     cells.join(", ")
 }

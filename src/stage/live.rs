@@ -17,12 +17,14 @@ use super::{Hands, StageError};
 
 /// Where tables are written out, relative to the lake.
 pub const FOLDER: &str = "work/live";
+/// The table of WeChat's codes: the same at all times.
+pub const ERROR_CODES: &str = "error_codes";
 /// Rows in memory at a time: the ledger's driver takes kilobytes for a row with many columns.
 const CHUNK: u32 = 4_000;
 
 /// Whether a table is fed by the ledger (and no snapshot of the lake).
 pub fn is_live(name: &str) -> bool {
-    live_table(name).is_some() || name == "error_codes"
+    live_table(name).is_some() || name == ERROR_CODES
 }
 
 fn live_table(name: &str) -> Option<LiveTable> {

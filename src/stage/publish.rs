@@ -1,10 +1,10 @@
 //! `publish`: writes tables out as files for others, each whole or not at all.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::sheet::{Sheet, SheetError};
+use super::outputs::{Bound, OutputError};
 use super::{StageContext, StageError, StageOutcome, StageReport, blocking, live};
 use crate::config::settings::{Publish, PublishFormat};
 use crate::crash::{self, CrashPoint};
@@ -28,9 +28,9 @@ pub async fn run(cx: &StageContext<'_>, plan: &Publish) -> Result<StageOutcome, 
             .ok_or_else(|| StageError::Rule(format!("table `{table}` does not exist yet")))?;
         sources.push(source);
     }
-    let (to, format) = (plan.to.clone(), plan.format);
+    let plan = plan.clone();
     let files = blocking(&cx.hands.engine, cx.stop, move |session| {
-        sources.iter().map(|source| write(session, source, &to, format)).collect::<Result<Vec<_>, _>>()
+        sources.iter().map(|source| write(session, source, &plan)).collect::<Result<Vec<_>, _>>()
     })
     .await?;
     let rows = files.iter().map(|(_, rows)| rows).sum();
@@ -44,41 +44,32 @@ pub async fn run(cx: &StageContext<'_>, plan: &Publish) -> Result<StageOutcome, 
     }))
 }
 
-fn write(
-    session: &Session,
-    source: &TableSource,
-    to: &Path,
-    format: PublishFormat,
-) -> Result<(PathBuf, u64), StageError> {
+fn write(session: &Session, source: &TableSource, plan: &Publish) -> Result<(PathBuf, u64), StageError> {
     session.add_table(source)?;
-    let (extension, options) = match format {
-        PublishFormat::Parquet => ("parquet", Some("format parquet, compression zstd")),
-        PublishFormat::Csv => ("csv", Some("format csv, header true")),
-        PublishFormat::Xlsx => ("xlsx", None),
+    let extension = match plan.format {
+        PublishFormat::Parquet => "parquet",
+        PublishFormat::Csv => "csv",
+        PublishFormat::Xlsx => "xlsx",
     };
-    let target = to.join(format!("{}.{extension}", source.name));
-    let aside = to.join(format!(".{}.{extension}.tmp", source.name));
+    let target = plan.to.join(format!("{}.{extension}", source.name));
+    let aside = plan.to.join(format!(".{}.{extension}.tmp", source.name));
     let io = |error: std::io::Error| StageError::Rule(format!("cannot write {}: {error}", target.display()));
-    std::fs::create_dir_all(to).map_err(io)?;
-    let select = format!("select * from {}", quoted(&source.name));
-    let rows = match options {
-        Some(options) => session.copy_as(&select, &aside, options)?,
-        None => write_xlsx(session, source, &select, &aside)?,
+    std::fs::create_dir_all(&plan.to).map_err(io)?;
+    let (sql, params) = (format!("select * from {}", quoted(&source.name)), Params::new());
+    let columns = session.bind(&sql, &params)?;
+    let bound = Bound { sql: &sql, params: &params, columns: &columns, most_rows: None };
+    let written = match plan.format {
+        PublishFormat::Parquet => bound.parquet(session, &aside),
+        PublishFormat::Csv => bound.csv(session, &aside, plan.is_raw),
+        PublishFormat::Xlsx => bound.xlsx(session, &aside, plan.is_raw),
     };
-    std::fs::File::open(&aside).and_then(|file| file.sync_all()).map_err(io)?;
+    let rows = written.map_err(|error| match error {
+        OutputError::Engine(error) => error.into(),
+        OutputError::Write(error) => io(error),
+        other => StageError::Rule(format!("table `{}` does not become {}: {other}", source.name, target.display())),
+    })?;
     crash::pass(CrashPoint::BeforeExportRename);
     std::fs::rename(&aside, &target).map_err(io)?;
     crash::pass(CrashPoint::AfterExportRename);
     Ok((target, rows))
-}
-
-fn write_xlsx(session: &Session, source: &TableSource, select: &str, target: &Path) -> Result<u64, StageError> {
-    let failed = |error: SheetError| {
-        StageError::Rule(format!("table `{}` does not become {}: {error}", source.name, target.display()))
-    };
-    let columns = session.bind(select, &Params::new())?;
-    let names: Vec<String> = columns.into_iter().map(|(name, _)| name).collect();
-    let mut sheet = Sheet::begin(&names).map_err(failed)?;
-    session.stream::<StageError>(select, &Params::new(), |batch| sheet.rows(&batch).map_err(failed).map(|()| true))?;
-    sheet.save(target).map_err(failed)
 }

@@ -273,3 +273,105 @@ async fn an_export_without_a_row_keeps_the_people_of_the_night_before_until_some
     assert_eq!(house.numbers(people).await, [0]);
     assert_eq!(house.numbers("select count(*) from audit where detail like '%the shop was closed%'").await, [1]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checks_in_the_manner_of_dbt_fail_or_warn_and_what_they_came_to_is_kept() {
+    let house = House::build(small()).await;
+    house.night().await;
+    let people = |checks: &str| format!("[stages.people]\nkind = \"sql\"\n[stages.people.checks]\n{checks}\n");
+    let select = "select openid, city, updated_at, length(city) as size from mall_users";
+    house.write("pipelines/people/people.sql", &format!("{select} order by openid limit 400\n"));
+    let holding = r#"
+accepted_values = { column = "size", values = ["2", "3"] }
+relationships = { column = "openid", to = "mall_users.openid" }
+freshness = { column = "updated_at", max_age = "3650d" }
+row_count_change = { max = 0.2 }
+expression = [{ sql = "size > 0 -- letters" }, { sql = "openid <> city", severity = "warn" }]
+"#;
+    house.write(PEOPLE, &people(holding));
+    house.run("people", &[]).await.ends(0);
+    let results = "select check_name, outcome, coalesce(found, ''), pipeline, stage, table_name from check_results
+                   order by checked_at, check_name";
+    let held = house.rows(results).await;
+    assert_eq!(held.len(), 6);
+    for row in &held {
+        assert_eq!(row[1..], ["passed", "", "people", "people", "people"], "{row:?}");
+    }
+    let before = house.rows("from people order by all").await;
+
+    house.write("pipelines/people/people.sql", &format!("{select} order by openid limit 300\n"));
+    for (check, name, found) in [
+        (
+            "accepted_values = { column = \"city\", values = [\"it's\"] }",
+            "accepted_values city",
+            "rows, first: city = ",
+        ),
+        (
+            "relationships = { column = \"city\", to = \"mall_users.openid\" }",
+            "relationships city → mall_users.openid",
+            "first: city = ",
+        ),
+        ("freshness = { column = \"updated_at\", max_age = \"1s\" }", "freshness updated_at 1s", "first: newest = "),
+        ("row_count_change = { max = 0.2 }", "row_count_change 0.2", "300 rows after 400, 25 % fewer; at most 20 %"),
+        ("expression = { sql = \"size > 2\" }", "expression size > 2", "first: openid = "),
+    ] {
+        house.write(PEOPLE, &people(check));
+        let failed = house.run("people", &[]).await.ends(1);
+        let told = failed.stage("people")["error"].as_str().unwrap().to_owned();
+        assert!(told.contains(name) && told.contains(found), "{check}: {told}");
+        assert!(house.rows("from people order by all").await == before, "{check} let the table change");
+        let last = house.row("select check_name, outcome from check_results order by checked_at desc limit 1").await;
+        assert_eq!(last, [name, "failed"]);
+        let warning = check.replace(" }", ", severity = \"warn\" }");
+        house.write(PEOPLE, &people(&warning));
+        let warned = house.run("people", &[]).await.ends(0);
+        assert!(warned.stderr.contains(name), "{warning}: {warned:?}");
+        house.write("pipelines/people/people.sql", &format!("{select} order by openid limit 400\n"));
+        house.write(PEOPLE, &people("min_rows = 1"));
+        house.run("people", &["--fresh"]).await.ends(0);
+        house.write("pipelines/people/people.sql", &format!("{select} order by openid limit 300\n"));
+    }
+    house.write(PEOPLE, &people("row_count_change = { max = 0.2 }"));
+    house.run("people", &[]).await.ends(1);
+    house.run("people", &["--accept-drop", "a shop was closed"]).await.ends(0);
+    let by_outcome = "select outcome, count(*) from check_results group by outcome order by outcome";
+    assert_eq!(house.rows(by_outcome).await, [["accepted", "1"], ["failed", "6"], ["passed", "11"], ["warned", "5"]]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_with_a_check_is_told_where_it_stands_before_anything_runs() {
+    let house = House::build(small()).await;
+    house.write("pipelines/people/people.sql", "select openid, city from mall_users\n");
+    for (check, line, said, hint) in [
+        (
+            "accepted_values = { column = \"citty\", values = [\"上海\"] }",
+            "4:30",
+            "`accepted_values` names `citty`",
+            "`city`",
+        ),
+        ("accepted_values = { column = \"city\", value = [\"上海\"] }", "4:38", "unknown key `value`", "`values`"),
+        ("accepted_value = { column = \"city\" }", "4:1", "unknown key `accepted_value`", "`accepted_values`"),
+        (
+            "relationships = { column = \"city\", to = \"cities\" }",
+            "4:40",
+            "names no column of a table",
+            "TABLE.COLUMN",
+        ),
+        (
+            "relationships = { column = \"city\", to = \"mall_user.city\" }",
+            "4:17",
+            "makes a table `mall_user`",
+            "`mall_users`",
+        ),
+        ("relationships = { column = \"city\", to = \"mall_users.citty\" }", "4:17", "citty", "city"),
+        ("freshness = { column = \"city\" }", "4:13", "`max_age` is missing", "36h"),
+        ("row_count_change = { max = 20 }", "4:28", "20 is not a share", "0.2"),
+        ("expression = { sql = \"citty <> ''\" }", "4:22", "citty", "`city`"),
+        ("expression = [{ sql = \"city <> ''\", severity = \"loud\" }]", "4:48", "loud", "`warn`"),
+    ] {
+        house.write(PEOPLE, &format!("[stages.people]\nkind = \"sql\"\n[stages.people.checks]\n{check}\n"));
+        let told = house.lianbo(&["check"]).await.ends(2).text();
+        let place = format!("{PEOPLE}:{line}");
+        assert!([&*place, said, hint].iter().all(|part| told.contains(part)), "{check} at {line}:\n{told}");
+    }
+}

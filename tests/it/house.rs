@@ -201,7 +201,7 @@ impl House {
     /// The rows of a query, as text; NULL is empty.
     #[track_caller]
     pub fn rows(&self, sql: &str) -> impl Future<Output = Vec<Vec<String>>> {
-        let command = self.command(&["sql", sql, "--format", "csv"]).output();
+        let command = self.command(&["sql", sql, "--format", "csv", "--raw"]).output();
         let sql = sql.to_owned();
         async move {
             let outcome = outcome(command.await.unwrap());

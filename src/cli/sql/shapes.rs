@@ -1,57 +1,16 @@
-//! Rows as CSV, as one JSON document, and as a table for people: each written while the rows still come.
+//! Rows as one JSON document, and as a table for people: each written while the rows still come.
 
 use std::io::{self, Write};
 
-use chrono::NaiveDate;
 use serde_json::Value;
 
 use crate::cli::table::plain;
-use crate::clock::from_micros;
-use crate::domain::{Rows, Values};
-use crate::stage::query::{RowSink, json};
+use crate::domain::Rows;
+use crate::stage::outputs::{RowSink, cell};
+use crate::stage::query::json;
 
 /// Rows that one drawn table holds; a longer result goes on in a further one, so that memory stays flat.
 const DRAWN: usize = 1000;
-
-/// A header, then a record a row; quoted where it must be. NULL and the empty text look alike.
-pub struct Csv<W: Write>(csv::Writer<W>);
-
-impl<W: Write> Csv<W> {
-    pub fn new(out: W) -> Self {
-        Self(csv::Writer::from_writer(out))
-    }
-}
-
-impl<W: Write + Send + 'static> RowSink for Csv<W> {
-    fn begin(&mut self, columns: &[String]) -> io::Result<()> {
-        self.0.write_record(columns).map_err(io_error)
-    }
-
-    fn rows(&mut self, rows: &Rows) -> io::Result<()> {
-        for row in 0..rows.len() {
-            for (_, values) in &rows.columns {
-                match values {
-                    Values::Text(values) => self.0.write_field(values[row].as_deref().unwrap_or_default()),
-                    other => self.0.write_field(cell(other, row)),
-                }
-                .map_err(io_error)?;
-            }
-            self.0.write_record(None::<&[u8]>).map_err(io_error)?;
-        }
-        Ok(())
-    }
-
-    fn end(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-fn io_error(error: csv::Error) -> io::Error {
-    match error.into_kind() {
-        csv::ErrorKind::Io(error) => error,
-        other => io::Error::other(format!("{other:?}")),
-    }
-}
 
 /// `{"columns":[…],"rows":[{…}]}`.
 pub struct Json<W: Write> {
@@ -67,9 +26,9 @@ impl<W: Write> Json<W> {
     }
 }
 
-impl<W: Write + Send + 'static> RowSink for Json<W> {
-    fn begin(&mut self, columns: &[String]) -> io::Result<()> {
-        self.keys = columns.iter().map(|name| Value::from(name.as_str()).to_string()).collect();
+impl<W: Write + Send> RowSink for Json<W> {
+    fn begin(&mut self, columns: &[(String, String)]) -> io::Result<()> {
+        self.keys = columns.iter().map(|(name, _)| Value::from(name.as_str()).to_string()).collect();
         write!(self.out, "{{\"columns\":[{}],\"rows\":[", self.keys.join(","))
     }
 
@@ -111,9 +70,9 @@ impl<W: Write> Plain<W> {
     }
 }
 
-impl<W: Write + Send + 'static> RowSink for Plain<W> {
-    fn begin(&mut self, columns: &[String]) -> io::Result<()> {
-        self.columns = columns.iter().map(|name| shown(name)).collect();
+impl<W: Write + Send> RowSink for Plain<W> {
+    fn begin(&mut self, columns: &[(String, String)]) -> io::Result<()> {
+        self.columns = columns.iter().map(|(name, _)| shown(name)).collect();
         Ok(())
     }
 
@@ -144,33 +103,12 @@ fn shown(text: &str) -> String {
     }
 }
 
-/// One value as text; NULL is empty.
-fn cell(values: &Values, row: usize) -> String {
-    fn text<T>(value: Option<T>, write: impl FnOnce(T) -> String) -> String {
-        value.map(write).unwrap_or_default()
-    }
-    match values {
-        Values::Text(values) => values[row].clone().unwrap_or_default(),
-        Values::Integer(values) => text(values[row], |number| number.to_string()),
-        // The shortest text that reads back as the same number.
-        Values::Float(values) => text(values[row], |number| format!("{number:?}")),
-        Values::Boolean(values) => text(values[row], |value| value.to_string()),
-        Values::Timestamp(values) => text(values[row], time),
-        Values::Date(values) => text(values[row].and_then(NaiveDate::from_epoch_days), |date| date.to_string()),
-    }
-}
-
-/// `2026-11-23 18:30:00`, with microseconds where there are any.
-fn time(micros: i64) -> String {
-    let pattern = if micros % 1_000_000 == 0 { "%Y-%m-%d %H:%M:%S" } else { "%Y-%m-%d %H:%M:%S%.6f" };
-    from_micros(micros).format(pattern).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
+    use crate::domain::Values;
 
     #[derive(Clone, Default)]
     struct Kept(Arc<Mutex<Vec<u8>>>);
@@ -188,7 +126,7 @@ mod tests {
     fn written(of: impl FnOnce(Kept) -> Box<dyn RowSink>, batches: &[Rows]) -> String {
         let kept = Kept::default();
         let mut sink = of(kept.clone());
-        let names: Vec<String> = batches[0].columns.iter().map(|(name, _)| name.clone()).collect();
+        let names: Vec<_> = batches[0].columns.iter().map(|(name, _)| (name.clone(), String::new())).collect();
         sink.begin(&names).unwrap();
         for batch in batches {
             sink.rows(batch).unwrap();
@@ -213,15 +151,6 @@ mod tests {
     }
 
     #[test]
-    fn csv_quotes_what_it_must_and_leaves_null_empty() {
-        let text = written(|out| Box::new(Csv::new(out)), &[rows()]);
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "who,msgid,big,share,at,day,ok");
-        assert_eq!(lines[1], "\"小明, \"\"x\"\"\",7,9007199254740992,0.1,2025-11-23 18:30:00,2024-10-04,true");
-        assert_eq!(lines[2], ",9223372036854775807,9007199254740993,NaN,2025-11-23 18:30:00.000500,,");
-    }
-
-    #[test]
     fn json_keeps_ids_of_64_bits_exact() {
         let text = written(|out| Box::new(Json::new(out)), &[rows(), rows()]);
         let document: Value = serde_json::from_str(&text).unwrap();
@@ -242,7 +171,6 @@ mod tests {
     #[test]
     fn an_empty_result_is_whole_in_every_shape() {
         let none = [Rows { columns: vec![("n".into(), Values::Integer(Vec::new()))] }];
-        assert_eq!(written(|out| Box::new(Csv::new(out)), &none), "n\n");
         assert_eq!(written(|out| Box::new(Json::new(out)), &none), "{\"columns\":[\"n\"],\"rows\":[]}\n");
         assert!(written(|out| Box::new(Plain::new(out)), &none).contains('n'));
     }

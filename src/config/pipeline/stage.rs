@@ -3,11 +3,11 @@
 use crate::config::file::{Field, Item, Section};
 use crate::config::problems::accepted;
 use crate::config::resolve::{Made, StageMention};
-use crate::config::settings::{Checks, MiniProgram, NamedColumn, OnFailure, Place, Severity, SqlText, Stage};
+use crate::config::settings::{Checks, MiniProgram, NamedColumn, OnFailure, Place, SqlText, Stage};
 use crate::config::workspace::{PIPELINES, read_text};
 use crate::domain::{AccountName, MiniProgramName, StageName, TableName};
 
-use super::{Surroundings, is_identifier, load_users, push, recipients, tables};
+use super::{Surroundings, checks, is_identifier, load_users, push, recipients, tables};
 use crate::config::resolve::unknown_name;
 
 const KINDS: [&str; 9] = [
@@ -51,7 +51,7 @@ pub(super) fn read<'a>(field: &Field<'a>, around: Surroundings<'a>) -> Option<St
     let mut reader = StageReader { section, name: name.clone(), around };
     let needs = reader.needs();
     let table = reader.table(kind);
-    let (checks, on_failure) = if table.is_some() { reader.promises() } else { (None, None) };
+    let (checks, on_failure) = table.as_ref().map_or((None, None), |table| reader.promises(table));
     let kind = match kind {
         "extract_followers" => tables::extract_followers(&mut reader),
         "enrich_unionids" => tables::enrich_unionids(&mut reader),
@@ -125,9 +125,9 @@ impl StageReader<'_> {
     }
 
     /// `checks` and `on_failure`.
-    fn promises(&mut self) -> (Option<Checks>, Option<OnFailure>) {
+    fn promises(&mut self, table: &TableName) -> (Option<Checks>, Option<OnFailure>) {
         let section = self.section.section("checks", "`checks`");
-        let checks = section.is_present().then(|| checks(section));
+        let checks = section.is_present().then(|| checks::read(section, table));
         let on_failure = self
             .section
             .take("on_failure")
@@ -283,21 +283,4 @@ impl StageReader<'_> {
 pub(super) fn named_columns(field: &Field<'_>) -> Option<Vec<NamedColumn>> {
     let named = |item: Item| NamedColumn { place: field.page.place(item.span), name: item.text };
     Some(field.texts()?.into_iter().map(named).collect())
-}
-
-fn checks(mut section: Section<'_>) -> Checks {
-    let columns = |field: Option<Field<'_>>| field.and_then(|field| named_columns(&field)).unwrap_or_default();
-    let checks = Checks {
-        not_null: columns(section.take("not_null")),
-        unique: columns(section.take("unique")),
-        min_rows: section.take("min_rows").and_then(|field| field.count("rows", 1..=u64::MAX)),
-        max_drop: section.take("max_drop").and_then(|field| field.share()),
-        sql: section.take("sql").and_then(|field| field.full_text().map(|text| SqlText { text, place: field.place() })),
-        severity: section
-            .take("severity")
-            .and_then(|field| field.choice(&[("fail", Severity::Fail), ("warn", Severity::Warn)]))
-            .unwrap_or_default(),
-    };
-    section.finish();
-    checks
 }

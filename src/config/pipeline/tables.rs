@@ -95,6 +95,7 @@ pub(super) fn publish(stage: &mut StageReader<'_>) -> Option<StageKind> {
     let format = stage.section.take("format").and_then(|field| {
         field.choice(&[("parquet", PublishFormat::Parquet), ("csv", PublishFormat::Csv), ("xlsx", PublishFormat::Xlsx)])
     });
+    let raw = stage.section.take("raw").and_then(|field| field.boolean());
     let tables_place = field.as_ref().map_or_else(|| stage.section.place(), Field::place);
     let tables = match field {
         Some(field) => tables(stage, &field, Wanted::Any)?,
@@ -102,7 +103,7 @@ pub(super) fn publish(stage: &mut StageReader<'_>) -> Option<StageKind> {
     };
     let to = stage.around.house.root.join(to.as_deref().unwrap_or(defaults::PUBLISH_TO));
     let format = format.unwrap_or(PublishFormat::Parquet);
-    Some(StageKind::Publish(Publish { tables, tables_place, to, format }))
+    Some(StageKind::Publish(Publish { tables, tables_place, to, format, is_raw: raw.unwrap_or(false) }))
 }
 
 const UNIONID: &str = "unionid";

@@ -66,6 +66,9 @@ impl Checker<'_> {
 
     fn not_a_select(&mut self, reading: &Reading<'_>, error: &EngineError) {
         let text = &reading.sql.text;
+        if let EngineError::Outside { .. } = error {
+            return self.reaches_outside(reading, error);
+        }
         let (message, offset) = parts_of(error);
         let (message, hint) = if message.starts_with("Only SELECT") {
             ("this is not a SELECT".to_owned(), "a stage's SQL is exactly one SELECT")
@@ -132,11 +135,8 @@ impl Checker<'_> {
     }
 
     fn does_not_bind(&mut self, reading: &Reading<'_>, facts: &SqlFacts, error: &EngineError, types_are_known: bool) {
-        if let EngineError::Outside { what, offset } = error {
-            let start = reading.sql.text.find(what.as_str());
-            let range = start.map_or_else(|| offset.unwrap_or(0)..offset.unwrap_or(0) + 1, |at| at..at + what.len());
-            let hint = "make a table of it with a load_users stage, or read one of `lianbo tables`";
-            return self.report(reading.sql, range, error.to_string(), Some(hint.to_owned()));
+        if let EngineError::Outside { .. } = error {
+            return self.reaches_outside(reading, error);
         }
         let (message, offset) = parts_of(error);
         let told = Told::of(&message);
@@ -148,6 +148,14 @@ impl Checker<'_> {
         let offset = offset.unwrap_or(0);
         let range = told.name.map_or(offset..offset + 1, |name| word_near(&reading.sql.text, name, offset));
         self.report(reading.sql, range, told.text, hint);
+    }
+
+    fn reaches_outside(&mut self, reading: &Reading<'_>, error: &EngineError) {
+        let EngineError::Outside { what, offset } = error else { return };
+        let start = reading.sql.text.find(what.trim_end_matches("()"));
+        let range = start.map_or_else(|| offset.unwrap_or(0)..offset.unwrap_or(0) + 1, |at| at..at + what.len());
+        let hint = "make a table of it with a load_users stage, or read one of `lianbo tables`";
+        self.report(reading.sql, range, error.to_string(), Some(hint.to_owned()));
     }
 
     /// What DuckDB proposes comes first when it is near: it knows the names of subqueries as well.

@@ -9,7 +9,7 @@ use super::stages::{After, Carried, Stages, chain};
 use crate::clock::Timestamp;
 use crate::config::settings::{Severity, Stage};
 use crate::domain::StageStatus;
-use crate::ledger::{AuditEntry, LedgerError, StageRecord};
+use crate::ledger::{AuditEntry, CheckOutcome, CheckResult, LedgerError, StageRecord};
 use crate::scheduler::standing;
 use crate::stage::{self, StageContext, StageError, StageOutcome, StageReport};
 
@@ -88,27 +88,42 @@ impl Stages<'_> {
         cx: &StageContext<'_>,
         report: &StageReport,
     ) -> Result<Option<String>, StageError> {
-        let mut broken: Vec<_> = stage::checks::emptied(cx, &report.snapshots).into_iter().collect();
+        let mut verdicts: Vec<_> = stage::checks::emptied(cx, &report.snapshots).into_iter().collect();
         if let Some(checks) = &cx.stage.checks {
-            broken.extend(stage::checks::run(cx, checks, &report.snapshots).await?);
+            verdicts.extend(stage::checks::run(cx, checks, &report.snapshots).await?);
         }
         for (text, reason) in report.accepted.iter().zip(self.accept_drop.iter().cycle()) {
             self.audit("accept-drop", format!("{text}; {reason}")).await?;
         }
-        let mut fatal = Vec::new();
-        for one in broken {
-            let text = format!("check {} is broken: {}", one.check, one.found);
-            let is_drop = one.check.starts_with("max_drop") || one.check == stage::checks::EMPTIED;
-            let accepted = self.accept_drop.as_ref().filter(|_| is_drop);
-            match (one.severity, accepted) {
-                (Severity::Warn, _) => tracing::warn!("{text}"),
-                (Severity::Fail, Some(reason)) => {
-                    tracing::warn!("{text}; accepted: {reason}");
-                    self.audit("accept-drop", format!("{text}; {reason}")).await?;
+        let (mut fatal, mut results) = (Vec::new(), Vec::new());
+        for one in verdicts {
+            let outcome = match &one.found {
+                None => CheckOutcome::Passed,
+                Some(found) => {
+                    let text = format!("check {} is broken: {found}", one.check);
+                    let accepted = self.accept_drop.as_ref().filter(|_| stage::checks::may_be_accepted(&one.check));
+                    match (one.severity, accepted) {
+                        (Severity::Warn, _) => {
+                            tracing::warn!("{text}");
+                            CheckOutcome::Warned
+                        }
+                        (Severity::Fail, Some(reason)) => {
+                            tracing::warn!("{text}; accepted: {reason}");
+                            self.audit("accept-drop", format!("{text}; {reason}")).await?;
+                            CheckOutcome::Accepted
+                        }
+                        (Severity::Fail, None) => {
+                            fatal.push(text);
+                            CheckOutcome::Failed
+                        }
+                    }
                 }
-                (Severity::Fail, None) => fatal.push(text),
-            }
+            };
+            results.push(CheckResult { check: one.check, outcome, found: one.found });
         }
+        let of = (&self.run.run_id, &cx.stage.name, cx.stage.table.as_ref());
+        let now = self.conductor.hands.clock.now();
+        self.conductor.hands.ledger.record_checks(self.lease, of, &results, now).await?;
         Ok((!fatal.is_empty()).then(|| fatal.join("; ")))
     }
 

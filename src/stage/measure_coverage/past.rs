@@ -6,12 +6,11 @@
 
 use std::collections::BTreeSet;
 
-use chrono::{Days, NaiveDate, NaiveTime, TimeDelta, TimeZone as _, Utc};
-use chrono_tz::Tz;
+use chrono::NaiveDate;
 
 use super::{EVIDENCE, ReadTables};
 use crate::clock::Timestamp;
-use crate::domain::{TableName, Values};
+use crate::domain::{TableName, Values, end_of_day};
 use crate::engine::{Param, Params, TableSource, quoted};
 use crate::ledger::SnapshotRecord;
 use crate::stage::tables::Visible;
@@ -40,7 +39,7 @@ pub async fn of(cx: &StageContext<'_>, inputs: &ReadTables) -> Result<Option<The
     if cx.run.scheduled_for.is_some() || cx.run.run_at.with_timezone(&zone).date_naive() <= day {
         return Ok(None);
     }
-    let at = end_of(day, zone);
+    let at = end_of_day(day, zone);
     let named = named_on(cx, day).await?;
     let snapshots =
         if named.is_empty() { at_the_end(cx, inputs, at).await? } else { all_kept(cx, &named, day).await? };
@@ -59,14 +58,6 @@ pub async fn of(cx: &StageContext<'_>, inputs: &ReadTables) -> Result<Option<The
         Some((TableSource { name: "evidence_kept".to_owned(), ..source }, id))
     });
     Ok(Some(Then { visible, evidence, at }))
-}
-
-/// When a day was over in a zone; where a clock change skips that midnight, an hour later by the clock.
-fn end_of(day: NaiveDate, zone: Tz) -> Timestamp {
-    let midnight = (day + Days::new(1)).and_time(NaiveTime::MIN);
-    let later = midnight + TimeDelta::hours(1);
-    let found = zone.from_local_datetime(&midnight).earliest().or_else(|| zone.from_local_datetime(&later).earliest());
-    found.map_or_else(|| midnight.and_utc(), |at| at.with_timezone(&Utc))
 }
 
 /// The snapshots that figures are counted over, that of the evidence with this id among them.
