@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lianbo::clock::Clock;
 use lianbo::domain::tables::table_spec;
 use lianbo::domain::{PipelineName, RunId, StageName, TableName};
-use lianbo::engine::{Engine, Params, TableSource};
+use lianbo::engine::{Engine, Params, Session, TableSource};
 use lianbo::lake::Lake;
 use lianbo::ledger::{Acquired, Holder, Ledger, NewRun, SnapshotRecord};
 
@@ -189,6 +189,7 @@ async fn make_tables(space: &Space, job: &Job) -> Vec<(String, PathBuf)> {
             made_at: now,
             fence: lease.fence,
             events_to: None,
+            app_id: None,
         };
         ledger.record_snapshot(&lease, &record).await.expect("a snapshot");
         files.push((table.to_owned(), target));
@@ -269,6 +270,12 @@ pub fn bare_alone(arguments: &[String]) {
     println!("{}", bare(Path::new(root), limit, (coverage == "coverage", &files)));
 }
 
+/// Writes a file as DuckDB does it, unless it is told otherwise.
+pub fn copy(session: &Session, sql: &str, (target, options): (&Path, &str)) {
+    let copy = format!("copy (\n{sql}\n) to '{}' ({options})", target.display());
+    session.run(&copy).unwrap_or_else(|error| panic!("{}: {error}", target.display()));
+}
+
 /// What somebody would write by hand for the same results, as DuckDB writes Parquet unless it is told otherwise.
 fn bare(root: &Path, limit: &str, (has_coverage, files): (bool, &[(&str, PathBuf)])) -> f64 {
     let out = root.join("bare");
@@ -283,7 +290,7 @@ fn bare(root: &Path, limit: &str, (has_coverage, files): (bool, &[(&str, PathBuf
     files.iter().for_each(|(table, path)| add(table, path));
     let write = |sql: &str, name: &str| {
         let path = out.join(format!("{name}.parquet"));
-        session.copy_as(sql, &path, "format parquet").unwrap_or_else(|error| panic!("{name}: {error}"));
+        copy(&session, sql, (&path, "format parquet"));
         path
     };
     add("identities", &write(IDENTITIES, "identities"));

@@ -8,6 +8,7 @@ use std::time::Instant;
 use lianbo::engine::{Engine, Params};
 
 use crate::Figure;
+use crate::join::copy;
 use crate::space::{Space, median, simulator};
 
 /// As which this program is started to be bare DuckDB.
@@ -78,7 +79,7 @@ fn write_export(space: &Space, file: &Path, rows: u64) {
     std::fs::create_dir_all(file.parent().expect("in a folder")).expect("a folder");
     let session = engine(space.folder.path()).session().expect("a session");
     let lines = LINES.replace("{rows}", &rows.to_string());
-    session.copy_as(&lines, file, "format csv, header").expect("an export");
+    copy(&session, &lines, (file, "format csv, header"));
     for line in 0..rows / 100_000 {
         append(file, usize::try_from(line).expect("few"));
     }
@@ -120,7 +121,7 @@ pub fn bare_alone(arguments: &[String]) {
     let newest = "select * exclude (nth) from (
                       select *, row_number() over (partition by openid order by last_login desc) as nth from lines
                   ) where nth = 1";
-    session.copy_as(newest, &root.join("bare.parquet"), "format parquet").expect("the newest of each");
+    copy(&session, newest, (&root.join("bare.parquet"), "format parquet"));
     let rejected = session.count("select count(*) from reject_errors", &Params::new()).expect("rejects");
     assert!(rejected > 0, "the broken lines were not rejected");
     println!("{}", began.elapsed().as_secs_f64());

@@ -119,7 +119,8 @@ async fn the_report_is_one_file_of_which_every_number_can_be_asked_for_again() {
         counted.push(wide(house.rows(sql).await.len()));
     }
     let mut told: Vec<u64> = sections.values().map(|rows| rows.as_u64().unwrap()).collect();
-    (counted.sort_unstable(), told.sort_unstable());
+    counted.sort_unstable();
+    told.sort_unstable();
     assert_eq!(counted, told);
     for id in ["coverage", "trend", "match", "segments", "campaigns", "quota"] {
         assert!(sections[id].as_u64().unwrap() > 0, "{id}: {made}");
