@@ -42,8 +42,11 @@ async fn world() -> House {
     house.edit("pipelines/campaign.toml", "# holdout = 0.05 ", "holdout = 0.2 ");
     house.night().await;
     house.pass(86_400);
-    house.simulator.unfollow_some(20);
-    house.simulator.follow_some(10);
+    for openid in house.simulator.matchable().iter().step_by(20) {
+        assert!(house.simulator.unfollow(openid));
+    }
+    house.simulator.unfollow_some(5);
+    house.simulator.follow_some(4);
     house.night().await;
     for openid in house.simulator.matchable().iter().step_by(60) {
         assert!(house.simulator.refuse_template(openid, SALE_TEMPLATE_ID));
@@ -52,9 +55,21 @@ async fn world() -> House {
     house.pass(86_400);
     let now = house.now().with_timezone(&chrono_tz::Asia::Shanghai).format("%Y-%m-%d %H:%M:%S").to_string();
     let export = house.read(EXPORT);
-    let came_back = |(number, line): (usize, &str)| match line.rsplit_once(',') {
-        Some((before, _)) if number > 0 && number % 3 == 0 => format!("{before},{now}\n"),
-        _ => format!("{line}\n"),
+    let held_out = house
+        .rows(
+            "select i.mp_openid from recipients as r join identities as i on i.oa_openid = r.openid
+             where r.arm = 'holdout'",
+        )
+        .await;
+    // Of all of them a fifth come back by themselves, of those who got a message a third more.
+    let came_back = |(number, line): (usize, &str)| {
+        let is_held_out = held_out.iter().any(|row| line.starts_with(&row[0]));
+        match line.rsplit_once(',') {
+            Some((before, _)) if number > 0 && (number % 5 == 0 || (number % 3 == 0 && !is_held_out)) => {
+                format!("{before},{now}\n")
+            }
+            _ => format!("{line}\n"),
+        }
     };
     house.write(EXPORT, &export.lines().enumerate().map(came_back).collect::<String>());
     house.night().await;
