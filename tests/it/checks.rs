@@ -353,7 +353,7 @@ async fn what_is_wrong_with_a_check_is_told_where_it_stands_before_anything_runs
         ("accepted_value = { column = \"city\" }", "4:1", "unknown key `accepted_value`", "`accepted_values`"),
         (
             "relationships = { column = \"city\", to = \"cities\" }",
-            "4:40",
+            "4:41",
             "names no column of a table",
             "TABLE.COLUMN",
         ),
@@ -371,7 +371,7 @@ async fn what_is_wrong_with_a_check_is_told_where_it_stands_before_anything_runs
     ] {
         house.write(PEOPLE, &format!("[stages.people]\nkind = \"sql\"\n[stages.people.checks]\n{check}\n"));
         let told = house.lianbo(&["check"]).await.ends(2).text();
-        let place = format!("{PEOPLE}:{line}");
+        let place = format!("  {line}  ");
         assert!([&*place, said, hint].iter().all(|part| told.contains(part)), "{check} at {line}:\n{told}");
     }
 }
