@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use futures::{StreamExt, stream};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::Moving;
 use super::report::Stop;
@@ -38,9 +39,12 @@ pub(super) async fn ask(moving: &Moving<'_>, mut own: AccountMove) -> Result<(Ac
     let mut stop = None;
     while own.asked < own.people && stop.is_none() {
         let people = some_of_list(moving, &own).await?;
-        let from = own.from_app_id.clone();
-        let mut answers =
-            stream::iter(people.chunks(BATCH)).map(|batch| outcomes(&wechat, &from, batch)).buffered(IN_FLIGHT);
+        // Tasks of their own: a call that is counted in a transaction must not stand still while answers are recorded.
+        let call = |batch: &[OpenId]| {
+            let (wechat, from, batch) = (wechat.clone(), own.from_app_id.clone(), batch.to_vec());
+            AbortOnDropHandle::new(tokio::spawn(async move { outcomes(&wechat, &from, &batch).await }))
+        };
+        let mut answers = stream::iter(people.chunks(BATCH)).map(call).buffered(IN_FLIGHT);
         let mut batches = people.chunks(BATCH);
         loop {
             let answer = tokio::select! {
@@ -48,7 +52,7 @@ pub(super) async fn ask(moving: &Moving<'_>, mut own: AccountMove) -> Result<(Ac
                 () = moving.stop().cancelled() => return Err(StageError::Interrupted),
             };
             let (Some(answer), Some(batch)) = (answer, batches.next()) else { break };
-            let answered = match answer {
+            let answered = match answer? {
                 Ok(answered) => answered,
                 Err(WeChatError::QuotaSpent { until, endpoint, .. }) => {
                     let reason = format!(
