@@ -2,10 +2,30 @@
 //!
 //! Only the exceptions are held, so ten million steady followers cost nothing.
 
-use std::collections::{BTreeSet, HashMap};
-use std::hash::BuildHasherDefault;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 
-use crate::domain::{Quick, QuickSet};
+use super::people::mix;
+
+/// Tables of indices: nobody chooses what collides, and each place of the list is looked up.
+type Mixed = BuildHasherDefault<MixedIndex>;
+
+#[derive(Debug, Default)]
+struct MixedIndex(u64);
+
+impl Hasher for MixedIndex {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, index: u64) {
+        self.0 = mix(self.0 ^ index);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// The exceptions to "everybody below `base` follows".
 #[derive(Debug)]
@@ -14,10 +34,10 @@ pub struct Crowd {
     total: u64,
     next_new: u64,
     next_to_leave: u64,
-    left: QuickSet<u64>,
+    left: HashSet<u64, Mixed>,
     /// Those who left, in a steady order; some may have come back since.
     leavers: Vec<u64>,
-    came: HashMap<u64, i64, BuildHasherDefault<Quick>>,
+    came: HashMap<u64, i64, Mixed>,
     blacklist: BTreeSet<u64>,
 }
 
@@ -39,7 +59,7 @@ impl Crowd {
             total: followers,
             next_new: followers,
             next_to_leave: 0,
-            left: QuickSet::default(),
+            left: HashSet::default(),
             leavers: Vec::new(),
             came: HashMap::default(),
             blacklist: BTreeSet::new(),
