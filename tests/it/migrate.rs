@@ -97,7 +97,7 @@ async fn known(house: &House) -> Vec<String> {
 }
 
 /// Of those who follow no more WeChat tells no new openid: their lines stay as they are.
-fn still_there<'a>(names: &'a [String], left: &[String]) -> Vec<String> {
+fn still_there(names: &[String], left: &[String]) -> Vec<String> {
     names.chunks(2).filter(|pair| !left.contains(&pair[0])).flatten().cloned().collect()
 }
 
@@ -281,7 +281,7 @@ async fn who_has_no_openid_there_stays_as_gone_with_the_reason() {
     let suppressed = house.rows("select openid from followers where active order by openid").await.concat();
     for openid in &suppressed {
         let reason = ["suppress", "add", "--openid", openid, "--account", "main", "--reason", "asked"];
-        if openid.ends_with(|last: char| last == 'A' || last == 'B') {
+        if openid.ends_with(['A', 'B']) {
             house.lianbo(&reason).await.ends(0);
         }
     }
