@@ -32,6 +32,7 @@ mod odd_sends;
 mod often_killed;
 mod planned;
 mod push;
+mod python;
 mod readers;
 mod reading;
 mod reports;

@@ -1,7 +1,6 @@
 //! Analysts' own tools, out of Python's package registry, over the catalog and the Parquet files while syncs go on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
 use crate::house::{House, ended, small};
+use crate::python::python;
 
 /// Pinned, so that a story is about us; the first is the next major version after the one that writes the catalog.
 const PACKAGES: [&str; 4] = ["duckdb==2.0.1", "polars==2.1.0", "pandas==3.1.1", "pyarrow==26.0.1"];
@@ -23,45 +23,9 @@ const FIGURES: &str = "select (select count(*) filter (active) from followers), 
     (select count(*) from identities),
     (select max_by(matched, date) from coverage where account = 'main' and miniprogram = 'mall')";
 
-/// A Python with the packages, made once a machine; `None` where it cannot be had and nobody insists.
-async fn python() -> Option<PathBuf> {
-    let home = |name: &str| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
-    let cache = home("LIANBO_CACHE")
-        .or_else(|| home("XDG_CACHE_HOME").map(|path| path.join("lianbo")))
-        .or_else(|| home("HOME").map(|path| path.join(".cache/lianbo")))
-        .unwrap_or_else(|| std::env::temp_dir().join("lianbo"));
-    let folder = cache.join(SET);
-    let (python, ready) = (folder.join("bin/python"), folder.join("ready"));
-    if ready.exists() {
-        return Some(python);
-    }
-    match make(&folder).await {
-        Ok(()) => {
-            std::fs::write(ready, PACKAGES.join("\n")).unwrap();
-            Some(python)
-        }
-        Err(why) => {
-            assert!(std::env::var_os("CI").is_none(), "no Python with {PACKAGES:?}: {why}");
-            eprintln!("skipped: no Python with {PACKAGES:?}: {why}");
-            None
-        }
-    }
-}
-
-async fn make(folder: &Path) -> Result<(), String> {
-    std::fs::create_dir_all(folder).map_err(|error| error.to_string())?;
-    let run = async |program: &Path, arguments: &[&str]| {
-        let output = Command::new(program).args(arguments).output().await.map_err(|error| error.to_string())?;
-        output.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
-    };
-    run(Path::new("python3"), &["-m", "venv", folder.to_str().unwrap()]).await?;
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"];
-    run(&folder.join("bin/python"), &[&pip[..], &PACKAGES].concat()).await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_tool_reads_while_syncs_go_on_and_sees_one_night_or_another_whole() {
-    let Some(python) = python().await else { return };
+    let Some(python) = python(SET, &PACKAGES).await else { return };
     let house = House::build(Options { latency: Duration::from_millis(30), ..small() }).await;
     house.night().await;
     let mut nights = vec![house.numbers(FIGURES).await];
