@@ -1,5 +1,6 @@
 //! Words and rules: ids, states, quota days. Pure: no I/O, no async, no clock, no SQL.
 
+mod bucket;
 mod canary;
 mod columns;
 mod database;
@@ -16,6 +17,7 @@ mod run;
 pub mod tables;
 mod texts;
 
+pub use bucket::{BucketAddress, BucketCredentials, SCHEME as BUCKET_SCHEME};
 pub use canary::{CanaryCounts, CanaryVerdict};
 pub use columns::{ColumnType, Rows, Values};
 pub use database::{DatabaseAddress, DatabaseKind, LineSecurity, NoAddress};

@@ -2,13 +2,14 @@
 //!
 //! The way of the data: a name tells format and compression (`format`), of a zip its members (`input`) → bytes are unpacked into one sliding buffer
 //! (`source`) → the encoding is settled at the first byte that is not ASCII (`encoding`) → rows are cut out of the bytes
-//! (`csv`, `json`; workbooks by `sheet`; a database gives pages of its own, `database`) → the header is matched to our column names (`layout`) → good rows and refused ones collect into
+//! (`csv`, `json`; workbooks by `sheet`; a database gives pages of its own, `database`; objects of S3 are made files first, `bucket`) → the header is matched to our column names (`layout`) → good rows and refused ones collect into
 //! batches for the caller's sink (`batch`). Memory stays flat: one buffer of a few MiB and one batch.
 //!
 //! Not here: who is a user, what happens to one that comes twice, where rows are kept, types of columns beyond what
 //! JSON itself says, and Parquet files, which the engine reads.
 
 mod batch;
+mod bucket;
 mod csv;
 mod database;
 mod encoding;
@@ -23,6 +24,7 @@ mod utf16;
 
 use crate::domain::Rows;
 
+pub use bucket::{Bucket, BucketError, Object};
 pub use database::{Database, DatabaseColumn, DatabaseError, PageEnd, Selection, TextBatch};
 pub use encoding::Encoding;
 pub use error::ExportError;

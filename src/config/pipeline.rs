@@ -3,6 +3,7 @@
 //! The kinds of stages are read by [`tables`] (those that only make a table), [`load_users`], [`recipients`] and [`push`].
 //! Names of other stages, pipelines and tables are noted with their places and judged when all files are read.
 
+mod bucket;
 mod checks;
 mod database;
 mod load_users;

@@ -19,7 +19,7 @@ use toml::Spanned;
 use toml::de::DeTable;
 
 pub(super) use cross::{COVERAGE_TABLES, Made, Mentions, StageMention, TableMention, Wanted};
-pub(super) use house::{House, unknown_name};
+pub(super) use house::{House, is_address, unknown_name};
 
 use super::environment::Environment;
 use super::file::{Desk, Page, Section};

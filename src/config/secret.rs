@@ -5,7 +5,7 @@
 /// Keys whose value is a secret; a key that only resembles one may be a misspelling of it.
 const SECRET_KEYS: [&str; 6] = ["app_secret", "token", "encoding_aes_key", "webhook", "heartbeat", "database"];
 /// Parts of a key that betray a secret under any name.
-const SECRET_PARTS: [&str; 5] = ["secret", "token", "password", "passwd", "aes"];
+const SECRET_PARTS: [&str; 6] = ["secret", "token", "password", "passwd", "aes", "access_key"];
 /// Values of `token` that name a way and are no secret, so that a misspelt one can be seen.
 const OPEN_VALUES: [&str; 2] = ["stable", "legacy"];
 const STARS: &str = "***";

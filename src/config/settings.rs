@@ -9,7 +9,8 @@ use chrono_tz::Tz;
 use secrecy::SecretString;
 
 use crate::domain::{
-    AccountName, DatabaseAddress, MiniProgramName, OpenId, PipelineName, StageName, TableName, TemplateId,
+    AccountName, BucketAddress, DatabaseAddress, MiniProgramName, OpenId, PipelineName, StageName, TableName,
+    TemplateId,
 };
 use crate::template::fields::FieldRules;
 
@@ -312,10 +313,12 @@ pub struct EnrichUnionids {
 #[derive(Debug, Clone)]
 pub struct LoadUsers {
     pub miniprogram: MiniProgramName,
-    /// A glob relative to the workspace; empty where a database is read.
+    /// A glob relative to the workspace, or `s3://BUCKET/GLOB`; empty where a database is read.
     pub files: String,
     /// Of `source.files` or `source.database`.
     pub files_place: Place,
+    /// Where the files are objects.
+    pub bucket: Option<BucketAddress>,
     /// What is read in place of files.
     pub database: Option<DatabaseSource>,
     pub encoding: Encoding,

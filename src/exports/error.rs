@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 /// Why a file could not be read to its end. Trying again helps with none of them before the file has changed, except
-/// what the sink returned, and what a database may do by itself.
+/// what the sink returned, and what a database or an S3 service may do by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     #[error("cannot open the export {}", file.display())]
@@ -102,6 +102,9 @@ pub enum ExportError {
     #[error(transparent)]
     Database(#[from] super::DatabaseError),
 
+    #[error(transparent)]
+    Bucket(#[from] super::BucketError),
+
     #[error("what was read of an export could not be passed on")]
     Sink { source: Box<dyn std::error::Error + Send + Sync> },
 }
@@ -109,7 +112,11 @@ pub enum ExportError {
 impl ExportError {
     /// Whether the same may succeed later without anyone changing anything.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Database(error) if error.is_transient())
+        match self {
+            Self::Database(error) => error.is_transient(),
+            Self::Bucket(error) => error.is_transient(),
+            _ => false,
+        }
     }
 
     /// Wraps what went wrong in a sink, so that it comes out of `read_file` as its cause.

@@ -49,8 +49,19 @@ impl Input {
     /// # Errors
     /// A zip that is damaged, empty, too large, protected by a password, or packed in a way that is not read.
     pub fn all_of(file: &Path) -> Result<Vec<Self>, ExportError> {
-        let is_zip = file.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("zip"));
-        if is_zip { members(file) } else { Ok(vec![Self::of_file(file)]) }
+        Self::all_of_known_as(file, file)
+    }
+
+    /// The same for a file that people know by another name, which tells its kind.
+    ///
+    /// # Errors
+    /// As [`Self::all_of`].
+    pub fn all_of_known_as(file: &Path, shown: &Path) -> Result<Vec<Self>, ExportError> {
+        let is_zip = shown.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("zip"));
+        if is_zip {
+            return members(file, shown);
+        }
+        Ok(vec![Self { file: file.to_owned(), member: None, shown: shown.to_owned() }])
     }
 
     /// The name that people know it by.
@@ -137,12 +148,12 @@ impl Input {
     }
 }
 
-fn members(file: &Path) -> Result<Vec<Input>, ExportError> {
-    let opened = File::open(file).map_err(|source| ExportError::Open { file: file.to_owned(), source })?;
-    let damaged = |source: zip::result::ZipError| ExportError::BrokenZip { file: file.to_owned(), source };
+fn members(file: &Path, known_as: &Path) -> Result<Vec<Input>, ExportError> {
+    let opened = File::open(file).map_err(|source| ExportError::Open { file: known_as.to_owned(), source })?;
+    let damaged = |source: zip::result::ZipError| ExportError::BrokenZip { file: known_as.to_owned(), source };
     let mut archive = zip::ZipArchive::new(BufReader::new(opened)).map_err(damaged)?;
     if archive.len() > MAX_MEMBERS {
-        return Err(ExportError::TooManyMembers { file: file.to_owned(), most: MAX_MEMBERS });
+        return Err(ExportError::TooManyMembers { file: known_as.to_owned(), most: MAX_MEMBERS });
     }
     let mut inputs = Vec::new();
     let mut bytes = 0_u64;
@@ -152,7 +163,7 @@ fn members(file: &Path) -> Result<Vec<Input>, ExportError> {
         if found.is_dir() || is_beside(&name) {
             continue;
         }
-        let shown = file.join(name.trim_start_matches('/'));
+        let shown = known_as.join(name.trim_start_matches('/'));
         if found.encrypted() {
             return Err(ExportError::Locked { file: shown });
         }
@@ -173,10 +184,10 @@ fn members(file: &Path) -> Result<Vec<Input>, ExportError> {
         inputs.push(Input { file: file.to_owned(), member: Some(member), shown });
     }
     if bytes > MAX_ZIP_BYTES {
-        return Err(ExportError::TooLarge { file: file.to_owned(), most: MAX_ZIP_BYTES });
+        return Err(ExportError::TooLarge { file: known_as.to_owned(), most: MAX_ZIP_BYTES });
     }
     if inputs.is_empty() {
-        return Err(ExportError::EmptyZip { file: file.to_owned() });
+        return Err(ExportError::EmptyZip { file: known_as.to_owned() });
     }
     inputs.sort_by(|one, other| one.shown.cmp(&other.shown));
     Ok(inputs)

@@ -12,7 +12,7 @@ use crate::domain::tables::MOVED_OPENIDS;
 use crate::engine::text;
 use crate::exports::{self, ReadOptions};
 use crate::ledger::LedgerError;
-use crate::stage::load_users::{files_of, options_of};
+use crate::stage::load_users::{files_at_hand, options_of};
 use crate::stage::query::{QueryError, records};
 use crate::stage::{Hands, StageError};
 use crate::wechat::lookup_code;
@@ -297,10 +297,11 @@ async fn export_lines(hands: &Hands, ids: Vec<String>) -> Result<Vec<ExportLine>
     let found = tokio::task::spawn_blocking(move || {
         let ids: BTreeSet<&str> = ids.iter().map(String::as_str).collect();
         let mut found = Vec::new();
-        for stage in settings.pipelines.values().flat_map(|pipeline| &pipeline.stages) {
+        let stages = settings.pipelines.values();
+        for (pipeline, stage) in stages.flat_map(|own| own.stages.iter().map(move |stage| (&own.name, stage))) {
             let StageKind::LoadUsers(plan) = &stage.kind else { continue };
-            let files = files_of(&settings.root, &plan.files);
-            for input in files.iter().flat_map(|file| exports::Input::all_of(file).unwrap_or_default()) {
+            let files = files_at_hand(&settings, (pipeline, &stage.name), plan);
+            for input in files.iter().flat_map(|file| file.inputs().unwrap_or_default()) {
                 let options = ReadOptions { keep: Some(&[]), batch_rows: 20_000, ..options_of(plan) };
                 let shown =
                     input.shown().strip_prefix(&settings.root).unwrap_or(input.shown()).to_string_lossy().into_owned();

@@ -17,6 +17,7 @@ use crate::domain::UnionId;
 use crate::engine::{Params, Session, TableSource, quoted, text};
 use crate::ledger::{Forgetting, Forgotten, Order, SnapshotRecord};
 use crate::redact::shortened;
+use crate::stage::load_users::objects;
 use crate::stage::{Hands, StageError, blocking};
 
 /// Columns beside a unionid that name the same person.
@@ -94,6 +95,7 @@ async fn forget_held(conductor: &Conductor, held: &Held, unionid: &UnionId, who:
     for part in left_behind {
         hands.lake.remove(&part).map_err(StageError::from)?;
     }
+    objects::throw_away(&hands.lake).map_err(StageError::from)?;
     Ok(Report {
         unionid: shortened(unionid.as_str()),
         openids: person.openids.len(),

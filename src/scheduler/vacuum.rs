@@ -14,6 +14,7 @@ use crate::clock::Timestamp;
 use crate::domain::RunStatus;
 use crate::lake::catalog::drop_abandoned;
 use crate::ledger::{AuditEntry, SnapshotRecord};
+use crate::stage::load_users::objects;
 use crate::stage::{Hands, StageError};
 
 /// Nothing younger than this goes.
@@ -106,10 +107,11 @@ async fn oldest_in_use(hands: &Hands, now: Timestamp) -> Result<Timestamp, Stage
     Ok(began.map_or(now - YOUNGEST, |began| began.min(now - YOUNGEST)))
 }
 
-/// Every file that the ledger or the catalog names.
+/// Every file that the ledger or the catalog names, and copies of objects that a stage may read again.
 async fn kept(hands: &Hands) -> Result<HashSet<String>, StageError> {
     let mut kept: HashSet<String> = hands.ledger.known_parts().await?.into_iter().collect();
     kept.extend(hands.ledger.files_in_use().await?);
+    kept.extend(objects::in_use(&hands.lake, &hands.settings));
     if let Some(parts) = hands.ledger.get_meta(catalog::PARTS_KEY).await? {
         let parts = serde_json::from_str::<Vec<String>>(&parts)
             .map_err(|_| StageError::Rule("the ledger's note of the catalog's files cannot be read".to_owned()))?;

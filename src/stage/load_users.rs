@@ -1,13 +1,15 @@
 //! `load_users`: what a mini program hands over becomes its users table; rows that cannot be read stand in `quarantine`.
 //!
-//! The way: each file is read into a part of texts (Parquet files by the engine as they are) → one pass folds duplicates
-//! to the newest `updated_at`, gives columns their types and drops rows without an openid → the table. A missing column,
-//! too many bad rows or a value that is not of its type fail the stage, and the table before stays as it was.
+//! The way: objects of a bucket become files here ([`objects`]) → each file is read into a part of texts (Parquet files by
+//! the engine as they are) → one pass folds duplicates to the newest `updated_at`, gives columns their types and drops rows
+//! without an openid → the table. A missing column, too many bad rows or a value that is not of its type fail the stage, and
+//! the table before stays as it was.
 
 mod contract;
 mod database;
 mod fold;
 mod late;
+pub mod objects;
 pub mod partitions;
 mod stage_files;
 mod times;
@@ -23,9 +25,9 @@ use self::stage_files::{Staged, stage_file};
 use self::times::Unread;
 use super::{NewSnapshot, StageContext, StageError, StageOutcome, StageReport, blocking};
 use crate::clock::Timestamp;
-use crate::config::settings::{Encoding, LoadUsers, SheetChoice};
-use crate::domain::TableName;
+use crate::config::settings::{Encoding, LoadUsers, Settings, SheetChoice};
 use crate::domain::tables::table_spec;
+use crate::domain::{PipelineName, StageName, TableName};
 use crate::exports::{self, Input};
 use crate::lake::Lake;
 use crate::ledger::SnapshotRecord;
@@ -40,9 +42,9 @@ pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome
     if let Some(source) = &plan.database {
         return database::run(cx, plan, source).await;
     }
-    let (files, as_of) = late::awaited(cx, plan).await?;
+    let (files, as_of) = sources(cx, plan).await?;
     let inputs = inputs_of(&files)?;
-    let hash = unchanged::source_hash(cx, plan, &inputs).await?;
+    let hash = unchanged::source_hash(cx, plan, &files).await?;
     if let Some((users, quarantine)) = unchanged::made_before(cx, plan, &hash) {
         return Ok(StageOutcome::Done(once_more(cx, as_of, [users, quarantine])));
     }
@@ -56,6 +58,47 @@ pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome
     let loaded = loaded?;
     let detail = json!({ "files": inputs.len() });
     Ok(StageOutcome::Done(report(cx, plan, loaded, Origin { as_of, hash: Some(hash), detail })))
+}
+
+/// A file, and the name that people know it by: its own, or that of the object it is a copy of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    pub on_disk: PathBuf,
+    pub shown: PathBuf,
+}
+
+impl SourceFile {
+    /// What the file holds, as [`Input::all_of`].
+    ///
+    /// # Errors
+    ///
+    /// [`exports::ExportError`].
+    pub fn inputs(&self) -> Result<Vec<Input>, exports::ExportError> {
+        Input::all_of_known_as(&self.on_disk, &self.shown)
+    }
+}
+
+/// The stage's files, those of a bucket brought here, and when the newest was last modified.
+async fn sources(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<(Vec<SourceFile>, Timestamp), StageError> {
+    let (found, as_of) = late::awaited(cx, plan).await?;
+    let files = match &plan.bucket {
+        None => found.into_iter().map(|look| SourceFile { on_disk: look.name.clone(), shown: look.name }).collect(),
+        Some(address) => {
+            let objects: Vec<_> = found.into_iter().filter_map(|look| look.object).collect();
+            objects::fetched(cx, address, &objects).await?
+        }
+    };
+    Ok((files, as_of))
+}
+
+async fn until_stopped<T>(
+    cx: &StageContext<'_>,
+    work: impl Future<Output = Result<T, StageError>>,
+) -> Result<T, StageError> {
+    tokio::select! {
+        done = work => done,
+        () = cx.stop.cancelled() => Err(StageError::Interrupted),
+    }
 }
 
 /// What a load is of.
@@ -251,12 +294,26 @@ fn share(part: u64, whole: u64) -> f64 {
 }
 
 /// What the files hold: a zip may hold several.
-fn inputs_of(files: &[PathBuf]) -> Result<Vec<Input>, StageError> {
+fn inputs_of(files: &[SourceFile]) -> Result<Vec<Input>, StageError> {
     let mut inputs = Vec::new();
     for file in files {
-        inputs.extend(Input::all_of(file)?);
+        inputs.extend(file.inputs()?);
     }
     Ok(inputs)
+}
+
+/// The files of a stage as they can be seen from here without asking anybody: those that its glob names, or the copies that
+/// its last load left of a bucket's objects.
+pub fn files_at_hand(
+    settings: &Settings,
+    (pipeline, stage): (&PipelineName, &StageName),
+    plan: &LoadUsers,
+) -> Vec<SourceFile> {
+    if plan.bucket.is_some() {
+        return objects::copies(&Lake::new(&settings.lake.root), pipeline, stage);
+    }
+    let files = files_of(&settings.root, &plan.files).into_iter();
+    files.map(|file| SourceFile { on_disk: file.clone(), shown: file }).collect()
 }
 
 /// The files that a glob names below a workspace, sorted by name.
@@ -288,7 +345,7 @@ fn files_inside(folder: &std::path::Path) -> Vec<PathBuf> {
 /// Where users come from as people know it: a database, or the files that a glob names, the first of them.
 pub fn shown_source(root: &std::path::Path, plan: &LoadUsers) -> String {
     const SHOWN: usize = 5;
-    if plan.database.is_some() {
+    if plan.database.is_some() || plan.bucket.is_some() {
         return plan.shown_source();
     }
     let files = files_of(root, &plan.files);

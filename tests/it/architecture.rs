@@ -24,7 +24,8 @@ const HOUSEHOLD: [&str; 5] = ["domain", "clock", "crash", "redact", "template"];
 const TAMED: &[(&str, &[&str])] = &[
     ("duckdb", &["engine", "lake/catalog"]),
     ("sqlx", &["ledger", "exports/database"]),
-    ("reqwest", &["wechat", "scheduler/alert"]),
+    ("reqwest", &["wechat", "scheduler/alert", "exports/bucket"]),
+    ("ring", &["exports/bucket"]),
     ("axum", &["serve", "simulator"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),

@@ -163,7 +163,8 @@ impl House {
 
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lianbo"));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LIANBO_")) {
+        let is_told = |name: &str| name.starts_with("LIANBO_") || name.starts_with("AWS_");
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_told(&name.to_string_lossy())) {
             command.env_remove(name);
         }
         command

@@ -3,6 +3,7 @@
 
 mod alerts;
 mod architecture;
+mod buckets;
 mod callbacks;
 mod catalog;
 mod chat;

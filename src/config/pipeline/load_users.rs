@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::database;
 use super::stage::StageReader;
+use super::{bucket, database};
 use crate::config::file::{Field, Section};
 use crate::config::problems::nearest;
 use crate::config::resolve::defaults;
 use crate::config::settings::{DatabaseSource, Encoding, LoadUsers, OnNewColumn, Place, SheetChoice, StageKind};
 use crate::config::units;
+use crate::domain::BucketAddress;
 
 /// Kinds of files that can be read, each also with one of [`COMPRESSIONS`] behind it.
 const FORMATS: [&str; 10] = ["csv", "tsv", "ndjson", "jsonl", "json", "xlsx", "xlsm", "xls", "parquet", "zip"];
@@ -60,11 +61,12 @@ pub(super) fn read(stage: &mut StageReader<'_>) -> Option<StageKind> {
     let max_age = max_age_field.and_then(|field| field.positive_duration());
     let wait_until = wait_field.and_then(|field| field.unit(units::time_of_day));
     let max_bad = stage.section.take("max_bad").and_then(|field| field.share());
-    let Source { files, files_place, database, encoding, delimiter, sheet, header_row } = source?;
+    let Source { files, files_place, bucket, database, encoding, delimiter, sheet, header_row } = source?;
     Some(StageKind::LoadUsers(Box::new(LoadUsers {
         miniprogram: miniprogram?,
         files,
         files_place,
+        bucket,
         database,
         encoding,
         delimiter,
@@ -94,6 +96,7 @@ fn column_type(field: &Field<'_>) -> Option<String> {
 struct Source {
     files: String,
     files_place: Place,
+    bucket: Option<BucketAddress>,
     database: Option<DatabaseSource>,
     encoding: Encoding,
     delimiter: Option<u8>,
@@ -117,10 +120,12 @@ fn source(mut section: Section<'_>) -> Option<Source> {
     let delimiter = section.take("delimiter");
     let sheet = section.take("sheet");
     let header_row = section.take("header_row");
+    let of_bucket = bucket::Keys::take(&mut section);
     let page = section.page;
     let span = section.span.clone();
     section.finish();
     if let Some((place, found)) = from_database {
+        of_bucket.refuse();
         for key in [&files, &encoding_field, &delimiter, &sheet, &header_row].into_iter().flatten() {
             let hint = "leave one of both out; a table comes out of files, or out of a database";
             key.refuse_key(format!("`{}` means nothing beside `source.database`", key.name), hint);
@@ -128,6 +133,7 @@ fn source(mut section: Section<'_>) -> Option<Source> {
         return Some(Source {
             files: String::new(),
             files_place: place,
+            bucket: None,
             database: Some(found?),
             encoding: Encoding::Auto,
             delimiter: None,
@@ -144,6 +150,11 @@ fn source(mut section: Section<'_>) -> Option<Source> {
         return None;
     };
     let files = field.full_text()?;
+    let is_bucket = bucket::is_bucket(&files);
+    if !is_bucket {
+        of_bucket.refuse();
+    }
+    let bucket = is_bucket.then(|| of_bucket.address(&field, &files));
     check_glob(&field, &files);
     for key in [&sheet, &header_row].into_iter().flatten() {
         refuse_beside(key, &files, &SHEETS);
@@ -154,6 +165,7 @@ fn source(mut section: Section<'_>) -> Option<Source> {
     Some(Source {
         files,
         files_place: field.place(),
+        bucket: bucket.map_or(Some(None), |address| address.map(Some))?,
         database: None,
         encoding: encoding.unwrap_or(Encoding::Auto),
         delimiter: delimiter.and_then(|field| field.choice(&DELIMITERS)),
@@ -192,8 +204,9 @@ fn format_of(files: &str) -> Option<&str> {
 }
 
 fn check_glob(field: &Field<'_>, files: &str) {
-    if files.contains("://") {
-        field.refuse("files at an address are not supported", "fetch them into data/exports/ first");
+    if files.contains("://") && !bucket::is_bucket(files) {
+        let hint = "accepted are files of the workspace and s3://bucket/key; fetch others into data/exports/ first";
+        field.refuse("files at such an address are not supported", hint);
         return;
     }
     if let Err(error) = glob::Pattern::new(files) {

@@ -240,7 +240,7 @@ fn optional_address(field: &Field<'_>) -> Option<String> {
 }
 
 /// Whether `text` is `http://` or `https://` and a host.
-pub(super) fn is_address(text: &str) -> bool {
+pub(in crate::config) fn is_address(text: &str) -> bool {
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     rest.is_some_and(|rest| {
         !rest.starts_with(['/', ':', '?']) && !rest.is_empty() && !rest.contains(char::is_whitespace)

@@ -11,7 +11,7 @@ use crate::clock::Timestamp;
 use crate::config::settings::{
     DatabaseSource, MaterializeRecipients, OnExpiry, Priority, PushTemplate, Stage, StageKind,
 };
-use crate::domain::{AccountName, QuotaDay, StageName, StageStatus};
+use crate::domain::{AccountName, BucketAddress, QuotaDay, StageName, StageStatus};
 use crate::engine::Params;
 use crate::ledger::{Lease, Push, Run, StageRecord};
 use crate::scheduler::allowance::Allowance;
@@ -122,6 +122,7 @@ impl<'a> Estimator<'a> {
                     .map(|table| self.visible.rows(table));
                 if let StageKind::LoadUsers(own) = &stage.kind {
                     plan.notes.extend(own.database.as_ref().map(database_note));
+                    plan.notes.extend(own.bucket.as_ref().map(bucket_note));
                 }
             }
         }
@@ -270,4 +271,9 @@ fn database_note(source: &DatabaseSource) -> String {
         None => "as one stream, which a crash begins anew (source.key pages it)".to_owned(),
     };
     format!("reads {} {way}, and only reads: {query}", source.address.shown())
+}
+
+fn bucket_note(address: &BucketAddress) -> String {
+    let place = address.object(&address.pattern);
+    format!("lists {} at {} and reads what of it is new or changed: {place}", address.bucket, address.shown_service())
 }

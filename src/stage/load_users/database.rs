@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::contract::Contract;
 use super::stage_files::{KEY_COLUMN, Staged, StagedColumn};
-use super::{Origin, check_bad_rows, folded, options_of, parts_before, report};
+use super::{Origin, check_bad_rows, folded, options_of, parts_before, report, until_stopped};
 use crate::clock::{Timestamp, from_micros, to_micros};
 use crate::config::settings::{DatabaseSource, LoadUsers};
 use crate::domain::{ColumnType, DatabaseAddress, Values};
@@ -128,16 +128,6 @@ async fn read_pages(
         key: source.key.clone(),
         shown: format!("{}: {query}", source.address.shown()),
     })
-}
-
-async fn until_stopped<T>(
-    cx: &StageContext<'_>,
-    work: impl Future<Output = Result<T, StageError>>,
-) -> Result<T, StageError> {
-    tokio::select! {
-        done = work => done,
-        () = cx.stop.cancelled() => Err(StageError::Interrupted),
-    }
 }
 
 /// A column that is missing, with what it was like in the table before.

@@ -205,6 +205,8 @@ fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
         are_alike: false,
     };
     session.add_table(&table).map_err(|error| {
+        // The engine names the file on the disk, which may be a copy that nobody knows.
+        let error = error.to_string().replace(&*file.to_string_lossy(), &job.shown);
         StageError::Rule(format!(
             "{}: this is not a Parquet file, or not a whole one: {error}; export it anew",
             job.shown

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use super::SourceFile;
 use crate::config::settings::LoadUsers;
-use crate::exports::Input;
 use crate::ledger::SnapshotRecord;
 use crate::stage::{StageContext, StageError, blocking};
 
@@ -22,7 +22,7 @@ const READING: u32 = 1;
 /// # Errors
 ///
 /// [`StageError::Rule`] for a file that cannot be read, [`StageError::Interrupted`].
-pub async fn source_hash(cx: &StageContext<'_>, plan: &LoadUsers, inputs: &[Input]) -> Result<String, StageError> {
+pub async fn source_hash(cx: &StageContext<'_>, plan: &LoadUsers, files: &[SourceFile]) -> Result<String, StageError> {
     let mut hash = Sha256::new();
     hash.update(format!("{READING} {} {} ", env!("CARGO_PKG_VERSION"), cx.hands.settings.timezone));
     hash.update(format!("{:?}", Told::of(plan)));
@@ -30,11 +30,9 @@ pub async fn source_hash(cx: &StageContext<'_>, plan: &LoadUsers, inputs: &[Inpu
     if let Some((_, forgotten)) = cx.hands.ledger.forgotten().await? {
         hash.update(format!("{forgotten:?}"));
     }
-    let mut files: Vec<&Path> = inputs.iter().map(Input::on_disk).collect();
-    files.dedup();
     for file in files {
-        let shown = super::shown(cx, file);
-        let path = file.to_owned();
+        let shown = super::shown(cx, &file.shown);
+        let path = file.on_disk.clone();
         let of_file = blocking(&cx.hands.engine, cx.stop, move |_| {
             content_hash(&path)
                 .map_err(|error| StageError::Rule(format!("cannot read {}: {error}; look at the disk", path.display())))
