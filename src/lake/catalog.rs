@@ -10,6 +10,9 @@ use std::time::SystemTime;
 use super::LakeError;
 use crate::crash::{self, CrashPoint};
 
+/// Of a table's files, in one statement.
+const FILES_AT_ONCE: usize = 200;
+
 /// A table as the catalog shows it.
 #[derive(Debug, Clone)]
 pub struct CatalogTable {
@@ -68,24 +71,20 @@ impl CatalogWriter {
     /// [`LakeError::Catalog`] when DuckDB refuses, [`LakeError::Write`] when the file cannot be put in place.
     pub fn finish(mut self, tables: &[CatalogTable], notes: &[(&str, String)]) -> Result<(), LakeError> {
         let connection = self.connection.take().expect("it is there from the beginning to the end");
-        let mut script = String::new();
+        // One after the other: a script is parsed as a whole, and the tree of all paths would stand in memory at once.
+        let run = |sql: &str| connection.execute_batch(sql).map_err(|error| self.refused(&error));
         for (key, value) in notes {
-            script.push_str(&format!("insert into catalog_info values ({}, {});\n", text(key), text(value)));
-        }
-        let files = |table: &CatalogTable| {
-            let rows =
-                table.files.iter().map(|file| format!("({}, {})", text(&table.name), text(&file.to_string_lossy())));
-            rows.collect::<Vec<_>>()
-        };
-        let files: Vec<String> = tables.iter().flat_map(files).collect();
-        if !files.is_empty() {
-            script.push_str(&format!("insert into catalog_files values {};\n", files.join(", ")));
+            run(&format!("insert into catalog_info values ({}, {})", text(key), text(value)))?;
         }
         for table in tables {
-            script.push_str(&format!("create view {} as {};\n", quoted(&table.name), table.select));
+            for files in table.files.chunks(FILES_AT_ONCE) {
+                let row = |file: &PathBuf| format!("({}, {})", text(&table.name), text(&file.to_string_lossy()));
+                let rows: Vec<String> = files.iter().map(row).collect();
+                run(&format!("insert into catalog_files values {}", rows.join(", ")))?;
+            }
+            run(&format!("create view {} as {}", quoted(&table.name), table.select))?;
         }
-        script.push_str("commit; use memory; detach catalog;\n");
-        connection.execute_batch(&script).map_err(|error| self.refused(&error))?;
+        run("commit; use memory; detach catalog")?;
         drop(connection);
         let write_error = |source| LakeError::Write { path: self.target.clone(), source };
         std::fs::File::open(&self.aside).and_then(|file| file.sync_all()).map_err(write_error)?;

@@ -56,7 +56,7 @@ async fn answers_go_down_in_the_order_of_the_list_and_never_twice() {
 async fn what_the_ledger_knows_of_a_person_holds_for_the_new_openid() {
     let house = House::new().await;
     let (ledger, lease, main) = (&house.ledger, &house.lease, AccountName::new("main"));
-    let own = begun(&house, 4).await;
+    let own = begun(&house, 5).await;
     let suppressed = |openid: &str, reason: &str| NewSuppression {
         unionid: None,
         openid: Some(OpenId::new(openid)),
@@ -66,7 +66,7 @@ async fn what_the_ledger_knows_of_a_person_holds_for_the_new_openid() {
         since: at(0),
         until: None,
     };
-    let all = [suppressed("old1", "asked"), suppressed("old3", "asked"), suppressed("old3", "blacklisted")];
+    let all = [suppressed("old1", "asked"), suppressed("old3", "asked"), suppressed("old5", "blacklisted")];
     ledger.add_suppressions(&all).await.unwrap();
     for (openid, active, seconds) in [("old1", true, 1), ("old2", false, 2), ("new2", true, 3), ("old3", true, 1)] {
         match active {
@@ -74,14 +74,15 @@ async fn what_the_ledger_knows_of_a_person_holds_for_the_new_openid() {
             false => ledger.mark_gone(&main, &OpenId::new(openid), at(seconds), "event").await.unwrap(),
         }
     }
-    let rows = [row(1, Ok("new1")), row(2, Ok("new2")), row(3, Err("ori_openid error")), row(4, Ok("new4"))];
+    let refused = Err("ori_openid error");
+    let rows = [row(1, Ok("new1")), row(2, Ok("new2")), row(3, refused), row(4, Ok("new4")), row(5, refused)];
     let mut touched = Touched::default();
     for _ in 0..2 {
         touched = Touched::default();
         ledger.touched_by_move(lease, &own, (&rows, &mut touched)).await.unwrap();
     }
-    assert_eq!((touched.moved.len(), touched.refused.len()), (2, 1), "{touched:?}");
-    let unionids = HashMap::from([(OpenId::new("old3"), UnionId::new("union3"))]);
+    assert_eq!((touched.moved.len(), touched.refused.len()), (2, 2), "{touched:?}");
+    let unionids = HashMap::from([3, 5].map(|n| (OpenId::new(format!("old{n}")), UnionId::new(format!("union{n}")))));
     let done = FinishedMove { of: &own, touched: &touched, unionids: &unionids, outcome: "{}", detail: "wxold" };
     assert_eq!(ledger.finish_move(lease, done, Order { who: "ada", at: at(9) }).await.unwrap(), 2);
     let kept = ledger.list_suppressions(0, 9).await.unwrap();
@@ -91,7 +92,11 @@ async fn what_the_ledger_knows_of_a_person_holds_for_the_new_openid() {
         .map(|one| (one.openid.as_ref().map(OpenId::as_str), one.unionid.as_ref().map(UnionId::as_str)))
         .collect();
     kept.sort_unstable();
-    assert_eq!(kept, [(None, Some("union3")), (Some("new1"), None), (Some("old3"), None), (Some("old3"), None)]);
+    assert_eq!(
+        kept,
+        [(None, Some("union3")), (Some("new1"), None), (Some("old3"), None), (Some("old5"), None)],
+        "no blacklist follows a person"
+    );
     let marks = ledger.follower_marks(&main, at(-9)).await.unwrap();
     let marks: Vec<(&str, bool)> = marks.iter().map(|mark| (mark.openid.as_str(), mark.active)).collect();
     assert_eq!(marks, [("new1", true), ("new2", true), ("old3", false)], "the later word stays");
