@@ -17,6 +17,7 @@ mod funnel;
 mod init;
 mod measures;
 mod migrate;
+mod output;
 mod plan;
 mod progress;
 mod push;

@@ -16,6 +16,7 @@ use self::page::{Filled, Head};
 use self::sections::SECTIONS;
 use super::context::Context;
 use super::exit::{Exit, Failure};
+use super::output::may_be_written;
 use super::sql::failure;
 use crate::stage::query;
 
@@ -49,6 +50,7 @@ struct Written<'a> {
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let app = context.app_to_read().await?;
     let hands = app.hands();
+    may_be_written(&args.output, &hands.settings)?;
     let mut filled = Vec::with_capacity(SECTIONS.len());
     for section in &SECTIONS {
         let sql = section.sql(args.days);

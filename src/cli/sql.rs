@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use self::shapes::{Json, Plain};
 use super::context::{Context, stop_on_signals};
 use super::exit::{Exit, Failure};
+use super::output::may_be_written;
 use super::table::grouped;
 use crate::config::settings::PublishFormat;
 use crate::config::{read_duration, read_size};
@@ -133,6 +134,7 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     tokio::task::spawn_blocking(engine::make_ready);
     let app = context.app_to_ask().await?;
     let (hands, stop) = (app.hands(), stop_on_signals());
+    args.output.as_deref().map_or(Ok(()), |path| may_be_written(path, &hands.settings))?;
     let limits = Limits { time: args.timeout.0, rows: args.max_rows.0, memory: args.memory.clone() };
     let question = Question { sql: args.sql.clone(), at: args.at, limits };
     let answer = Answer { question, format, is_raw: args.raw, stop: &stop };
@@ -170,21 +172,7 @@ fn format(context: &Context, args: &Args) -> Result<Format, Failure> {
         (Format::Table | Format::Csv, None) if context.is_json => {
             Err(Failure::Usage("--json prints one JSON document: leave --format out, or add -o FILE".to_owned()))
         }
-        (_, Some(path)) => may_be_written(path).map(|()| format),
         _ => Ok(format),
-    }
-}
-
-/// What can be known before the question is asked.
-fn may_be_written(path: &Path) -> Result<(), Failure> {
-    let refused = |why: &str| Err(Failure::Usage(format!("{} cannot be written: {why}", path.display())));
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if !folder.is_dir() {
-        return refused("its folder is not there");
-    }
-    match path.metadata() {
-        Ok(found) if !found.is_file() => refused("it is there, and is no file; leave -o out to write to stdout"),
-        _ => Ok(()),
     }
 }
 

@@ -232,7 +232,7 @@ fn person_join(column: &PersonColumn, alias: &str, value: &str) -> String {
 
 /// Whether a value says that it happened: true, a number that is not 0, a time since the first send, or a word that is no no.
 ///
-/// Times in tables are UTC; what is text in an export is a wall clock's.
+/// Times in tables are UTC; what is text in an export is a wall clock's. A day without a time counts from the day of the send.
 fn happened(column: &str, push: &Push) -> String {
     let began = push.first_send_at.unwrap_or(push.frozen_at).format("%Y-%m-%d %H:%M:%S");
     let as_text = format!("cast({column} as varchar)");
@@ -243,6 +243,8 @@ fn happened(column: &str, push: &Push) -> String {
               when typeof({column}) like 'TIMESTAMP%' then {time} >= timestamp '{began}'
               when typeof({column}) = 'DATE' then {time} >= date_trunc('day', local_time(timestamp '{began}'))
               when try_cast({as_text} as double) is not null then try_cast({as_text} as double) <> 0
+              when regexp_full_match(trim({as_text}), '[0-9]+[-/][0-9]+[-/][0-9]+')
+                  then {time} >= date_trunc('day', local_time(timestamp '{began}'))
               when {time} is not null then {time} >= local_time(timestamp '{began}')
               else lower(trim({as_text})) not in ('', 'false', 'no', 'n', 'f', '否', '无') end"
     )

@@ -139,4 +139,27 @@ async fn the_report_is_one_file_of_which_every_number_can_be_asked_for_again() {
     let refused = house.lianbo(&["report", "-o", "nowhere/report.html"]).await.ends(2);
     assert!(refused.stderr.contains("nowhere/report.html"), "{}", refused.stderr);
     assert_eq!(house.read("report.html"), before);
+
+    // What the workspace lives by is nobody's output.
+    let own = [
+        "data/ledger.db",
+        "data/ledger.db-wal",
+        "data/catalog.duckdb",
+        "data/lake/x.csv",
+        "config/lianbo.toml",
+        "pipelines/nightly.toml",
+    ];
+    let before = house.files();
+    for name in own {
+        let path = house.path(name).to_str().unwrap().to_owned();
+        for command in [&["report", "-o", &path][..], &["sql", "select 1", "--format", "csv", "-o", &path]] {
+            let refused = house.lianbo(command).await.ends(2);
+            assert!(refused.stderr.contains("of this workspace"), "{command:?}: {}", refused.stderr);
+        }
+    }
+    for (path, bytes) in house.files() {
+        let is_live = path.to_string_lossy().contains("ledger.db");
+        assert!(is_live || before.get(&path) == Some(&bytes), "{} was changed", path.display());
+    }
+    assert!(house.numbers("select count(*) from pushes").await == [1]);
 }

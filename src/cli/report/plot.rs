@@ -93,17 +93,20 @@ impl Drawing<'_> {
             }
         }
         out.push_str("</div>\n");
+        others(out, self.rows.len());
     }
 
     fn bars(&self, out: &mut String, of: &[&str], name: &str, part: impl Fn(&[usize], usize) -> (f64, f64)) {
         out.push_str("<div class=\"plot\">\n");
-        for (title, rows) in self.groups(of).iter().take(MOST_GROUPS) {
+        let groups = self.groups(of);
+        for (title, rows) in groups.iter().take(MOST_GROUPS) {
             let _ = writeln!(out, "<h3>{title}</h3>");
             for row in rows {
                 bar(out, &self.text(name, *row), part(rows, *row));
             }
         }
         out.push_str("</div>\n");
+        others(out, groups.len());
     }
 
     /// Every day of the rows, as a place from left to right.
@@ -133,11 +136,13 @@ impl Drawing<'_> {
         out.push_str("</svg></div>");
         dates(out, &days);
         legend(out, &groups);
+        others(out, groups.len());
     }
 
     fn up_and_down(&self, out: &mut String, of: &[&str], (up, down): (&str, &str)) {
         let days = self.days();
-        for (title, rows) in self.groups(of).iter().take(MOST_GROUPS) {
+        let groups = self.groups(of);
+        for (title, rows) in groups.iter().take(MOST_GROUPS) {
             let most = rows.iter().map(|row| self.number(up, *row).max(self.number(down, *row))).fold(1.0, f64::max);
             let _ = writeln!(out, "<h3>{title}</h3>");
             axes(out, &days, (&format!("+{}", rounded(most)), &format!("−{}", rounded(most))));
@@ -162,6 +167,18 @@ impl Drawing<'_> {
             "<p class=\"legend\"><span class=\"up\">■</span> {} <span class=\"down\">■</span> {}</p>",
             column(up),
             column(down)
+        );
+        others(out, groups.len());
+    }
+}
+
+/// Says so where not all groups are drawn.
+fn others(out: &mut String, all: usize) {
+    if all > MOST_GROUPS {
+        let _ = writeln!(
+            out,
+            "<p class=\"nothing\"><span lang=\"zh\">共 {all} 项，图中为前 {MOST_GROUPS} 项，其余见数据表。</span>\
+             <span lang=\"en\">The first {MOST_GROUPS} of {all} are drawn; the table has the others.</span></p>"
         );
     }
 }

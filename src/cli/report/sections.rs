@@ -61,7 +61,7 @@ select account, miniprogram, users, users_with_unionid, matched, reachable, reac
 from newest
 where (account <> '*' or (select count(distinct account) > 2 from newest))
   and (miniprogram <> '*' or (select count(distinct miniprogram) > 2 from newest))
-order by account = '*', account, miniprogram = '*', miniprogram",
+order by account <> '*', miniprogram <> '*', users desc, account, miniprogram",
         plot: Plot::Funnel { of: PAIR, steps: &["users", "users_with_unionid", "matched", "reachable"] },
     },
     Section {
@@ -74,7 +74,7 @@ select date, account, miniprogram, coverage_rate, reachable, users
 from shown
 where (account <> '*' or (select count(distinct account) > 2 from shown))
   and (miniprogram <> '*' or (select count(distinct miniprogram) > 2 from shown))
-order by account = '*', account, miniprogram = '*', miniprogram, date",
+order by account <> '*', miniprogram <> '*', account, miniprogram, date",
         plot: Plot::Lines { of: PAIR, value: "coverage_rate" },
     },
     Section {
@@ -84,7 +84,7 @@ order by account = '*', account, miniprogram = '*', miniprogram, date",
         sql: "
 select account, miniprogram, side, reason, people, date
 from match_report where date = (select max(date) from match_report)
-order by account, miniprogram, side, people desc, reason",
+order by sum(people) over (partition by account, miniprogram) desc, account, miniprogram, side, people desc, reason",
         plot: Plot::Shares { of: &["account", "miniprogram", "side"], name: "reason", value: "people" },
     },
     Section {
@@ -95,7 +95,7 @@ order by account, miniprogram, side, people desc, reason",
 select account, miniprogram, segment, value, users, matched, reachable, coverage_rate, date
 from coverage_by_segment where date = (select max(date) from coverage_by_segment)
 qualify row_number() over (partition by account, miniprogram, segment order by users desc, value) <= 12
-order by account, miniprogram, segment, users desc, value",
+order by sum(users) over (partition by account, miniprogram) desc, account, miniprogram, segment, users desc, value",
         plot: Plot::Rates {
             of: &["account", "miniprogram", "segment"],
             name: "value",

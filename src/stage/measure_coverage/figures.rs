@@ -328,7 +328,7 @@ select cast(coalesce((select sum(people) from fu), 0) + coalesce((select sum(peo
 
 /// People who were forgotten and follow again.
 const FORGOTTEN: &str = "
-select cast(coalesce(count(distinct unionid) + sum(case when unionid is null then forgotten end), 0) as bigint)
+select cast(count(distinct unionid) + coalesce(sum(case when unionid is null then forgotten end), 0) as bigint)
 from fu where forgotten > 0";
 
 /// Openids within one account and one mini program, people in a `*` row.
