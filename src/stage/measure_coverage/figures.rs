@@ -239,11 +239,20 @@ left join profiles_now on profiles_now.account = followers_now.account and profi
 where followers_now.active
 group by all";
 
+/// A person who is suppressed both for the account and for all is one line: a follower who met two would count twice.
 const SUPPRESSED: &str = "
-left join (select distinct openid, account from evidence where openid is not null and what = 'suppressed') as s
-  on s.openid = followers_now.openid and (s.account is null or s.account = followers_now.account)
-left join (select distinct unionid, account from evidence where unionid is not null and what = 'suppressed') as s2
-  on s2.unionid = profiles_now.unionid and (s2.account is null or s2.account = followers_now.account)";
+left join (
+    select distinct evidence.openid, a.account
+    from evidence join (select distinct account from followers_now) as a
+      on evidence.account is null or evidence.account = a.account
+    where evidence.openid is not null and what = 'suppressed'
+) as s on s.openid = followers_now.openid and s.account = followers_now.account
+left join (
+    select distinct evidence.unionid, a.account
+    from evidence join (select distinct account from followers_now) as a
+      on evidence.account is null or evidence.account = a.account
+    where evidence.unionid is not null and what = 'suppressed'
+) as s2 on s2.unionid = profiles_now.unionid and s2.account = followers_now.account";
 
 const REACHED: &str = "
 left join (select distinct openid, account from evidence where openid is not null and what = 'reached') as r

@@ -242,6 +242,24 @@ counted as (select account, miniprogram, side, reason, count(*) as people from h
 reported as (select account, miniprogram, side, reason, people from match_report)
 select (select count(*) from (from counted except from reported)) + (select count(*) from (from reported except from counted))";
 
+#[test]
+fn who_is_suppressed_twice_is_one_follower() {
+    let twice = vec![(Some(0), false, 0), (None, false, 0), (Some(0), true, 1), (None, true, 1)];
+    let world = World {
+        followers: vec![(0, None, 1, 0), (0, Some(1), 1, 0)],
+        users: vec![(0, Some(1), None)],
+        suppressed: twice,
+        reached: vec![(Some(0), false, 1), (Some(0), true, 1), (Some(0), false, 1)],
+    };
+    let (_folder, session) = world.measure();
+    for by_hand in [BY_HAND, COUNTED_BY_HAND, REPORTED_BY_HAND] {
+        assert_eq!(session.count(&format!("{GIVEN}{by_hand}"), &Params::new()).unwrap(), 0);
+    }
+    let counted =
+        "select count(*) from coverage where account = 'a0' and followers = 2 and miniprogram = 'm0' and matched = 1";
+    assert_eq!(session.count(&format!("{counted} and reachable = 0"), &Params::new()).unwrap(), 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
