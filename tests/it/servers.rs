@@ -61,7 +61,8 @@ impl Server {
         }
         let command = |program: &Path| {
             let mut command = Command::new(program);
-            command.current_dir(folder.path()).env("HOME", folder.path()).stdin(Stdio::null());
+            command.current_dir(folder.path()).env("HOME", folder.path()).env("TMPDIR", folder.path());
+            command.stdin(Stdio::null());
             command.stdout(Stdio::null()).stderr(std::fs::File::create(folder.path().join("log")).unwrap());
             if is_root {
                 command.uid(NOBODY).gid(NOBODY);
