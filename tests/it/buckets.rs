@@ -14,6 +14,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::house::{EXPORT, House, ended, eventually, signal, small};
 use crate::python::python;
+use crate::sealed::{Sealed, trusting};
 
 /// Pinned, so that a story is about us.
 const PACKAGES: [&str; 3] = ["moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"];
@@ -169,6 +170,23 @@ async fn a_bucket_gives_the_table_that_its_files_would_and_what_is_unchanged_is_
     house.write("pipelines/load.toml", &stage("source.files = \"data/exports/dt=*/*.csv.gz\""));
     house.lianbo(&["vacuum"]).await.ends(0);
     assert_eq!(copies(&house), Vec::<PathBuf>::new(), "nobody reads them any more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_is_read_over_tls_where_its_certificate_is_trusted() {
+    let Some(mut server) = Server::start().await else { return };
+    let keys = "source.files = \"s3://mall-exports/exports/*.csv\"";
+    let behind = server.endpoint.trim_start_matches("http://").parse().unwrap();
+    let sealed = Sealed::before(behind, server.folder.path()).await;
+    server.endpoint.clone_from(&sealed.base);
+    let house = server.house(keys).await;
+    server.put("exports/users.csv", b"openid,unionid\noA,uA\n").await;
+    let refused = house.run("load", &[]).await.ends(1);
+    assert!(refused.text().contains("certificate"), "{refused:?}");
+    assert_eq!(server.asked().await, of(&[]));
+    trusting(&house, &sealed.authority, &["run", "load", "-y", "--json"]).await.ends(0);
+    assert_eq!(house.rows("select openid, unionid from mall_users").await, [["oA", "uA"]]);
+    assert_eq!(server.asked().await, of(&["", "exports/users.csv"]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

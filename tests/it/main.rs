@@ -38,6 +38,7 @@ mod readers;
 mod reading;
 mod reports;
 mod scarce;
+mod sealed;
 mod serve;
 mod servers;
 mod sources;
