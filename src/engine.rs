@@ -20,7 +20,7 @@ use chrono_tz::Tz;
 pub use inspect::{Reference, SqlFacts};
 use local_time::local_time_macros;
 pub use local_time::utc_time_macro;
-pub use session::{Param, Params, Session, TableSource, Written, quoted, text};
+pub use session::{Param, Params, Session, TableSource, Written, files, quoted, text};
 
 /// Made when they are first wanted: a zone's changes of 130 years are some milliseconds' work.
 type Macros = LazyLock<String, Box<dyn FnOnce() -> String + Send>>;

@@ -74,13 +74,23 @@ impl TableSource {
     fn select_over_parts(&self, options: &str) -> String {
         let columns: Vec<String> = self.columns.iter().map(|(name, _)| quoted(name)).collect();
         let columns = if columns.is_empty() { "*".to_owned() } else { columns.join(", ") };
-        let files: Vec<String> = self.parts.iter().map(|part| text(&part.to_string_lossy())).collect();
-        format!("select {columns} from read_parquet([{}]{options})", files.join(", "))
+        format!("select {columns} from read_parquet({}{options})", files(&self.parts))
     }
 
     fn is_of_one_folder(&self) -> bool {
         self.parts.windows(2).all(|pair| pair[0].parent() == pair[1].parent())
     }
+}
+
+/// Files as the list that `read_parquet` takes. Of many it is one text that the engine splits: each text of a list costs six
+/// kilobytes while it is read, and a table may have thousands of files.
+pub fn files<P: AsRef<Path>>(paths: &[P]) -> String {
+    const FEW: usize = 8;
+    let names: Vec<_> = paths.iter().map(|path| path.as_ref().to_string_lossy()).collect();
+    if names.len() <= FEW || names.iter().any(|name| name.contains('\n')) {
+        return format!("[{}]", names.iter().map(|name| text(name)).collect::<Vec<_>>().join(", "));
+    }
+    format!("string_split({}, chr(10))", text(&names.join("\n")))
 }
 
 /// What a copy left behind.
@@ -265,8 +275,8 @@ impl Session {
     pub fn confine(&self, targets: &[&Path]) -> Result<(), EngineError> {
         let parts = self.parts.borrow();
         let unfinished: Vec<PathBuf> = targets.iter().map(|target| unfinished(target)).collect();
-        let allowed: Vec<String> = parts.iter().chain(&unfinished).map(|path| text(&path.to_string_lossy())).collect();
-        self.run(&format!("set allowed_paths = [{}]", allowed.join(", ")))?;
+        let allowed: Vec<&PathBuf> = parts.iter().chain(&unfinished).collect();
+        self.run(&format!("set allowed_paths = {}", files(&allowed)))?;
         self.run("set enable_external_access = false")?;
         self.run("set lock_configuration = true")
     }

@@ -12,7 +12,7 @@ use super::merge::{CHANGES, DOUBTFUL, MergedProfiles, WITH_CONFIRMED, make_lates
 use super::{Inputs, StageContext, StageError, Tally, doubt, narrow};
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, QuickSet, TableName, Values};
-use crate::engine::{Param, Params, Session, TableSource, Written, text};
+use crate::engine::{Param, Params, Session, TableSource, Written, files};
 use crate::lake::{Lake, LakeError};
 use crate::stage::{NewSnapshot, blocking};
 
@@ -255,13 +255,12 @@ fn known_sql(parts: &[PathBuf]) -> String {
                 where false"
             .to_owned();
     }
-    let files: Vec<String> = parts.iter().map(|part| text(&part.to_string_lossy())).collect();
     format!(
         "select openid, unionid, unionid_missing, errcode, refusals, filename
-         from read_parquet([{}], filename = true)
+         from read_parquet({}, filename = true)
          where openid in (select openid from latest) or unionid in (select unionid from latest)
             or openid in (select openid from changed where active) or unionid_missing = 'not_asked'",
-        files.join(", ")
+        files(parts)
     )
 }
 

@@ -25,11 +25,10 @@ pub(super) fn walk_source(parts: Vec<PathBuf>) -> TableSource {
     let columns = vec![("openid".to_owned(), "VARCHAR".to_owned()), ("place".to_owned(), "BIGINT".to_owned())];
     let mut walk = TableSource { name: "walk".to_owned(), columns, parts, sql: None, are_alike: false };
     if !walk.parts.is_empty() {
-        let files: Vec<String> = walk.parts.iter().map(|part| crate::engine::text(&part.to_string_lossy())).collect();
         walk.sql = Some(format!(
             "select openid, cast(regexp_extract(filename, 'page-([0-9]+)', 1) as bigint) * 1000000 + file_row_number as place
-             from read_parquet([{}], filename = true, file_row_number = true)",
-            files.join(", ")
+             from read_parquet({}, filename = true, file_row_number = true)",
+            crate::engine::files(&walk.parts)
         ));
     }
     walk

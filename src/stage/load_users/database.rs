@@ -18,7 +18,7 @@ use super::{Origin, check_bad_rows, folded, options_of, parts_before, report, un
 use crate::clock::{Timestamp, from_micros, to_micros};
 use crate::config::settings::{DatabaseSource, LoadUsers};
 use crate::domain::{ColumnType, DatabaseAddress, Values};
-use crate::engine::{Params, Session, quoted, text};
+use crate::engine::{Params, Session, files, quoted, text};
 use crate::exports::{Database, DatabaseColumn, ExportError, LINE_COLUMN, Selection, TextBatch};
 use crate::lake::{Lake, PartColumn, PartWriter};
 use crate::stage::{StageContext, StageError, StageOutcome, blocking};
@@ -267,8 +267,7 @@ struct Staging<'a> {
 
 impl Staging<'_> {
     fn pages_sql(&self) -> String {
-        let parts: Vec<String> = self.pages.parts.iter().map(|part| text(&part.to_string_lossy())).collect();
-        format!("from read_parquet([{}])", parts.join(", "))
+        format!("from read_parquet({})", files(&self.pages.parts))
     }
 
     fn staged(&self, quarantine: &Path) -> Result<Staged, StageError> {
