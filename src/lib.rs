@@ -2,8 +2,8 @@
 //!
 //! The rooms, in the order of the data: people come in by `cli` and `serve`; `app` wires the house from `config`;
 //! `scheduler` decides what is due and which stage comes next; `stage` holds one step of the way each; the stages
-//! work with the hands `wechat`, `exports`, `lake`, `engine`, `ledger` and `pace`; `domain`, `template`, `clock` and
-//! `redact` are the ground. `simulator` is a WeChat of its own beside the house. Arrows go down (`ARCHITECTURE.md`).
+//! work with the hands `wechat`, `exports`, `lake`, `engine`, `ledger` and `pace`; `domain`, `template`, `clock`,
+//! `memory` and `redact` are the ground. `simulator` is a WeChat of its own beside the house. Arrows go down (`ARCHITECTURE.md`).
 
 pub mod cli;
 pub mod serve;
@@ -26,6 +26,7 @@ pub mod calendar;
 pub mod clock;
 pub mod crash;
 pub mod domain;
+pub mod memory;
 pub mod redact;
 pub mod telemetry;
 pub mod template;

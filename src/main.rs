@@ -9,6 +9,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     keep_pages_small();
     give_back_soon();
+    lianbo::memory::given_back_by(give_back_now);
     lianbo::cli::main()
 }
 
@@ -43,4 +44,13 @@ fn give_back_soon() {
             mi_option_set(PURGE_DELAY, 10);
         }
     }
+}
+
+#[expect(unsafe_code, reason = "as above")]
+fn give_back_now() {
+    unsafe extern "C" {
+        fn mi_collect(force: bool);
+    }
+    // SAFETY: takes a flag and may be called at any time, by any thread.
+    unsafe { mi_collect(true) };
 }

@@ -396,6 +396,7 @@ impl Conductor {
         let carried = stages.all(watch).await;
         stages.tidy()?;
         let carried = carried?;
+        crate::memory::give_back();
         let catalog = catalog::Begun::now(&self.hands);
         let merged =
             if matches!(carried, Carried::ToTheEnd { .. }) { stages.publish(false).await? } else { Vec::new() };
