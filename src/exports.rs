@@ -22,7 +22,7 @@ mod sheet;
 mod source;
 mod utf16;
 
-use crate::domain::Rows;
+use crate::domain::Texts;
 
 pub use bucket::{Bucket, BucketError, Object};
 pub use database::{Database, DatabaseColumn, DatabaseError, PageEnd, Selection, TextBatch};
@@ -35,7 +35,7 @@ pub use sheet::Sheet;
 /// Where a batch goes. What fails in it comes back through [`ExportError::from_sink`].
 pub type Sink<'a> = dyn FnMut(Batch) -> Result<(), ExportError> + 'a;
 
-/// The column of a batch that holds the line a row begins on.
+/// The name that no column of an export may have: where rows are kept, the line they begin on stands under it.
 pub const LINE_COLUMN: &str = "_line";
 
 /// How a file is to be read.
@@ -52,7 +52,7 @@ pub struct ReadOptions<'a> {
     pub sheet: Option<Sheet<'a>>,
     /// The row of a sheet that names the columns, the first being 1; `None`: the first that is not blank.
     pub header_row: Option<u32>,
-    /// A batch goes to the sink when it holds this many rows, good and bad together.
+    /// A batch goes to the sink when it holds this many rows, good and bad together, or 8 MiB of them.
     pub batch_rows: usize,
 }
 
@@ -72,12 +72,14 @@ impl<'a> ReadOptions<'a> {
 }
 
 /// Some rows of a file, good and bad.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// `openid`, `unionid`, `updated_at` (those the file has), then the others, all text; last `_line`, an integer.
+    /// `openid`, `unionid`, `updated_at` (those the file has), then the others: all text, and a value a good row.
     /// `openid` is always there and never null. A JSON file may bring a key it did not have before: later batches then
     /// have more columns than earlier ones, never fewer, and the earlier ones keep their order.
-    pub rows: Rows,
+    pub columns: Vec<(String, Texts)>,
+    /// Of each good row the line it begins on.
+    pub lines: Vec<i64>,
     pub bad: Vec<BadRow>,
 }
 

@@ -35,6 +35,20 @@ impl Texts {
         self.absent.extend_from_slice(&more.absent);
     }
 
+    /// Lets go of the values from place `values` on.
+    pub fn truncate(&mut self, values: usize) {
+        if values < self.ends.len() {
+            self.text.truncate(values.checked_sub(1).map_or(0, |last| self.ends[last]));
+            self.ends.truncate(values);
+            self.absent.truncate(values);
+        }
+    }
+
+    /// The bytes of all texts together.
+    pub fn bytes(&self) -> usize {
+        self.text.len()
+    }
+
     /// All texts end to end, and where each of them ends.
     pub fn parts(&self) -> (&str, &[usize]) {
         (&self.text, &self.ends)
@@ -96,5 +110,11 @@ mod tests {
         assert_eq!(texts.iter().collect::<Vec<_>>(), wanted);
         assert_eq!(texts.len(), 6);
         assert!(!format!("{texts:?}").contains("oA"));
+        for left in [6, 5, 2, 0] {
+            texts.truncate(left);
+            assert_eq!(texts.iter().collect::<Vec<_>>(), wanted[..left]);
+        }
+        texts.push(Some("oB"));
+        assert_eq!(texts.get(0), Some("oB"));
     }
 }

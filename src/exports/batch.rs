@@ -5,15 +5,20 @@
 
 use super::encoding::Encoding;
 use super::layout::{Layout, OPENID, cleaned_id};
-use super::{BadRow, Batch, ColumnKind, ColumnReport, ExportError, FileReport, LINE_COLUMN, Sink};
-use crate::domain::{Rows, Values};
+use super::{BadRow, Batch, ColumnKind, ColumnReport, ExportError, FileReport, Sink};
+use crate::domain::Texts;
+
+/// A batch of long rows ends with fewer of them.
+const BATCH_BYTES: usize = 8 << 20;
 
 /// Collects the rows of one file into batches.
 pub(super) struct Collector<'a> {
     columns: Vec<Collected>,
-    lines: Vec<Option<i64>>,
+    lines: Vec<i64>,
     bad: Vec<BadRow>,
     batch_rows: usize,
+    /// Of all that was put into the batch.
+    bytes: usize,
     sink: &'a mut Sink<'a>,
     row_count: u64,
     bad_count: u64,
@@ -25,7 +30,7 @@ struct Collected {
     is_id: bool,
     kind: ColumnKind,
     /// One value more than there are rows, while a row is being put together and has one here.
-    values: Vec<Option<String>>,
+    values: Texts,
 }
 
 /// Why a row cannot be taken.
@@ -41,6 +46,7 @@ impl<'a> Collector<'a> {
             lines: Vec::new(),
             bad: Vec::new(),
             batch_rows: batch_rows.max(1),
+            bytes: 0,
             sink,
             row_count: 0,
             bad_count: 0,
@@ -54,7 +60,10 @@ impl<'a> Collector<'a> {
 
     /// Adds a column behind the others and returns its place.
     pub(super) fn add_column(&mut self, name: &str, is_id: bool) -> usize {
-        let values = vec![None; self.lines.len()];
+        let mut values = Texts::default();
+        for _ in &self.lines {
+            values.push(None);
+        }
         self.columns.push(Collected { name: name.to_owned(), is_id, kind: ColumnKind::Empty, values });
         self.columns.len() - 1
     }
@@ -76,21 +85,23 @@ impl<'a> Collector<'a> {
 
     /// Puts a value of the file into the row. Ids are cleaned.
     pub(super) fn put(&mut self, column: usize, value: Option<&str>, kind: ColumnKind) {
+        self.bytes += value.map_or(0, str::len);
         let column = &mut self.columns[column];
         if column.is_id {
-            column.values.push(value.and_then(cleaned_id).map(str::to_owned));
+            column.values.push(value.and_then(cleaned_id));
             return;
         }
         if value.is_some() {
             column.kind = column.kind.and(kind);
         }
-        column.values.push(value.map(str::to_owned));
+        column.values.push(value);
     }
 
     /// Takes the row put together, if it has an openid. After a refusal the row must be [refused](Self::refuse).
     pub(super) fn finish(&mut self, line: u64) -> Result<(), Refusal> {
         let rows = self.lines.len();
-        if self.columns[0].values.get(rows).is_none_or(Option::is_none) {
+        let openids = &self.columns[0].values;
+        if openids.len() == rows || openids.get(rows).is_none() {
             return Err(Refusal::NoOpenid);
         }
         for column in &mut self.columns {
@@ -98,7 +109,7 @@ impl<'a> Collector<'a> {
                 column.values.push(None);
             }
         }
-        self.lines.push(Some(i64::try_from(line).expect("a file has fewer than 2^63 lines")));
+        self.lines.push(i64::try_from(line).expect("a file has fewer than 2^63 lines"));
         self.row_count += 1;
         Ok(())
     }
@@ -109,6 +120,7 @@ impl<'a> Collector<'a> {
         for column in &mut self.columns {
             column.values.truncate(rows);
         }
+        self.bytes += bad.raw.len();
         self.bad.push(bad);
         self.bad_count += 1;
     }
@@ -119,7 +131,8 @@ impl<'a> Collector<'a> {
 
     /// Hands over a batch when it is large enough.
     pub(super) fn flush_if_full(&mut self) -> Result<(), ExportError> {
-        if self.lines.len() + self.bad.len() >= self.batch_rows { self.flush() } else { Ok(()) }
+        let is_full = self.lines.len() + self.bad.len() >= self.batch_rows || self.bytes >= BATCH_BYTES;
+        if is_full { self.flush() } else { Ok(()) }
     }
 
     /// Hands over what is left and says what the file was.
@@ -144,16 +157,17 @@ impl<'a> Collector<'a> {
 
     fn flush(&mut self) -> Result<(), ExportError> {
         let rows = self.lines.len();
+        self.bytes = 0;
         if rows == 0 && self.bad.is_empty() {
             return Ok(());
         }
-        let taken = |values: &mut Vec<Option<String>>| std::mem::replace(values, Vec::with_capacity(rows));
-        let mut columns: Vec<(String, Values)> = Vec::with_capacity(self.columns.len() + 1);
-        for column in &mut self.columns {
-            columns.push((column.name.clone(), Values::Text(taken(&mut column.values))));
-        }
-        columns.push((LINE_COLUMN.to_owned(), Values::Integer(std::mem::take(&mut self.lines))));
-        (self.sink)(Batch { rows: Rows { columns }, bad: std::mem::take(&mut self.bad) })
+        let columns = self.columns.iter_mut().map(|column| {
+            let room = Texts::with_capacity(rows, column.values.bytes() / rows.max(1) + 1);
+            (column.name.clone(), std::mem::replace(&mut column.values, room))
+        });
+        let columns = columns.collect();
+        let lines = std::mem::replace(&mut self.lines, Vec::with_capacity(rows));
+        (self.sink)(Batch { columns, lines, bad: std::mem::take(&mut self.bad) })
     }
 }
 

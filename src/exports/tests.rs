@@ -5,7 +5,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::domain::Values;
 
 struct Read {
     batches: Vec<Batch>,
@@ -16,10 +15,9 @@ impl Read {
     fn column(&self, name: &str) -> Vec<Option<String>> {
         let mut all = Vec::new();
         for batch in &self.batches {
-            match batch.rows.columns.iter().find(|(found, _)| found == name) {
-                Some((_, Values::Text(values))) => all.extend(values.iter().cloned()),
-                Some(_) => panic!("{name} is not text"),
-                None => all.extend(vec![None; batch.rows.len()]),
+            match batch.columns.iter().find(|(found, _)| found == name) {
+                Some((_, values)) => all.extend(values.iter().map(|value| value.map(str::to_owned))),
+                None => all.extend(vec![None; batch.lines.len()]),
             }
         }
         all
@@ -30,11 +28,7 @@ impl Read {
     }
 
     fn lines(&self) -> Vec<i64> {
-        let of = |batch: &Batch| match batch.rows.columns.last() {
-            Some((name, Values::Integer(lines))) if name == LINE_COLUMN => lines.iter().flatten().copied().collect(),
-            _ => Vec::new(),
-        };
-        self.batches.iter().flat_map(of).collect()
+        self.batches.iter().flat_map(|batch| batch.lines.clone()).collect()
     }
 
     fn bad(&self) -> Vec<(u64, &str)> {
@@ -49,7 +43,7 @@ fn options<'a>(columns: &'a [(String, String)]) -> ReadOptions<'a> {
 fn read_with(path: &Path, options: &ReadOptions<'_>) -> Result<Read, ExportError> {
     let mut batches = Vec::new();
     let report = read_file(&Input::of_file(path), options, &mut |batch: Batch| {
-        assert!(batch.rows.columns.iter().all(|(_, values)| values.len() == batch.rows.len()), "columns of one length");
+        assert!(batch.columns.iter().all(|(_, values)| values.len() == batch.lines.len()), "columns of one length");
         batches.push(batch);
         Ok(())
     })?;
@@ -100,8 +94,8 @@ fn columns_are_renamed_kept_and_put_in_order() {
     let options = ReadOptions { keep: Some(&keep), ..options(&columns) };
     assert_eq!(header(&Input::of_file(&path), &options).unwrap(), ["openid", "unionid", "updated_at", "city"]);
     let found = read_with(&path, &options).unwrap();
-    let names: Vec<_> = found.batches[0].rows.columns.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["openid", "unionid", "updated_at", "city", "_line"]);
+    let names: Vec<_> = found.batches[0].columns.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["openid", "unionid", "updated_at", "city"]);
     assert_eq!(found.texts("updated_at"), ["2026-01-01"]);
 }
 
@@ -304,8 +298,8 @@ fn a_key_that_turns_up_late_adds_a_column_from_there_on() {
     }
     content.push_str("{\"openid\":\"late\",\"city\":\"北京\"}\n");
     let found = read("u.ndjson", &content).unwrap();
-    assert_eq!(found.batches.first().unwrap().rows.columns.len(), 2);
-    assert_eq!(found.batches.last().unwrap().rows.columns.len(), 3);
+    assert_eq!(found.batches.first().unwrap().columns.len(), 1);
+    assert_eq!(found.batches.last().unwrap().columns.len(), 2);
     assert_eq!(found.texts("city").last().unwrap(), "北京");
     assert_eq!(found.report.columns.len(), 2);
 }
@@ -386,4 +380,15 @@ proptest::proptest! {
         proptest::prop_assert_eq!(&found.column("note"), &expected);
         proptest::prop_assert_eq!(&found.column("last"), &expected);
     }
+}
+
+#[test]
+fn a_batch_of_long_rows_ends_before_it_is_large() {
+    let long = "x".repeat(100_000);
+    let rows: Vec<String> = (0..300).map(|row| format!("o{row},{long}\n")).collect();
+    let (_folder, path) = file("u.csv", format!("openid,note\n{}", rows.concat()));
+    let found = read_with(&path, &ReadOptions { batch_rows: 20_000, ..options(&[]) }).unwrap();
+    assert_eq!(found.report.rows, 300);
+    let most = found.batches.iter().map(|batch| batch.lines.len()).max().unwrap();
+    assert_eq!(most, 84, "8 MiB of rows of 100 kB");
 }

@@ -307,7 +307,7 @@ async fn export_lines(hands: &Hands, ids: Vec<String>) -> Result<Vec<ExportLine>
                     input.shown().strip_prefix(&settings.root).unwrap_or(input.shown()).to_string_lossy().into_owned();
                 // A file that cannot be read now is the load's to complain of.
                 let _ = exports::read_file(&input, &options, &mut |batch| {
-                    found.extend(lines_of(&batch.rows, &ids).map(|line| ExportLine {
+                    found.extend(lines_of(&batch, &ids).map(|line| ExportLine {
                         stage: stage.name.to_string(),
                         file: shown.clone(),
                         line,
@@ -321,19 +321,11 @@ async fn export_lines(hands: &Hands, ids: Vec<String>) -> Result<Vec<ExportLine>
     Ok(found.await.map_err(StageError::from)?)
 }
 
-fn lines_of<'a>(rows: &'a crate::domain::Rows, ids: &'a BTreeSet<&'a str>) -> impl Iterator<Item = i64> + 'a {
-    use crate::domain::Values;
-    let lines = rows.columns.iter().find_map(|(name, values)| match values {
-        Values::Integer(lines) if name == exports::LINE_COLUMN => Some(lines),
-        _ => None,
-    });
+fn lines_of<'a>(batch: &'a exports::Batch, ids: &'a BTreeSet<&'a str>) -> impl Iterator<Item = i64> + 'a {
+    let of_ids = |name: &str| name == "openid" || name == "unionid";
     let is_named = move |at: usize| {
-        rows.columns.iter().any(|(name, values)| match values {
-            Values::Text(values) if name == "openid" || name == "unionid" => {
-                values[at].as_deref().is_some_and(|value| ids.contains(value))
-            }
-            _ => false,
-        })
+        let own = batch.columns.iter().filter(|(name, _)| of_ids(name));
+        own.filter_map(|(_, values)| values.get(at)).any(|value| ids.contains(value))
     };
-    lines.into_iter().flatten().enumerate().filter(move |(at, _)| is_named(*at)).filter_map(|(_, line)| *line)
+    batch.lines.iter().enumerate().filter(move |(at, _)| is_named(*at)).map(|(_, line)| *line)
 }

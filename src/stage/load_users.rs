@@ -12,6 +12,7 @@ mod late;
 pub mod objects;
 pub mod partitions;
 mod stage_files;
+mod staging;
 mod times;
 mod unchanged;
 

@@ -53,6 +53,29 @@ async fn folders_of_parquet_files_are_columns_of_the_people_in_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn instants_of_parquet_are_one_moment_whether_their_type_is_declared_or_not() {
+    let house = loading(
+        "source.files = \"data/exports/mall/*.parquet\"\ntypes = { paid_at = \"timestamp\", billed_at = \"timestamp\" }",
+    )
+    .await;
+    std::fs::create_dir_all(house.path("data/exports/mall")).unwrap();
+    for (file, openid) in [("a", "oA"), ("b", "oB")] {
+        let target = house.path(&format!("data/exports/mall/{file}.parquet"));
+        let instant = "timestamptz '2026-11-24 10:30:00+08'";
+        let sql = format!(
+            "select '{openid}' as openid, 'u' as unionid, {instant} as updated_at, {instant} as seen_at, {instant} as paid_at,
+                    timestamp '2026-11-24 10:30:00' as billed_at"
+        );
+        house.lianbo(&["sql", &sql, "-o", target.to_str().unwrap()]).await.ends(0);
+    }
+    house.run("load", &[]).await.ends(0);
+    let columns = "openid, updated_at, seen_at, paid_at, billed_at";
+    let users = house.rows(&format!("select {columns} from mall_users order by openid")).await;
+    let moment = "2026-11-24 02:30:00";
+    assert_eq!(users, [["oA", moment, moment, moment, moment], ["oB", moment, moment, moment, moment]]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn columns_that_come_go_or_change_are_told_with_file_and_value_and_the_table_stays() {
     let keys = format!("{CSV}columns = {{ city = \"城市\" }}\ntypes = {{ age = \"integer\" }}\n");
     let house = loading(&format!("{keys}on_new_column = \"fail\"")).await;

@@ -1,6 +1,5 @@
 //! Delimiters: found out by the header, ordered by the stage, or named by the file.
 
-use crate::domain::Values;
 use crate::exports::{Batch, Encoding, ExportError, Input, ReadOptions, read_file};
 
 /// The values of `openid` and `note`, and the encoding.
@@ -11,11 +10,11 @@ fn read(content: &[u8], options: &ReadOptions<'_>) -> Result<(Vec<String>, Encod
     let mut found = Vec::new();
     let report = read_file(&Input::of_file(path), options, &mut |batch: Batch| {
         assert_eq!(batch.bad, []);
-        let column = |wanted: &str| match batch.rows.columns.iter().find(|(name, _)| name == wanted) {
-            Some((_, Values::Text(values))) => values.clone(),
-            other => panic!("{wanted} is {other:?}"),
+        let column = |wanted: &str| match batch.columns.iter().find(|(name, _)| name == wanted) {
+            Some((_, values)) => values.iter(),
+            None => panic!("there is no {wanted}"),
         };
-        let both = column("openid").into_iter().zip(column("note"));
+        let both = column("openid").zip(column("note"));
         found.extend(both.map(|(openid, note)| format!("{}={}", openid.unwrap(), note.unwrap_or_default())));
         Ok(())
     })?;

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use rust_xlsxwriter::{ExcelDateTime, Format, Formula, Workbook, Worksheet};
 
-use crate::domain::Values;
 use crate::exports::{Batch, ExportError, FileReport, Input, ReadOptions, Sheet, header, read_file};
 
 /// What came out: rows as `openid|…`, refused rows as `row: reason`.
@@ -33,13 +32,9 @@ fn book(sheets: &[(&str, Fill<'_>)]) -> (tempfile::TempDir, PathBuf) {
 fn read(path: &std::path::Path, options: &ReadOptions<'_>) -> Result<Found, ExportError> {
     let (mut rows, mut bad) = (Vec::new(), Vec::new());
     let report = read_file(&Input::of_file(path), options, &mut |batch: Batch| {
-        for at in 0..batch.rows.len() {
-            let shown = |values: &Values| match values {
-                Values::Text(values) => values[at].clone().unwrap_or_else(|| "-".to_owned()),
-                Values::Integer(values) => values[at].unwrap().to_string(),
-                other => panic!("{other:?}"),
-            };
-            rows.push(batch.rows.columns.iter().map(|(_, values)| shown(values)).collect::<Vec<_>>().join("|"));
+        for (at, line) in batch.lines.iter().enumerate() {
+            let cells = batch.columns.iter().map(|(_, values)| values.get(at).unwrap_or("-").to_owned());
+            rows.push(cells.chain([line.to_string()]).collect::<Vec<_>>().join("|"));
         }
         bad.extend(batch.bad.into_iter().map(|bad| format!("{}: {}", bad.line, bad.reason)));
         Ok(())

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use chrono_tz::Tz;
 
 use super::contract::{Contract, shortened};
-use super::stage_files::{KEY_COLUMN, Staged};
+use super::stage_files::{KEY_COLUMN, Staged, StagedColumn};
 use super::times::{self, Unread};
 use crate::config::settings::LoadUsers;
 use crate::domain::tables::table_spec;
-use crate::engine::{EngineError, Param, Params, Session, TableSource, Written, quoted, text};
+use crate::engine::{EngineError, Param, Params, Session, TableSource, Written, files, quoted, text};
 use crate::stage::StageError;
 
 pub struct Job {
@@ -38,8 +38,23 @@ pub struct Folded {
 /// The columns every users table begins with.
 pub const STANDARD: [(&str, &str); 3] = [("openid", "VARCHAR"), ("unionid", "VARCHAR"), (UPDATED_AT, "TIMESTAMP")];
 const UPDATED_AT: &str = "updated_at";
+/// More than any file has: file and line in one number.
+const LINES: u64 = 1 << 40;
 /// Parquet's instants; in tables times are UTC and without a zone.
 const WITH_ZONE: &str = "TIMESTAMP WITH TIME ZONE";
+
+impl StagedColumn {
+    /// Its values as texts: ids without what is around them, which of files of text went when they were read.
+    fn text(&self, file: &Staged) -> String {
+        let is_id = self.name == "openid" || self.name == "unionid";
+        let sql = match self.natural_type.as_str() {
+            WITH_ZONE => format!("cast({} as timestamp)", self.sql),
+            _ => self.sql.clone(),
+        };
+        let text = format!("cast({sql} as varchar)");
+        if is_id && (file.is_parquet || file.key.is_some()) { format!("nullif(trim({text}), '')") } else { text }
+    }
+}
 
 impl Job {
     /// Folds. Blocking.
@@ -53,14 +68,27 @@ impl Job {
         let columns = self.columns();
         times::define(session, self.timezone)?;
         session.run(&format!("create temp view staged_rows as {}", self.all_rows(&columns)))?;
+        // Rows come as they are written; nobody reads a users table by its order.
+        session.run("set preserve_insertion_order = false")?;
         let params = Params::from([("miniprogram".to_owned(), Param::Text(self.plan.miniprogram.to_string()))]);
         let in_stage = |source: EngineError| StageError::Sql { stage: self.stage.clone(), source };
+        self.find_older_rows(session, &columns).map_err(in_stage)?;
         let users_sql = self.users_sql(&columns);
         let users = session.copy(&users_sql, &params, &self.users_target).map_err(in_stage)?;
         let columns_out = session.bind(&users_sql, &params).map_err(in_stage)?;
         let quarantine = self.quarantine(session, &columns)?;
-        let unread_times = times::unread(session)?;
+        let unread_times = if self.has_undated(session)? { times::unread(session)? } else { None };
         Ok(Folded { users, quarantine, columns: columns_out, unread_times })
+    }
+
+    /// Whether any row has no time: few exports have one, and only they are looked through once more.
+    fn has_undated(&self, session: &Session) -> Result<bool, EngineError> {
+        let users = text(&self.users_target.to_string_lossy());
+        let sql = format!(
+            "select (select count(*) from older where _at is null)
+                  + (select count(*) from read_parquet({users}) where updated_at is null)"
+        );
+        Ok(session.count(&sql, &Params::new())? > 0)
     }
 
     /// Name and type of every column, over all files.
@@ -90,86 +118,90 @@ impl Job {
     }
 
     fn all_rows(&self, columns: &[(String, String)]) -> String {
-        let selects: Vec<String> = self
-            .staged
-            .iter()
-            .filter(|file| !file.parts.is_empty())
-            .map(|file| {
-                let items: Vec<String> = columns
-                    .iter()
-                    .map(|(name, _)| {
-                        let stored = file.columns.iter().find(|column| column.name == *name);
-                        let value = stored.map_or_else(
-                            || "cast(null as varchar)".to_owned(),
-                            |column| match column.natural_type.as_str() {
-                                WITH_ZONE => format!("cast(cast({} as timestamp) as varchar)", column.sql),
-                                _ => format!("cast({} as varchar)", column.sql),
-                            },
-                        );
-                        format!("{value} as {}", quoted(name))
-                    })
-                    .collect();
-                let at = file.columns.iter().find(|column| column.name == UPDATED_AT).map_or_else(
-                    || "cast(null as timestamp)".to_owned(),
-                    |column| times::utc(&column.sql, &column.natural_type),
-                );
-                let files: Vec<String> = file.parts.iter().map(|part| text(&part.to_string_lossy())).collect();
-                let key = match (&file.key, self.key()) {
-                    (_, None) => String::new(),
-                    (Some(_), Some(_)) => format!("{KEY_COLUMN}, "),
-                    (None, Some(_)) => format!("cast(null as varchar) as {KEY_COLUMN}, "),
-                };
-                let (line, option) =
-                    if file.is_parquet { ("file_row_number + 1", ", file_row_number = true") } else { ("_line", "") };
-                format!(
-                    "select {} as _file, {line} as _line, {key}{at} as _at, {} from read_parquet([{}], union_by_name = true{option})",
-                    file.number,
-                    items.join(", "),
-                    files.join(", ")
-                )
-            })
-            .collect();
+        let files = self.staged.iter().filter(|file| !file.parts.is_empty());
+        let selects: Vec<String> = files.map(|file| self.rows_of(file, columns)).collect();
         if selects.is_empty() {
             let nulls: Vec<String> =
                 columns.iter().map(|(name, _)| format!("cast(null as varchar) as {}", quoted(name))).collect();
             return format!(
-                "select 0 as _file, 0 as _line, cast(null as timestamp) as _at, {} where false",
+                "select 0 as _file, 0 as _line, 0 as _row, cast(null as timestamp) as _at, {} where false",
                 nulls.join(", ")
             );
         }
         selects.join(" union all ")
     }
 
+    fn rows_of(&self, file: &Staged, columns: &[(String, String)]) -> String {
+        let stored = |name: &str| file.columns.iter().find(|column| column.name == name);
+        let value = |(name, _): &(String, String)| {
+            let is_read_as_time = self.is_declared_time(name);
+            let text = |column: &StagedColumn| match column.natural_type.as_str() {
+                // It is UTC already: a time that says no zone is read as the wall clock's.
+                WITH_ZONE if is_read_as_time => format!("{} || 'Z'", column.text(file)),
+                _ => column.text(file),
+            };
+            let value = stored(name).map_or_else(|| "cast(null as varchar)".to_owned(), text);
+            format!("{value} as {}", quoted(name))
+        };
+        let key = match (&file.key, self.key()) {
+            (_, None) => String::new(),
+            (Some(_), Some(_)) => format!("{KEY_COLUMN}, "),
+            (None, Some(_)) => format!("cast(null as varchar) as {KEY_COLUMN}, "),
+        };
+        let (line, option) =
+            if file.is_parquet { ("file_row_number + 1", ", file_row_number = true") } else { ("_line", "") };
+        let rows = format!("read_parquet({}, union_by_name = true{option})", files(&file.parts));
+        let (at, rows) = match stored(UPDATED_AT) {
+            None => ("cast(null as timestamp)".to_owned(), rows),
+            Some(column) => times::utc(&column.sql, &column.natural_type, &rows),
+        };
+        format!(
+            "select {0} as _file, {line} as _line, {0} * {LINES} + {line} as _row, {key}{at} as _at, {1} from {rows}",
+            file.number,
+            columns.iter().map(value).collect::<Vec<_>>().join(", "),
+        )
+    }
+
+    /// Makes the table of the rows whose openid has a newer one; a row later in the export wins a tie. Few openids come twice:
+    /// they are looked for by hashes, and only rows of one that is there twice are put in order.
+    fn find_older_rows(&self, session: &Session, columns: &[(String, String)]) -> Result<(), EngineError> {
+        let taken = self.taken(columns);
+        session.run(&format!(
+            "create temp table doubled as
+             select hash(openid) as _hash from staged_rows where {taken} group by 1 having count(*) > 1;
+             create temp table older as select _row, _at from (
+                 select _row, _at, row_number() over (partition by openid order by _at desc nulls last, _row desc) as _newest
+                 from staged_rows where {taken} and hash(openid) in (from doubled)
+             ) as newest_first where _newest > 1;
+             drop table doubled"
+        ))
+    }
+
+    /// A condition that holds for the rows that become users.
+    fn taken(&self, columns: &[(String, String)]) -> String {
+        let typed = self.misfit(columns).map_or_else(String::new, |misfit| format!(" and not ({misfit})"));
+        format!("openid is not null{typed}")
+    }
+
     fn users_sql(&self, columns: &[(String, String)]) -> String {
         let items: Vec<String> = columns
             .iter()
             .map(|(name, ty)| match name.as_str() {
-                "openid" => "trim(openid) as openid".to_owned(),
-                "unionid" => "nullif(trim(unionid), '') as unionid".to_owned(),
                 UPDATED_AT => "_at as updated_at".to_owned(),
                 _ if ty == "VARCHAR" => quoted(name),
                 _ => format!("{} as {}", self.typed(name, ty, "cast"), quoted(name)),
             })
             .collect();
-        // A row later in the export wins a tie.
         format!(
-            "select $miniprogram as miniprogram, {items}
-             from (
-                 select *, row_number() over (
-                     partition by trim(openid)
-                     order by _at desc nulls last, _file desc, _line desc) as _newest
-                 from staged_rows
-                 where trim(coalesce(openid, '')) <> '' {typed}
-             ) as newest_first
-             where _newest = 1",
-            items = items.join(", "),
-            typed = self.misfit(columns).map_or_else(String::new, |misfit| format!("and not ({misfit})")),
+            "select $miniprogram as miniprogram, {} from staged_rows anti join older using (_row) where {}",
+            items.join(", "),
+            self.taken(columns)
         )
     }
 
     /// A column's text as its type; times that the configuration declares are read as `updated_at` is.
     fn typed(&self, name: &str, ty: &str, cast: &str) -> String {
-        if self.is_declared(name) && ty.eq_ignore_ascii_case("timestamp") {
+        if self.is_declared_time(name) {
             return format!("read_time({})", quoted(name));
         }
         format!("{cast}({} as {ty})", quoted(name))
@@ -178,6 +210,10 @@ impl Job {
     /// Whether the configuration, or the database, says what type a column has; that of `updated_at` is always the same.
     fn is_declared(&self, column: &str) -> bool {
         column != UPDATED_AT && self.types.contains_key(column)
+    }
+
+    fn is_declared_time(&self, column: &str) -> bool {
+        self.is_declared(column) && self.types[column].eq_ignore_ascii_case("timestamp")
     }
 
     /// A condition that holds for rows with a value that is not of its declared type.
@@ -210,7 +246,7 @@ impl Job {
             sql.push_str(&format!(
                 " union all select {source} as source, case _file {files} end as file, _line as line, {typed} as reason,
                     left(cast(to_json(struct_pack({raw})) as varchar), 2000) as raw
-                  from staged_rows where trim(coalesce(openid, '')) <> '' and ({misfit})",
+                  from staged_rows where openid is not null and ({misfit})",
                 raw = columns
                     .iter()
                     .map(|(name, _)| format!("{0} := {0}", quoted(name)))

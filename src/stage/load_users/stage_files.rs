@@ -1,17 +1,17 @@
-//! One file of an export into parts that the fold reads: texts for csv, JSON and sheets, the file itself for Parquet.
+//! One file of an export into parts that the fold reads: texts for csv, JSON and sheets ([`staging`](super::staging)), the
+//! file itself for Parquet.
 
 use std::path::{Path, PathBuf};
 
 use super::partitions;
+use super::staging::{Written, beside};
 use crate::config::settings::LoadUsers;
-use crate::domain::tables::table_spec;
-use crate::domain::{ColumnType, Rows, Values};
 use crate::engine::{Params, Session, TableSource, quoted};
-use crate::exports::{self, ColumnKind, ExportError, FileReport, Format, Input, ReadOptions};
-use crate::lake::{Lake, LakeError, PartWriter};
+use crate::exports::{self, ColumnKind, FileReport, Format, Input, ReadOptions};
+use crate::lake::Lake;
 use crate::stage::StageError;
 
-/// Rows in memory at a time.
+/// Rows of a batch; some batches are in memory at a time.
 const BATCH_ROWS: usize = 20_000;
 
 pub struct Job {
@@ -72,19 +72,8 @@ pub fn stage_file(session: &Session, job: &Job) -> Result<Staged, StageError> {
 
 fn stage_text(job: &Job) -> Result<Staged, StageError> {
     let options = ReadOptions { batch_rows: BATCH_ROWS, ..super::options_of(&job.plan) };
-    let mut writer = StagingWriter::new(job);
-    let mut lake_error: Option<LakeError> = None;
-    let report = exports::read_file(&job.input, &options, &mut |batch| {
-        if lake_error.is_none() {
-            lake_error = writer.take(batch.rows, batch.bad).err();
-        }
-        Ok::<(), ExportError>(())
-    });
-    if let Some(error) = lake_error {
-        return Err(error.into());
-    }
-    let report: FileReport = report?;
-    let (parts, quarantine, first_bad) = writer.finish()?;
+    let (report, Written { parts, quarantine, first_bad }) =
+        beside(job, |sink| Ok::<FileReport, StageError>(exports::read_file(&job.input, &options, sink)?))?;
     let columns = report
         .columns
         .iter()
@@ -113,86 +102,6 @@ fn stage_text(job: &Job) -> Result<Staged, StageError> {
         first_bad,
         quarantine,
     })
-}
-
-/// Writes batches; a batch with more columns than the part before begins a new part.
-struct StagingWriter<'a> {
-    job: &'a Job,
-    current: Option<(Vec<String>, PartWriter)>,
-    parts: Vec<PathBuf>,
-    quarantine: Option<PartWriter>,
-    first_bad: Option<(u64, String)>,
-}
-
-impl<'a> StagingWriter<'a> {
-    fn new(job: &'a Job) -> Self {
-        Self { job, current: None, parts: Vec::new(), quarantine: None, first_bad: None }
-    }
-
-    fn take(&mut self, rows: Rows, bad: Vec<exports::BadRow>) -> Result<(), LakeError> {
-        if !bad.is_empty() {
-            self.take_bad(bad)?;
-        }
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let names: Vec<String> = rows.columns.iter().map(|(name, _)| name.clone()).collect();
-        let fits = self.current.as_ref().is_some_and(|(own, _)| *own == names);
-        if !fits {
-            self.close()?;
-            let schema: Vec<(String, ColumnType)> =
-                rows.columns.iter().map(|(name, values)| (name.clone(), values.column_type())).collect();
-            let path = format!("{}/file-{:05}-{:03}.parquet", self.job.work, self.job.number, self.parts.len());
-            self.current = Some((names, self.job.lake.writer(&path, &schema)?));
-        }
-        let (_, writer) = self.current.as_mut().expect("a part was begun above");
-        writer.write(rows)
-    }
-
-    fn take_bad(&mut self, bad: Vec<exports::BadRow>) -> Result<(), LakeError> {
-        if self.first_bad.is_none() {
-            self.first_bad = bad.first().map(|row| (row.line, row.reason.clone()));
-        }
-        if self.quarantine.is_none() {
-            let path = format!("{}/bad-{:05}.parquet", self.job.work, self.job.number);
-            let schema = table_spec("quarantine").expect("quarantine is declared").part_schema();
-            self.quarantine = Some(self.job.lake.writer(&path, &schema)?);
-        }
-        let writer = self.quarantine.as_mut().expect("it was begun above");
-        let count = bad.len();
-        let (mut lines, mut reasons, mut raws) = (Vec::new(), Vec::new(), Vec::new());
-        for row in bad {
-            lines.push(i64::try_from(row.line).ok());
-            reasons.push(Some(row.reason));
-            raws.push(Some(row.raw));
-        }
-        writer.write(Rows {
-            columns: vec![
-                ("source".to_owned(), Values::Text(vec![Some(self.job.source.clone()); count])),
-                ("file".to_owned(), Values::Text(vec![Some(self.job.shown.clone()); count])),
-                ("line".to_owned(), Values::Integer(lines)),
-                ("reason".to_owned(), Values::Text(reasons)),
-                ("raw".to_owned(), Values::Text(raws)),
-            ],
-        })
-    }
-
-    fn close(&mut self) -> Result<(), LakeError> {
-        if let Some((_, writer)) = self.current.take() {
-            self.parts.push(self.job.lake.absolute(&writer.finish()?.path));
-        }
-        Ok(())
-    }
-
-    #[expect(clippy::type_complexity, reason = "three results of one end")]
-    fn finish(mut self) -> Result<(Vec<PathBuf>, Vec<PathBuf>, Option<(u64, String)>), LakeError> {
-        self.close()?;
-        let quarantine = match self.quarantine.take() {
-            Some(writer) => vec![self.job.lake.absolute(&writer.finish()?.path)],
-            None => Vec::new(),
-        };
-        Ok((self.parts, quarantine, self.first_bad))
-    }
 }
 
 fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {

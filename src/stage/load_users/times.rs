@@ -28,14 +28,27 @@ pub fn define(session: &Session, timezone: Tz) -> Result<(), StageError> {
     Ok(session.run(READ_TIME)?)
 }
 
-/// The UTC time of a column by the type it is stored with, `column` as SQL.
-pub fn utc(column: &str, stored_type: &str) -> String {
+/// The UTC time of a column by the type it is stored with, `column` as SQL, and the rows to read it from. A text is read step
+/// by step, each a column of its own: in one expression each step would be gone through wherever it is mentioned.
+pub fn utc(column: &str, stored_type: &str, rows: &str) -> (String, String) {
     match stored_type {
-        "TIMESTAMP WITH TIME ZONE" => format!("cast({column} as timestamp)"),
-        "TIMESTAMP" | "TIMESTAMP_S" | "TIMESTAMP_MS" | "TIMESTAMP_NS" | "DATE" => format!("utc_time({column})"),
-        _ => format!("read_time(cast({column} as varchar))"),
+        "TIMESTAMP WITH TIME ZONE" => (format!("within_calendar(cast({column} as timestamp))"), rows.to_owned()),
+        "TIMESTAMP" | "TIMESTAMP_S" | "TIMESTAMP_MS" | "TIMESTAMP_NS" | "DATE" => {
+            (format!("within_calendar(utc_time({column}))"), rows.to_owned())
+        }
+        _ => (
+            format!("within_calendar(time_of_text({TEXT}, {TIMESTAMP}))"),
+            format!(
+                "(select *, try_cast({TEXT} as timestamp) as {TIMESTAMP}
+                  from (select *, trim(cast({column} as varchar)) as {TEXT} from {rows}))"
+            ),
+        ),
     }
 }
+
+/// No export has columns of these names.
+const TEXT: &str = "\"updated_at as text\"";
+const TIMESTAMP: &str = "\"updated_at as timestamp\"";
 
 /// The values of `staged_rows.updated_at` that say something and are no times.
 ///
@@ -59,14 +72,18 @@ pub fn unread(session: &Session) -> Result<Option<Unread>, StageError> {
 }
 
 /// The usual form first: it is the cheapest to tell. A `timestamp` ignores the zone of a text, so that one with a zone goes
-/// by way of `timestamptz`. Eight and fourteen digits are a calendar's, as long as the calendar knows them.
+/// by way of `timestamptz`. Eight and fourteen digits are a calendar's, as long as the calendar knows them. No SELECT in it:
+/// the engine would make a join of the rows with themselves of it.
 const READ_TIME: &str = r"
-create or replace temp macro read_time(value) as (
-    select case when read between timestamp '0001-01-01' and timestamp '9999-12-31' then read end
-    from (select case
+create or replace temp macro before_calendar() as timestamp '0001-01-01' - interval 1 microsecond;
+create or replace temp macro after_calendar() as timestamp '9999-12-31' + interval 1 microsecond;
+create or replace temp macro within_calendar(ts) as
+    nullif(nullif(greatest(least(ts, after_calendar()), before_calendar()), after_calendar()), before_calendar());
+create or replace temp macro time_of_text(text, as_timestamp) as (
+    case
         when substr(text, 5, 1) in ('-', '/') and substr(text, 8, 1) = substr(text, 5, 1)
              and (length(text) in (10, 16) or (length(text) = 19 and substr(text, 17, 1) = ':'))
-        then utc_time(try_cast(text as timestamp))
+        then utc_time(as_timestamp)
         when regexp_full_match(text, '(19|20)\d{6}') and try_strptime(text, '%Y%m%d') is not null
         then utc_time(try_strptime(text, '%Y%m%d'))
         when regexp_full_match(text, '(19|20)\d{12}') and try_strptime(text, '%Y%m%d%H%M%S') is not null
@@ -79,9 +96,11 @@ create or replace temp macro read_time(value) as (
         when regexp_matches(text, ':\d{2}(\.\d+)?\s*([Zz]|UTC|GMT|[+-]\d{2}(:?\d{2})?)$')
         then cast(try_cast(regexp_replace(text, '\s*([Zz]|UTC|GMT)$', 'Z') as timestamptz) as timestamp)
         when regexp_matches(text, '^\d{4}')
-        then utc_time(try_cast(text as timestamp))
-    end as read from (select trim(value) as text))
-)";
+        then utc_time(as_timestamp)
+    end
+);
+create or replace temp macro read_time(value) as
+    within_calendar(time_of_text(trim(value), try_cast(trim(value) as timestamp)))";
 
 /// Zero dates and zeroes are how databases and programs write that there was no time.
 const UNREAD: &str = r"
@@ -99,11 +118,14 @@ mod tests {
     fn read(value: &str) -> Option<String> {
         let session = Engine::new("100MB", 1, "spill", chrono_tz::Asia::Shanghai).session().unwrap();
         define(&session, chrono_tz::Asia::Shanghai).unwrap();
-        let sql = format!("select cast(read_time('{value}') as varchar) as t");
-        match session.query(&sql, &Params::new()).unwrap().columns.remove(0).1 {
-            Values::Text(mut values) => values.remove(0),
-            other => panic!("{other:?}"),
-        }
+        let (at, rows) = utc("value", "VARCHAR", &format!("(select '{value}' as value)"));
+        let sql = format!(
+            "select cast({at} as varchar) as step_by_step, cast(read_time(value) as varchar) as at_once from {rows}"
+        );
+        let read = session.query(&sql, &Params::new()).unwrap().columns;
+        let [(_, Values::Text(step_by_step)), (_, Values::Text(at_once))] = read.as_slice() else { panic!("{read:?}") };
+        assert_eq!(step_by_step, at_once, "{value}");
+        at_once[0].clone()
     }
 
     #[test]
@@ -139,11 +161,25 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_none() {
-        for value in
-            ["", "yesterday", "infinity", "epoch", "2026-02-30", "24.11.2026", "0000-00-00 00:00:00", "12:30:00", "0"]
-        {
+        for value in [
+            "",
+            "yesterday",
+            "infinity",
+            "-infinity",
+            "epoch",
+            "2026-02-30",
+            "24.11.2026",
+            "0000-00-00 00:00:00",
+            "0000-12-31",
+            "12345-01-01",
+            "-99999999999999999",
+            "12:30:00",
+            "0",
+        ] {
             assert_eq!(read(value), None, "{value}");
         }
         assert_eq!(read("123456789012345678901234567890"), None);
+        assert_eq!(read("0001-01-02").as_deref(), Some("0001-01-01 16:00:00"));
+        assert_eq!(read("9999-12-31").as_deref(), Some("9999-12-30 16:00:00"));
     }
 }
