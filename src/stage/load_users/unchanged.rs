@@ -15,7 +15,7 @@ use crate::ledger::SnapshotRecord;
 use crate::stage::{StageContext, StageError, blocking};
 
 /// Raised when the same files would be read otherwise than before.
-const READING: u32 = 1;
+const READING: u32 = 2;
 
 /// The hash of what a load reads.
 ///
