@@ -114,6 +114,9 @@ pub enum EngineError {
     /// It needs more memory than the session has, or more room to spill into.
     #[error("{message}")]
     Memory { message: String },
+    /// Somebody stopped it by its [handle](Session::interrupt_handle).
+    #[error("interrupted")]
+    Interrupted,
     #[error("cannot write {path}")]
     Write {
         path: PathBuf,
@@ -143,6 +146,9 @@ impl EngineError {
         // DuckDB's C interface has no codes: what kind of error it is begins its text.
         if message.starts_with("Out of Memory Error") {
             return Self::Memory { message };
+        }
+        if message.starts_with("INTERRUPT Error") {
+            return Self::Interrupted;
         }
         Self::Sql { message, offset }
     }

@@ -274,6 +274,15 @@ impl StageError {
         }
     }
 
+    /// Whether a session was stopped amid its work, which is no fault of the work.
+    fn is_of_interrupt(&self) -> bool {
+        match self {
+            Self::Sql { source, .. } | Self::Engine(source) => matches!(source, EngineError::Interrupted),
+            Self::Blocking(_) | Self::Interrupted => true,
+            _ => false,
+        }
+    }
+
     /// The ledger's own error, where it could not be written at all.
     pub fn unwritable_ledger(&self) -> Option<&LedgerError> {
         match self {
@@ -331,7 +340,7 @@ async fn watched<T: Send + 'static>(
     loop {
         handle.interrupt();
         match tokio::time::timeout(TOLD_AGAIN, &mut result).await {
-            Ok(Err(StageError::Blocking(_))) => return Err(StageError::Interrupted),
+            Ok(Err(error)) if error.is_of_interrupt() => return Err(StageError::Interrupted),
             Ok(done) => return done,
             Err(_) => {}
         }
@@ -370,5 +379,25 @@ impl NewSnapshot {
             events_to: None,
             app_id: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Params;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_pass_that_is_told_to_stop_amid_its_sql_is_interrupted_and_has_not_failed() {
+        let (engine, stop) = (Engine::new("100MB", 1, "spill", chrono_tz::UTC), CancellationToken::new());
+        let begun = stop.clone();
+        let endless = blocking(&engine, &stop, move |session| {
+            begun.cancel();
+            Ok(session.count("select count(*) from range(1000000000000) as t(i) where i % 7 = 3", &Params::new())?)
+        });
+        assert!(matches!(endless.await, Err(StageError::Interrupted)));
+        let in_stage = |source| StageError::Sql { stage: "set".to_owned(), source };
+        assert!(in_stage(EngineError::Interrupted).is_of_interrupt());
+        assert!(!in_stage(EngineError::UnknownParameter { name: "x".to_owned() }).is_of_interrupt());
     }
 }

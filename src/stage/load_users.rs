@@ -198,6 +198,7 @@ async fn load(cx: &StageContext<'_>, plan: &LoadUsers, inputs: &[Input], work: &
             lake: cx.hands.lake.clone(),
             work: work.to_owned(),
             source: cx.stage.name.to_string(),
+            stop: cx.stop.clone(),
         };
         let before = before.clone();
         let work = move |session: &crate::engine::Session| {

@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use tokio_util::sync::CancellationToken;
+
 use super::partitions;
 use super::staging::{Written, beside};
 use crate::config::settings::LoadUsers;
@@ -25,6 +27,8 @@ pub struct Job {
     pub work: String,
     /// The stage, as `quarantine.source`.
     pub source: String,
+    /// When it is told, reading ends before its next batch.
+    pub stop: CancellationToken,
 }
 
 /// A column of a staged file.

@@ -28,7 +28,7 @@ pub struct Written {
 ///
 /// # Errors
 ///
-/// [`StageError::Lake`], and what `read` fails with.
+/// [`StageError::Lake`], [`StageError::Interrupted`], and what `read` fails with.
 pub fn beside<T>(
     job: &Job,
     read: impl FnOnce(&mut Sink<'_>) -> Result<T, StageError>,
@@ -36,9 +36,17 @@ pub fn beside<T>(
     std::thread::scope(|scope| {
         let (send, batches) = mpsc::sync_channel::<Batch>(WAITING);
         let writer = scope.spawn(move || Writer::new(job).write_all(&batches));
-        let report = read(&mut |batch| send.send(batch).map_err(|_| ExportError::from_sink("the writer has ended")));
+        let report = read(&mut |batch| {
+            if job.stop.is_cancelled() {
+                return Err(ExportError::from_sink("told to stop"));
+            }
+            send.send(batch).map_err(|_| ExportError::from_sink("the writer has ended"))
+        });
         drop(send);
         let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        if job.stop.is_cancelled() {
+            return Err(StageError::Interrupted);
+        }
         // Why nobody takes batches any more says more than that nobody does.
         let written = written?;
         Ok((report?, written))
