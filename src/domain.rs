@@ -1,4 +1,4 @@
-//! Words and rules: ids, states, quota days. Pure: no I/O, no async, no clock, no SQL.
+//! Words and rules: ids, states, quota days. Pure: no I/O, no async, no clock, no SQL but how it quotes.
 
 mod bucket;
 mod canary;
@@ -10,8 +10,10 @@ mod finish;
 mod ids;
 mod known;
 mod message_id;
+mod percent;
 mod person_hash;
 mod quota_day;
+pub mod quoting;
 mod rate;
 mod run;
 pub mod tables;
@@ -27,6 +29,7 @@ pub use finish::{Candidate, Delivered, FINISH_WINDOW, Finish, Finished, finish};
 pub use ids::{AccountName, MiniProgramName, OpenId, PipelineName, RunId, StageName, TableName, TemplateId, UnionId};
 pub use known::{Neighbours, Quick, QuickSet, fingerprint, surely_differ};
 pub use message_id::client_msg_id;
+pub use percent::percent_decoded;
 pub use person_hash::person_hash;
 pub use quota_day::{LATE_RESET, QuotaDay};
 pub use rate::{Sharer, fair_share};

@@ -17,10 +17,11 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use chrono_tz::Tz;
 
+pub use crate::domain::quoting::{quoted, text};
 pub use inspect::{Reference, SqlFacts};
 use local_time::local_time_macros;
 pub use local_time::utc_time_macro;
-pub use session::{Param, Params, Session, TableSource, Written, files, quoted, text};
+pub use session::{Param, Params, Session, TableSource, Written, files};
 
 /// Made when they are first wanted: a zone's changes of 130 years are some milliseconds' work.
 type Macros = LazyLock<String, Box<dyn FnOnce() -> String + Send>>;

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use secrecy::SecretString;
 
+use super::percent_decoded;
+
 /// Whose language a database speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DatabaseKind {
@@ -110,9 +112,9 @@ impl DatabaseAddress {
             security: if is_here(host) { LineSecurity::IfOffered } else { LineSecurity::Verified },
             host: host.to_owned(),
             port: port.unwrap_or(default_port),
-            user: decoded(user),
-            password: password.map(|password| SecretString::from(decoded(password))),
-            database: decoded(database),
+            user: percent_decoded(user),
+            password: password.map(|password| SecretString::from(percent_decoded(password))),
+            database: percent_decoded(database),
             socket: None,
             authority: None,
             client: None,
@@ -128,7 +130,7 @@ impl DatabaseAddress {
         let (mut certificate, mut key, mut security) = (None, None, None);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let value = decoded(value);
+            let value = percent_decoded(value);
             let path = || Some(PathBuf::from(&value));
             match name.to_ascii_lowercase().replace(['-', '_'], "").as_str() {
                 "sslmode" => security = Some(security_of(&value)?),
@@ -197,26 +199,6 @@ fn host_and_port(text: &str) -> Option<(&str, Option<u16>)> {
         },
     };
     Some((host, port.map(str::parse).transpose().ok()?))
-}
-
-/// `%2F` is a slash; what is no such sign, or would not be text, stays.
-fn decoded(text: &str) -> String {
-    let mut plain = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let sign = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
-        match sign.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) if *first == b'%' => {
-                plain.push(byte);
-                rest = &after[2..];
-            }
-            _ => {
-                plain.push(*first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8(plain).unwrap_or_else(|_| text.to_owned())
 }
 
 #[cfg(test)]

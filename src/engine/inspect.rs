@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-use super::{EngineError, Session, session::text};
+use super::{EngineError, Session, text};
 
 /// A name in the SQL and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,6 +9,7 @@ use duckdb::types::{TimeUnit, Value};
 use super::{Engine, EngineError};
 use crate::clock::{Timestamp, to_micros};
 use crate::crash::{self, CrashPoint};
+use crate::domain::quoting::{quoted, text};
 
 /// A value bound to `$name`.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +53,16 @@ pub struct TableSource {
 }
 
 impl TableSource {
+    /// A table of so many rows, each as the values of a SELECT.
+    #[cfg(test)]
+    pub fn of_rows(name: &str, columns: &[(&str, &str)], rows: &[String]) -> Self {
+        let columns: Vec<(String, String)> =
+            columns.iter().map(|(name, ty)| ((*name).to_owned(), (*ty).to_owned())).collect();
+        let empty = Self { name: name.to_owned(), columns, parts: Vec::new(), sql: None, are_alike: false };
+        let sql = rows.iter().fold(empty.select(), |sql, row| format!("{sql} union all select {row}"));
+        Self { sql: Some(sql), ..empty }
+    }
+
     /// The SELECT that reads it: its columns over its parts, or no row when it has none.
     pub fn select(&self) -> String {
         if let Some(sql) = &self.sql {
@@ -310,16 +321,6 @@ impl Session {
 /// Where a part is written before it is whole.
 fn unfinished(target: &Path) -> PathBuf {
     target.with_extension("parquet.tmp")
-}
-
-/// A name as SQL quotes it.
-pub fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// A text as SQL quotes it.
-pub fn text(value: &str) -> String {
-    format!("'{}'", value.replace('\'', "''"))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use super::LakeError;
 use crate::crash::{self, CrashPoint};
+use crate::domain::quoting::{quoted, text};
 
 /// Of a table's files, in one statement.
 const FILES_AT_ONCE: usize = 200;
@@ -137,12 +138,4 @@ fn remove_if_there(path: &Path) -> std::io::Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-fn text(value: &str) -> String {
-    format!("'{}'", value.replace('\'', "''"))
 }

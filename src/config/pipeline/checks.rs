@@ -5,6 +5,7 @@ use super::stage::named_columns;
 use crate::config::file::{Field, Section};
 use crate::config::settings::{Checks, NamedColumn, Rule, RuleKind, Severity, SqlText};
 use crate::domain::TableName;
+use crate::domain::quoting::{quoted, text};
 
 /// Reads the section of a stage that makes `table`.
 pub(super) fn read(mut section: Section<'_>, table: &TableName) -> Checks {
@@ -153,14 +154,4 @@ fn expression(mut section: Section<'_>, table: &str, own: Option<Severity>) -> O
         Some((format!("expression {condition}"), None, kind))
     });
     rule(section, own, of)
-}
-
-/// A name as SQL quotes it.
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// A text as SQL quotes it.
-fn text(value: &str) -> String {
-    format!("'{}'", value.replace('\'', "''"))
 }

@@ -9,6 +9,7 @@ use quick_xml::events::Event;
 
 use super::Object;
 use crate::clock::Timestamp;
+use crate::domain::percent_decoded;
 
 /// Deeper than any answer.
 const DEEPEST: usize = 16;
@@ -54,7 +55,8 @@ pub(super) fn page(body: &[u8]) -> Option<Page> {
     }
     if is_encoded {
         for object in &mut found.objects {
-            object.key = decoded(&object.key);
+            // As forms write it: a plus is a space.
+            object.key = percent_decoded(&object.key.replace('+', " "));
         }
     }
     found.next = found.next.filter(|_| is_truncated);
@@ -134,26 +136,6 @@ fn walk(body: &[u8], tell: &mut dyn FnMut(&[String], &str)) -> Option<()> {
             Event::Eof => return path.is_empty().then_some(()),
         }
     }
-}
-
-/// `%2F` is a slash and `+` a space; what would not be text stays as it stands.
-fn decoded(text: &str) -> String {
-    let mut plain = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let sign = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
-        match sign.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) if *first == b'%' => {
-                plain.push(byte);
-                rest = &after[2..];
-                continue;
-            }
-            _ if *first == b'+' => plain.push(b' '),
-            _ => plain.push(*first),
-        }
-        rest = after;
-    }
-    String::from_utf8(plain).unwrap_or_else(|_| text.to_owned())
 }
 
 #[cfg(test)]

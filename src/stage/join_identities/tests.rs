@@ -22,15 +22,6 @@ fn time(of: Option<u8>) -> String {
     optional(of, |day| format!("timestamp '2026-01-0{}'", day + 1), "timestamp")
 }
 
-fn source(name: &str, columns: &[(&str, &str)], rows: &[String]) -> TableSource {
-    let columns: Vec<(String, String)> =
-        columns.iter().map(|(name, ty)| ((*name).to_owned(), (*ty).to_owned())).collect();
-    let empty =
-        TableSource { name: name.to_owned(), columns: columns.clone(), parts: Vec::new(), sql: None, are_alike: false };
-    let sql = rows.iter().fold(empty.select(), |sql, row| format!("{sql} union all select {row}"));
-    TableSource { name: name.to_owned(), columns, parts: Vec::new(), sql: Some(sql), are_alike: false }
-}
-
 /// Identities and conflicts, both in order; people come in the order of `places`.
 fn tie(followers: &[(usize, Follower)], users: &[(usize, User)]) -> [Rows; 2] {
     let folder = tempfile::tempdir().unwrap();
@@ -44,15 +35,16 @@ fn tie(followers: &[(usize, Follower)], users: &[(usize, User)]) -> [Rows; 2] {
     };
     let text = "VARCHAR";
     let users = [0, 1].map(|miniprogram| UsersTable {
-        source: source(
+        source: TableSource::of_rows(
             &format!("users{miniprogram}"),
             &[("miniprogram", text), ("openid", text), ("unionid", text), ("updated_at", "TIMESTAMP")],
             &of_users(miniprogram),
         ),
         miniprogram: Some(MiniProgramName::new(format!("m{miniprogram}"))),
     });
-    let followers = source("followers", &[("account", text), ("openid", text), ("active", "BOOLEAN")], &of_followers);
-    let profiles = source(
+    let followers =
+        TableSource::of_rows("followers", &[("account", text), ("openid", text), ("active", "BOOLEAN")], &of_followers);
+    let profiles = TableSource::of_rows(
         "profiles",
         &[("account", text), ("openid", text), ("unionid", text), ("subscribe_time", "TIMESTAMP")],
         &of_profiles,
@@ -118,7 +110,7 @@ fn users_of_several_tables_are_one_row_with_what_each_table_knows() {
     let columns =
         [("miniprogram", text), ("openid", text), ("unionid", text), ("updated_at", "TIMESTAMP"), ("city", text)];
     let day = |n: u8| time(Some(n));
-    let app = source(
+    let app = TableSource::of_rows(
         "app",
         &columns,
         &[
@@ -127,7 +119,7 @@ fn users_of_several_tables_are_one_row_with_what_each_table_knows() {
             format!("'m', 'c', 'u3', {}, null", day(1)),
         ],
     );
-    let web = source(
+    let web = TableSource::of_rows(
         "web",
         &columns,
         &[
