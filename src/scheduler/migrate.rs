@@ -1,10 +1,10 @@
 //! An account that was moved into another one (账号迁移): everybody has another openid there, and the platform tells which.
 //!
-//! The way: nothing of the account goes on, and what is not over is found ([`quiet`]) → everybody known is put on a list
-//! ([`list`]) → a hundred a call are asked for, each answer recorded before the next ([`ask`]) → the tables are written anew
-//! beside those that are read ([`rewrite`]) → one transaction of the ledger makes them current and gives its own rows the
-//! openids of now. Killed anywhere, the same command goes on; until the last step nobody sees any of it. No run touches the
-//! account meanwhile (`stage/moved.rs`), others go on.
+//! The way: nothing of the account goes on, and nobody is owed a message ([`quiet`]) → the account of now gives a token →
+//! everybody known is put on a list ([`list`]) → a hundred a call are asked for, each answer recorded before the next ([`ask`])
+//! → what was left unfinished is cancelled, and the tables are written anew beside those that are read ([`rewrite`]) → one
+//! transaction of the ledger makes them current and gives its own rows the openids of now. Killed anywhere, the same command
+//! goes on; until the last step nobody sees any of it. No run touches the account meanwhile (`stage/moved.rs`), others go on.
 
 mod ask;
 mod list;
@@ -102,7 +102,7 @@ impl Moving<'_> {
         let own = match self.latest().await? {
             Some(own) if own.ended_at.is_some() => return self.over(own, report).await,
             Some(own) => own,
-            None => match self.begin(&mut report).await? {
+            None => match self.begin().await? {
                 Ok(own) => own,
                 Err(stop) => return Ok(report.end(stop)),
             },
@@ -140,6 +140,7 @@ impl Moving<'_> {
             return Ok(is_same.then_some(own));
         }
         if self.request.fresh {
+            self.have_token().await?;
             ledger.drop_move(self.lease, own.id).await?;
             self.hands().lake.remove(&own.list_path).map_err(StageError::from)?;
             return Ok(None);
@@ -154,9 +155,9 @@ impl Moving<'_> {
         )))
     }
 
-    async fn begin(&self, report: &mut Report) -> Result<Result<AccountMove, Stop>, RunError> {
+    async fn begin(&self) -> Result<Result<AccountMove, Stop>, RunError> {
         self.check_app_ids().await?;
-        let held = match quiet::now(self, report).await? {
+        let held = match quiet::now(self).await? {
             Ok(held) => held,
             Err(stop) => return Ok(Err(stop)),
         };
@@ -188,8 +189,18 @@ impl Moving<'_> {
         }
     }
 
+    /// Whether WeChat takes the app id and secret of now: a move that is begun keeps every stage from the account, and one that
+    /// is begun anew forgets its answers.
+    async fn have_token(&self) -> Result<(), StageError> {
+        tokio::select! {
+            token = self.hands().wechat(&self.request.account).have_token() => Ok(token?),
+            () = self.stop().cancelled() => Err(StageError::Interrupted),
+        }
+    }
+
     async fn begin_held(&self, held: &Held) -> Result<AccountMove, RunError> {
         let hands = self.hands();
+        self.have_token().await?;
         super::events::catch_up(hands).await?;
         let now = hands.clock.now();
         let run_id = self.new_id(now);

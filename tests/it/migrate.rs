@@ -184,6 +184,26 @@ async fn a_move_that_is_killed_at_any_step_ends_as_one_that_never_was() {
         "before_part_rename",
         "after_part_rename",
         "before_copy_rename",
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_that_gives_no_token_costs_no_run_and_a_move_that_halts_neither() {
+    let mut house = house(small()).await;
+    move_account(&mut house, Faults { unmoved_every: 2, ..Faults::default() }, |_| ()).await;
+    house.run("nightly", &[]).await.ends(1);
+    let runs = "select run_id, status from runs order by run_id";
+    let before = house.rows(runs).await;
+    let refused = migrate_with(&house, "LIANBO_MAIN_SECRET", "of another account").await.ends(1);
+    assert!(refused.text().contains("40125"), "{refused:?}");
+    assert_eq!(house.rows(runs).await, before, "nothing is cancelled for nothing");
+    assert_eq!(house.calls("changeopenid"), 0);
+    let told = house.run("nightly", &[]).await.ends(1).text();
+    assert!(!told.contains("is being moved"), "no move was begun: {told}");
+    let before = house.rows(runs).await;
+    migrate(&house, &[]).await.ends(3);
+    assert_eq!(house.rows(runs).await, before, "a halted move has changed nothing");
+    let report = migrate(&house, &["--accept-refused", "they left"]).await.ends(0).json();
+    assert_eq!(report["cancelled_runs"].as_array().unwrap().len(), 1, "{report}");
+}
+
         "after_copy_rename",
         "before_copy_rename",
         "after_copy_rename",
