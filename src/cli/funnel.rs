@@ -13,11 +13,12 @@ pub struct Args {
     /// A run's id, its beginning, or a pipeline (its latest run); RUN/STAGE where it has several pushes
     #[arg(value_name = "RUN")]
     run: String,
-    /// Told apart by `day`, by a variable of the set (a column of its SELECT), or by TABLE.COLUMN of a table with unionids
+    /// Told apart by `day` (of the send), by a variable of the set (a column of its SELECT; `variables.day` where one is called
+    /// so), by TABLE.COLUMN of a table with unionids or with account and openid, or by several: `city + day`
     #[arg(long, value_name = "SEGMENT")]
     by: Option<String>,
-    /// Whether it did what it was for: TABLE.COLUMN of a table with unionids, such as mall_users.ordered_at; true, a number
-    /// other than 0, or a time since the first send
+    /// Whether it did what it was for: TABLE.COLUMN of a table with unionids or with account and openid, such as
+    /// mall_users.ordered_at; true, yes (是, 有), a number other than 0, or a time since the first send. Other words are refused
     #[arg(long, value_name = "TABLE.COLUMN")]
     outcome: Option<String>,
 }
@@ -97,7 +98,7 @@ fn name(segment: Option<&str>) -> String {
 
 fn effects(view: &FunnelView) -> String {
     if view.effects.is_empty() {
-        return if view.by.as_deref() == Some(crate::scheduler::funnel::DAY) {
+        return if view.needs_send {
             "The holdout has no day of a send: leave --by out to compare the arms.".to_owned()
         } else {
             "No holdout to compare with: give the set a `holdout` and its arms are compared here.".to_owned()

@@ -4,55 +4,21 @@
 //! Everybody of an arm counts, also whoever the message did not reach: arms were drawn before anything was sent, so only
 //! whole arms compare like with like. Each view carries the SQL it was counted with.
 
+mod outcome;
+mod person;
+mod segment;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use self::person::Found;
+pub use self::person::PersonColumn;
+use self::segment::{DAY, Segment};
 use crate::clock::Timestamp;
-use crate::engine::{quoted, text};
+use crate::engine::text;
 use crate::ledger::Push;
 use crate::stage::query::{QueryError, records};
 use crate::stage::{Hands, StageError};
-
-/// The day of the send, as a segment.
-pub const DAY: &str = "day";
-
-/// By what the funnel is told apart.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Segment {
-    /// The day of the send in the workspace's time zone; unsent people have none.
-    Day,
-    /// A variable of the set: a column of its SELECT.
-    Variable(String),
-    /// A column of a table that knows people by their unionid.
-    Column(PersonColumn),
-}
-
-/// A column of a table that has `unionid`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PersonColumn {
-    pub table: String,
-    pub column: String,
-}
-
-impl PersonColumn {
-    /// Reads `TABLE.COLUMN`; nothing where there is no table.
-    pub fn read(written: &str) -> Option<Self> {
-        let (table, column) = written.split_once('.')?;
-        let is_whole = !table.is_empty() && !column.is_empty();
-        is_whole.then(|| Self { table: table.to_owned(), column: column.to_owned() })
-    }
-}
-
-impl Segment {
-    /// Reads `day`, `TABLE.COLUMN`, or else the name of a variable.
-    pub fn read(written: &str) -> Self {
-        match (written, PersonColumn::read(written)) {
-            (DAY, _) => Self::Day,
-            (_, Some(column)) => Self::Column(column),
-            (variable, None) => Self::Variable(variable.to_owned()),
-        }
-    }
-}
 
 /// The funnel of one push.
 #[derive(Debug, Serialize)]
@@ -64,6 +30,9 @@ pub struct FunnelView {
     pub first_send_at: Option<Timestamp>,
     pub by: Option<String>,
     pub outcome: Option<String>,
+    /// Whether the segment is of the send, which nobody of a holdout has.
+    #[serde(skip)]
+    pub needs_send: bool,
     /// Arms in the order send, holdout; in each the segments with most recipients first.
     pub rows: Vec<FunnelRow>,
     /// Of everybody, then of each segment that stands in both arms; nothing without an outcome or a holdout.
@@ -113,19 +82,33 @@ pub struct Effect {
 ///
 /// # Errors
 ///
-/// [`QueryError::Sql`] when a table or a column is not there.
+/// [`QueryError::Sql`] when a table or a column is not there, or an outcome has values that say neither yes nor no.
 pub async fn funnel(
     hands: &Hands,
     push: &Push,
     (by, outcome): (Option<&str>, Option<&PersonColumn>),
 ) -> Result<FunnelView, QueryError> {
-    let segment = by.map(Segment::read);
     let set = of_set(hands, push).await?;
-    if let Some(Segment::Variable(name)) = &segment {
-        known_variable(hands, &set, name).await?;
-    }
-    let sql = sql((push, &set), segment.as_ref(), outcome);
+    let segment = match by {
+        Some(written) => Some(segment(hands, &set, written).await?),
+        None => None,
+    };
+    let of_segment = match &segment {
+        Some(segment) => Some(segment.sql(hands).await?),
+        None => None,
+    };
+    let of_outcome = match outcome {
+        Some(column) => {
+            let found = Found::find(hands, column).await?;
+            outcome::refuse_other_words(hands, &found, &set).await?;
+            let happened = format!("bool_or({})", outcome::happened(&found.name(), push));
+            Some(("count(*) filter (o.value)".to_owned(), found.join("o", &happened)))
+        }
+        None => None,
+    };
+    let sql = sql((push, &set), of_segment, of_outcome);
     let rows: Vec<FunnelRow> = records(hands, &sql).await?;
+    let needs_send = segment.as_ref().is_some_and(Segment::has_day);
     Ok(FunnelView {
         run_id: push.run_id.to_string(),
         pipeline: push.pipeline.to_string(),
@@ -134,34 +117,41 @@ pub async fn funnel(
         first_send_at: push.first_send_at,
         by: by.map(str::to_owned),
         outcome: outcome.map(|column| format!("{}.{}", column.table, column.column)),
-        effects: if segment == Some(Segment::Day) { Vec::new() } else { effects(&rows, segment.is_some()) },
+        effects: if needs_send { Vec::new() } else { effects(&rows, segment.is_some()) },
+        needs_send,
         rows,
         sql,
     })
 }
 
 /// A variable that the set's SELECT did not give would be NULL throughout: that is a mistake in the name.
-async fn known_variable(hands: &Hands, set: &str, name: &str) -> Result<(), QueryError> {
+async fn segment(hands: &Hands, set: &str, written: &str) -> Result<Segment, QueryError> {
     #[derive(Deserialize)]
     struct First {
         variables: Option<String>,
     }
     let first = format!("select variables from recipients where {set} limit 1");
     let first: Vec<First> = records(hands, &first).await?;
-    let Some(variables) = first.into_iter().next() else { return Ok(()) };
-    let variables: Value = serde_json::from_str(&variables.variables.unwrap_or_default()).unwrap_or_default();
-    let known: Vec<&str> = variables.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
-    if known.contains(&name) {
-        return Ok(());
+    let variables = first.into_iter().next().map(|first| {
+        let variables: Value = serde_json::from_str(&first.variables.unwrap_or_default()).unwrap_or_default();
+        variables.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect::<Vec<String>>()
+    });
+    let segment = Segment::read(written, variables.as_deref()).map_err(|part| {
+        let known = variables.as_deref().filter(|known| !known.is_empty());
+        QueryError::Sql {
+            message: format!("the set has no variable `{part}`"),
+            offset: None,
+            hint: Some(format!(
+                "it has: {}; there are `{DAY}` (of the send; `variables.{DAY}` is the set's own), TABLE.COLUMN of a table with \
+                 unionids, or with account and openid, and several with `+`",
+                known.map_or_else(|| "none".to_owned(), |known| known.join(", "))
+            )),
+        }
+    })?;
+    if segment.has_day() && variables.is_some_and(|known| known.iter().any(|own| own == DAY)) {
+        tracing::warn!("`{DAY}` is the day of the send; the set's own column of that name is `variables.{DAY}`");
     }
-    Err(QueryError::Sql {
-        message: format!("the set has no variable `{name}`"),
-        offset: None,
-        hint: Some(format!(
-            "it has: {}; there are `{DAY}` and TABLE.COLUMN of a table with unionids, too",
-            if known.is_empty() { "none".to_owned() } else { known.join(", ") }
-        )),
-    })
+    Ok(segment)
 }
 
 /// A push's recipients: they stand under the stage that made the set.
@@ -176,26 +166,11 @@ fn of_stage(push: &Push, stage: &str) -> String {
     format!("run_id = {} and stage = {}", text(push.run_id.as_str()), text(stage))
 }
 
-fn sql((push, set): (&Push, &str), segment: Option<&Segment>, outcome: Option<&PersonColumn>) -> String {
-    let mut joins = String::new();
-    let segment = match segment {
-        None => "cast(null as varchar)".to_owned(),
-        Some(Segment::Day) => "cast(local_date(d.sent_at) as varchar)".to_owned(),
-        Some(Segment::Variable(name)) => {
-            format!("json_extract_string(r.variables, {})", text(&format!("$.\"{}\"", name.replace('"', "\\\""))))
-        }
-        Some(Segment::Column(column)) => {
-            joins += &person_join(column, "s", &format!("min(cast({} as varchar))", quoted(&column.column)));
-            "s.value".to_owned()
-        }
-    };
-    let outcome = match outcome {
-        None => "cast(null as bigint)".to_owned(),
-        Some(column) => {
-            joins += &person_join(column, "o", &format!("bool_or({})", happened(&quoted(&column.column), push)));
-            "count(*) filter (o.value)".to_owned()
-        }
-    };
+/// `segment` and `outcome`: their SQL over `r` and `d`, and the joins it takes.
+fn sql((push, set): (&Push, &str), segment: Option<(String, String)>, outcome: Option<(String, String)>) -> String {
+    let none = |ty: &str| (format!("cast(null as {ty})"), String::new());
+    let (segment, of_segment) = segment.unwrap_or_else(|| none("varchar"));
+    let (outcome, of_outcome) = outcome.unwrap_or_else(|| none("bigint"));
     let count = |state: &str| format!("count(*) filter (d.state = '{state}')");
     let told = |fate: &str| format!("count(*) filter (d.state = 'sent' and d.delivered = '{fate}')");
     format!(
@@ -205,7 +180,7 @@ fn sql((push, set): (&Push, &str), segment: Option<&Segment>, outcome: Option<&P
        {failed} as failed, {skipped} as skipped, {held} as held, {unconfirmed} as unconfirmed, {pending} as pending,
        {outcome} as outcome
 from (select * from recipients where {set}) as r
-left join (select * from deliveries where {own}) as d on d.seq = r.seq and r.arm = 'send'{joins}
+left join (select * from deliveries where {own}) as d on d.seq = r.seq and r.arm = 'send'{of_segment}{of_outcome}
 group by r.arm, segment
 order by r.arm = 'holdout', recipients desc, segment",
         sent = count("sent"),
@@ -218,35 +193,6 @@ order by r.arm = 'holdout', recipients desc, segment",
         unconfirmed = count("unconfirmed"),
         pending = count("pending"),
         own = of_stage(push, push.stage.as_str()),
-    )
-}
-
-/// A value per unionid of a table: several users of one person are one person.
-fn person_join(column: &PersonColumn, alias: &str, value: &str) -> String {
-    format!(
-        "\nleft join (select unionid, {value} as value from {} where unionid is not null group by unionid) as {alias}
-  on {alias}.unionid = r.unionid",
-        quoted(&column.table)
-    )
-}
-
-/// Whether a value says that it happened: true, a number that is not 0, a time since the first send, or a word that is no no.
-///
-/// Times in tables are UTC; what is text in an export is a wall clock's. A day without a time counts from the day of the send.
-fn happened(column: &str, push: &Push) -> String {
-    let began = push.first_send_at.unwrap_or(push.frozen_at).format("%Y-%m-%d %H:%M:%S");
-    let as_text = format!("cast({column} as varchar)");
-    let time = format!("try_cast(replace({as_text}, '/', '-') as timestamp)");
-    format!(
-        "case when {column} is null then false
-              when typeof({column}) = 'BOOLEAN' then {as_text} = 'true'
-              when typeof({column}) like 'TIMESTAMP%' then {time} >= timestamp '{began}'
-              when typeof({column}) = 'DATE' then {time} >= date_trunc('day', local_time(timestamp '{began}'))
-              when try_cast({as_text} as double) is not null then try_cast({as_text} as double) <> 0
-              when regexp_full_match(trim({as_text}), '[0-9]+[-/][0-9]+[-/][0-9]+')
-                  then {time} >= date_trunc('day', local_time(timestamp '{began}'))
-              when {time} is not null then {time} >= local_time(timestamp '{began}')
-              else lower(trim({as_text})) not in ('', 'false', 'no', 'n', 'f', '否', '无') end"
     )
 }
 
@@ -311,15 +257,6 @@ mod tests {
             let effect = compared(send, holdout);
             assert!((effect.low - low).abs() < 6e-5 && (effect.high - high).abs() < 6e-5, "{effect:?}");
         }
-    }
-
-    #[test]
-    fn a_segment_is_the_day_a_column_or_a_variable() {
-        assert_eq!(Segment::read("day"), Segment::Day);
-        assert_eq!(Segment::read("city"), Segment::Variable("city".to_owned()));
-        let column = PersonColumn { table: "mall_users".to_owned(), column: "city".to_owned() };
-        assert_eq!(Segment::read("mall_users.city"), Segment::Column(column));
-        assert_eq!(PersonColumn::read(".city"), None);
     }
 
     #[test]

@@ -151,7 +151,18 @@ pub async fn rows(hands: &Hands, sql: &str) -> Result<Rows, QueryError> {
     question.ask(hands, None, &stop, |session, asked| Ok(session.query(&asked.sql, &asked.params)?)).await
 }
 
-/// The same as records.
+/// The columns of a SELECT with DuckDB's names of their types, without running it.
+///
+/// # Errors
+///
+/// [`QueryError`].
+pub async fn columns(hands: &Hands, sql: &str) -> Result<Vec<(String, String)>, QueryError> {
+    let question = Question { sql: sql.to_owned(), ..Question::default() };
+    let stop = CancellationToken::new();
+    question.ask(hands, None, &stop, |_, asked| Ok(asked.columns.clone())).await
+}
+
+/// The rows of a SELECT as records.
 ///
 /// # Errors
 ///

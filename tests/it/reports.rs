@@ -88,10 +88,62 @@ async fn a_campaign_is_judged_by_what_its_people_did_beside_those_who_were_held_
         (["--outcome", "ordered"], "TABLE.COLUMN"),
         (["--outcome", "orders.odrered"], "odrered"),
         (["--by", "oders.ordered"], "oders"),
+        (["--by", "city+colour"], "no variable `colour`"),
+        (["--by", "error_codes.meaning"], "does not say of whom its rows are"),
+        (["--outcome", "orders.arm"], "`send` stands in"),
+        (["--outcome", "orders.arm"], "yes, y, t, 是, 有"),
     ] {
         let refused = house.lianbo(&[&["funnel", "campaign"], &wrong[..]].concat()).await.ends(2);
         assert!(refused.stderr.contains(said), "{wrong:?}: {}", refused.stderr);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_funnel_takes_what_is_known_of_followers_and_several_segments_at_once() {
+    let house = House::build(small()).await;
+    house.campaign("");
+    house.edit(
+        "pipelines/campaign.toml",
+        "account = \"main\"\n[stages.push]",
+        "account = \"main\"\nholdout = 0.25\n[stages.push]",
+    );
+    house.write(
+        "pipelines/campaign/audience.sql",
+        "select oa_openid as openid, identities.unionid, mp_openid, city, length(city) as day from identities\n\
+         join mall_users on mall_users.openid = identities.mp_openid\n",
+    );
+    house.night().await;
+    house.run("campaign", &[]).await.ends(0);
+    let funnel = async |more: &[&str]| {
+        let arguments = [&["funnel", "campaign", "--json"], more].concat();
+        house.lianbo(&arguments).await.ends(0)
+    };
+    let people = house.numbers("select count(*) from recipients").await[0];
+    let of = |answer: &crate::house::Outcome, column: &str| {
+        let view = answer.json();
+        let rows = view[0]["rows"].as_array().unwrap().clone();
+        sum(&rows, "send", column) + sum(&rows, "holdout", column)
+    };
+
+    let followed = funnel(&["--outcome", "followers.active"]).await;
+    assert_eq!(of(&followed, "outcome"), people, "everybody in the set follows: {followed:?}");
+    let by_language = funnel(&["--by", "followers.active", "--outcome", "profiles.subscribe"]).await;
+    assert_eq!(by_language.json()[0]["rows"][0]["segment"], "true");
+
+    let both = funnel(&["--by", "city + mall_users.city", "--outcome", "followers.active"]).await;
+    assert_eq!(of(&both, "recipients"), people);
+    let segment = both.json()[0]["rows"][0]["segment"].as_str().unwrap().to_owned();
+    let (one, other) = segment.split_once(" + ").unwrap();
+    assert_eq!(one, other, "the same city by both ways");
+    assert!(both.json()[0]["effects"].as_array().unwrap().len() > 4, "{both:?}");
+    let of_day = funnel(&["--by", "city+day"]).await;
+    assert!(of_day.json()[0]["effects"].as_array().unwrap().is_empty());
+
+    // What the set calls a day is reached by its longer name, and the shorter one says so.
+    assert!(of_day.stderr.contains("variables.day"), "{of_day:?}");
+    let own = funnel(&["--by", "variables.day"]).await;
+    assert!(own.json()[0]["rows"][0]["segment"].as_str().unwrap().parse::<u64>().is_ok(), "{own:?}");
+    assert_eq!(of(&own, "recipients"), people);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
