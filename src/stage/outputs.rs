@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{self, BufWriter};
 use std::path::Path;
 
-pub use self::csv::{Csv, cell};
+pub use self::csv::{Csv, cell, day, moment};
 use self::sheet::Sheet;
 pub use self::sheet::SheetError;
 use crate::domain::Rows;

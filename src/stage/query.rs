@@ -22,10 +22,9 @@ pub use self::limits::Limits;
 pub use self::names::known_tables;
 use self::names::{Doubt, not_a_select, refuse_other_statements};
 pub use super::outputs::RowSink;
-use super::outputs::{Bound, OutputError, SheetError, told_apart};
+use super::outputs::{Bound, OutputError, SheetError, day, moment, told_apart};
 use super::tables::Visible;
 use super::{Hands, StageError, live, watched};
-use crate::clock::from_micros;
 use crate::config::settings::PublishFormat;
 use crate::domain::tables::table_spec;
 use crate::domain::{Rows, Values};
@@ -193,12 +192,11 @@ pub fn json(name: &str, values: &Values, row: usize) -> Value {
             number => number.into(),
         },
         Values::Boolean(values) => values[row].into(),
-        Values::Timestamp(values) => values[row].map_or(Value::Null, |micros| {
-            from_micros(micros).to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true).into()
+        Values::Timestamp(values) => values[row].map_or(Value::Null, |micros| match moment(micros) {
+            Ok(moment) => moment.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true).into(),
+            Err(endless) => endless.into(),
         }),
-        Values::Date(values) => {
-            values[row].and_then(chrono::NaiveDate::from_epoch_days).map_or(Value::Null, |date| date.to_string().into())
-        }
+        Values::Date(values) => values[row].map_or(Value::Null, |days| day(days).into()),
     }
 }
 

@@ -124,6 +124,27 @@ async fn bad_rows_stand_in_quarantine_and_a_time_that_is_none_keeps_its_person()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_time_without_end_is_a_bad_value_with_its_line_and_never_another_time() {
+    let house = loading("max_bad = 0.5\ntypes = { expires = \"date\", seen = \"timestamp\" }").await;
+    let rows = "openid,unionid,last_login,城市,expires,seen\noA,uA,2026-11-24,a,2026-12-31,2026-11-24 10:00:00\n\
+                oB,uB,2026-11-24,b,infinity,2026-11-24 10:00:00\noC,uC,2026-11-24,c,2026-12-31,-infinity\n\
+                oD,uD,2026-11-24,d,2026-12-31,\noE,uE,infinity,e,,\n";
+    house.hand_over("times.csv", rows.as_bytes());
+    let stage = house.run("load", &[]).await.ends(0).stage("mall_users");
+    let bad = house.rows("select file, line, reason from quarantine order by line").await;
+    let told =
+        |line: &str, reason: &str| ["data/exports/mall/times.csv".to_owned(), line.to_owned(), reason.to_owned()];
+    let expected = [told("3", "expires is not a date: infinity"), told("4", "seen is not a timestamp: -infinity")];
+    assert_eq!(bad, expected);
+    assert_eq!(stage["detail"]["unread_times"]["rows"], 1, "{stage}");
+    let users = house.rows("select openid, expires, seen, updated_at from mall_users order by openid").await;
+    assert_eq!(users[0], ["oA", "2026-12-31", "2026-11-24 02:00:00", "2026-11-23 16:00:00"]);
+    assert_eq!(users[2], ["oE", "", "", ""]);
+    let shown = house.row("select timestamp 'infinity' as a, date '-infinity' as b").await;
+    assert_eq!(shown, ["infinity", "-infinity"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_is_wrong_as_a_whole_leaves_the_table_as_it_was() {
     let house = loading("").await;
     house.hand_over("a.csv", format!("{HEADER}oA,uA,,上海\n").as_bytes());

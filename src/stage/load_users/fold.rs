@@ -56,6 +56,10 @@ impl StagedColumn {
     }
 }
 
+fn is_timestamp(ty: &str) -> bool {
+    ty.get(..9).is_some_and(|start| start.eq_ignore_ascii_case("timestamp"))
+}
+
 impl Job {
     /// Folds. Blocking.
     ///
@@ -204,7 +208,10 @@ impl Job {
         if self.is_declared_time(name) {
             return format!("read_time({})", quoted(name));
         }
-        format!("{cast}({} as {ty})", quoted(name))
+        let typed = format!("{cast}({} as {ty})", quoted(name));
+        // The engine reads `infinity`, and nobody who reads tables would know what to do with it.
+        let may_be_endless = cast == "try_cast" && (ty.eq_ignore_ascii_case("date") || is_timestamp(ty));
+        if may_be_endless { format!("case when isfinite({typed}) then {typed} end") } else { typed }
     }
 
     /// Whether the configuration, or the database, says what type a column has; that of `updated_at` is always the same.

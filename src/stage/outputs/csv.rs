@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use chrono::NaiveDate;
 
 use super::{RowSink, is_number, looks_like_formula};
-use crate::clock::from_micros;
+use crate::clock::{Timestamp, from_micros};
 use crate::domain::{Rows, Values};
 
 /// A header, then a record a row. NULL and the empty text look alike. A text that a spreadsheet would take for a formula
@@ -79,14 +79,40 @@ pub fn cell(values: &Values, row: usize) -> String {
         Values::Float(values) => text(values[row], |number| format!("{number:?}")),
         Values::Boolean(values) => text(values[row], |value| value.to_string()),
         Values::Timestamp(values) => text(values[row], time),
-        Values::Date(values) => text(values[row].and_then(NaiveDate::from_epoch_days), |date| date.to_string()),
+        Values::Date(values) => text(values[row], day),
     }
+}
+
+/// `2026-11-23`; days without end as the engine writes and reads them.
+pub fn day(days: i32) -> String {
+    match NaiveDate::from_epoch_days(days) {
+        Some(date) => date.to_string(),
+        None => endless(days > 0),
+    }
+}
+
+/// How the engine calls what is after, or before, every time.
+fn endless(is_after: bool) -> String {
+    if is_after { "infinity" } else { "-infinity" }.to_owned()
+}
+
+/// The moment of so many microseconds; `infinity` or `-infinity` where it is none.
+///
+/// # Errors
+///
+/// That word.
+pub fn moment(micros: i64) -> Result<Timestamp, String> {
+    if micros.unsigned_abs() >= i64::MAX.unsigned_abs() { Err(endless(micros > 0)) } else { Ok(from_micros(micros)) }
 }
 
 /// `2026-11-23 18:30:00`, with microseconds where there are any.
 fn time(micros: i64) -> String {
+    let moment = match moment(micros) {
+        Ok(moment) => moment,
+        Err(endless) => return endless,
+    };
     let pattern = if micros % 1_000_000 == 0 { "%Y-%m-%d %H:%M:%S" } else { "%Y-%m-%d %H:%M:%S%.6f" };
-    from_micros(micros).format(pattern).to_string()
+    moment.format(pattern).to_string()
 }
 
 #[cfg(test)]
@@ -119,6 +145,14 @@ mod tests {
         assert_eq!(lines[0], "who,big,share,at,day,ok");
         assert_eq!(lines[1], "\"小明, \"\"x\"\"\",9007199254740992,0.1,2025-11-23 18:30:00,2024-10-04,true");
         assert_eq!(lines[2], ",9223372036854775807,NaN,2025-11-23 18:30:00.000500,,");
+    }
+
+    #[test]
+    fn a_time_without_end_is_no_other_time() {
+        let times = Values::Timestamp(vec![Some(i64::MAX), Some(-i64::MAX), Some(0)]);
+        assert_eq!([0, 1, 2].map(|row| cell(&times, row)), ["infinity", "-infinity", "1970-01-01 00:00:00"]);
+        let days = Values::Date(vec![Some(i32::MAX), Some(-i32::MAX), None]);
+        assert_eq!([0, 1, 2].map(|row| cell(&days, row)), ["infinity", "-infinity", ""]);
     }
 
     #[test]
