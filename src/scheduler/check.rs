@@ -26,6 +26,7 @@ use crate::config::settings::{
     JoinIdentities, MeasureCoverage, ParamValue, Pipeline, Rule, Settings, SqlStage, SqlText, Stage, StageKind,
 };
 use crate::config::{Problems, nearest};
+use crate::domain::tables::{USERS, table_spec};
 use crate::domain::{PipelineName, StageName, TableName};
 use crate::engine::{Engine, EngineError, Param, Params, Session, SqlFacts};
 use crate::ledger::SnapshotRecord;
@@ -223,6 +224,7 @@ impl<'a> Checker<'a> {
                 }
             }
         }
+        self.times(stage, &checks.rules);
         let lacks = |rule: &&Rule| {
             let columns = stage.table.as_ref().and_then(|table| self.shelf.columns(table.as_str()));
             columns.zip(rule.column.as_ref()).is_some_and(|(columns, own)| !has_column(columns, &own.name))
@@ -236,6 +238,31 @@ impl<'a> Checker<'a> {
         }
         if let Some(sql) = &checks.sql {
             self.judge(&self.reading(pipeline, sql));
+        }
+    }
+
+    /// What is surely no time makes no table fresh. A text may be one: how it is read is seen when it is there.
+    fn times(&mut self, stage: &Stage, rules: &[Rule]) {
+        let Some(columns) = stage.table.as_ref().and_then(|table| self.shelf.columns(table.as_str())) else { return };
+        let are_known = stage.table.as_ref().is_some_and(|table| self.shelf.types_are_known(table.as_str()));
+        let type_of = |name: &str| columns.iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, ty)| ty);
+        let times = columns.iter().filter(|(_, ty)| is_time(ty)).map(|(name, _)| format!("`{name}`"));
+        let times: Vec<String> = times.collect();
+        for column in
+            rules.iter().filter(|rule| rule.name.starts_with("freshness ")).filter_map(|rule| rule.column.as_ref())
+        {
+            let Some(ty) = type_of(&column.name) else { continue };
+            let is_declared = is_declared(stage, &column.name);
+            if is_time(ty) || !(are_known || is_declared) || (is_text(ty) && !is_ours(stage, &column.name)) {
+                continue;
+            }
+            let hint = match times.as_slice() {
+                [] => "name a column of times; a sql stage makes one of a text or a number: to_timestamp(seconds)"
+                    .to_owned(),
+                times => format!("name a column of times: {}", times.join(", ")),
+            };
+            let message = format!("`freshness` names `{}`, which is {} and no time", column.name, ty.to_lowercase());
+            self.problems.at(&column.place, message).hint(hint);
         }
     }
 
@@ -300,6 +327,34 @@ fn params_of(pipeline: &Pipeline) -> Params {
     let epoch = crate::clock::Timestamp::UNIX_EPOCH;
     let own = [("today".to_owned(), Param::Date(epoch.date_naive())), ("run_at".to_owned(), Param::Timestamp(epoch))];
     declared.chain(own).collect()
+}
+
+fn is_time(ty: &str) -> bool {
+    let ty = ty.to_ascii_uppercase();
+    ty == "DATE" || ty.starts_with("TIMESTAMP")
+}
+
+fn is_text(ty: &str) -> bool {
+    ["VARCHAR", "TEXT", "STRING", "JSON"].iter().any(|text| ty.eq_ignore_ascii_case(text))
+}
+
+/// Whether the stage says what type a column of its table has.
+fn is_declared(stage: &Stage, column: &str) -> bool {
+    matches!(&stage.kind, StageKind::LoadUsers(plan) if plan.types.contains_key(column))
+}
+
+/// Whether a column has its meaning from us: a text among these is no time in disguise.
+fn is_ours(stage: &Stage, column: &str) -> bool {
+    let spec = match stage.kind {
+        StageKind::LoadUsers(_) => return USERS.iter().any(|own| own.name == column),
+        StageKind::ExtractFollowers(_) => "followers",
+        StageKind::EnrichUnionids(_) => "profiles",
+        StageKind::JoinIdentities(_) => "identities",
+        StageKind::MeasureCoverage(_) => "coverage",
+        StageKind::MaterializeRecipients(_) => "recipients",
+        StageKind::Sql(_) | StageKind::PushTemplate(_) | StageKind::Publish(_) => return false,
+    };
+    table_spec(spec).is_some_and(|spec| spec.columns.iter().any(|own| own.name == column))
 }
 
 /// As SQL compares names.

@@ -79,6 +79,8 @@ pub fn may_be_accepted(check: &str) -> bool {
 }
 
 const PREVIOUS: &str = "_table_before";
+/// An openid or unionid has 28 characters.
+const SHORTEST_ID: usize = 20;
 
 /// The tables that `sql` reads and that are not among those before.
 async fn sql_sources(
@@ -140,9 +142,13 @@ impl Job {
         verdicts.extend(self.check_drop(session)?);
         for rule in &self.checks.rules {
             let found = match &rule.kind {
-                // Words that are to be of a list are no ids, and what they are is what somebody has to know.
-                RuleKind::NoRow(sql) if rule.name.starts_with("accepted_values ") => {
-                    self.no_row(session, &sql.text, str::to_owned)?
+                RuleKind::NoRow(sql) if is_of_values(&rule.name) => {
+                    let column = rule.column.as_ref().map_or("", |column| &column.name);
+                    let show = if is_id(column) { shortened } else { str::to_owned };
+                    match self.no_row(session, &sql.text, show)? {
+                        Some(found) => Some(found + &self.example(session, &sql.text, column)?),
+                        None => None,
+                    }
                 }
                 RuleKind::NoRow(sql) => self.no_row(session, &sql.text, shortened)?,
                 RuleKind::Change(most) => self.change(session, *most)?,
@@ -167,6 +173,23 @@ impl Job {
             Ok(true)
         })?;
         Ok(shown.map(|shown| format!("it returned {number} rows, first: {shown}")))
+    }
+
+    /// Whose row it is that has the first value which breaks a rule, where the table says so.
+    fn example(&self, session: &Session, sql: &str, column: &str) -> Result<String, StageError> {
+        let keys = self.source.columns.iter().map(|(name, _)| name.as_str());
+        let keys: Vec<String> = keys.filter(|name| is_key(name) && *name != column).map(quoted).collect();
+        if keys.is_empty() {
+            return Ok(String::new());
+        }
+        let sql = format!(
+            "select {keys} from {table} as own where own.{column} = (select {column} from ({sql}) limit 1) order by all limit 1",
+            keys = keys.join(", "),
+            table = quoted(&self.source.name),
+            column = quoted(column),
+        );
+        let rows = session.query(&sql, &self.params)?;
+        Ok(if rows.is_empty() { String::new() } else { format!("; of {}", first(&rows, shown_key)) })
     }
 
     /// How the number of rows changed against the last snapshot, where that is by more than a share of it.
@@ -217,6 +240,26 @@ impl Job {
     fn verdict(&self, check: String, found: Option<String>) -> Verdict {
         Verdict { check, found, severity: self.checks.severity }
     }
+}
+
+/// A rule that gives each value which breaks it, and what that is is what somebody has to know.
+fn is_of_values(rule: &str) -> bool {
+    ["accepted_values ", "relationships "].iter().any(|kind| rule.starts_with(kind))
+}
+
+fn is_id(column: &str) -> bool {
+    let column = column.to_lowercase();
+    column.contains("openid") || column.contains("unionid")
+}
+
+/// Whether a column says whose row it is.
+fn is_key(column: &str) -> bool {
+    is_id(column) || ["account", "miniprogram"].contains(&column)
+}
+
+/// Names of the configuration are short, ids are long.
+fn shown_key(value: &str) -> String {
+    if value.len() < SHORTEST_ID { value.to_owned() } else { shortened(value) }
 }
 
 fn first(rows: &Rows, show: fn(&str) -> String) -> String {

@@ -309,7 +309,7 @@ expression = [{ sql = "size > 0 -- letters" }, { sql = "openid <> city", severit
         (
             "relationships = { column = \"city\", to = \"mall_users.openid\" }",
             "relationships city → mall_users.openid",
-            "first: city = ",
+            "; of openid = o",
         ),
         ("freshness = { column = \"updated_at\", max_age = \"1s\" }", "freshness updated_at 1s", "first: newest = "),
         ("row_count_change = { max = 0.2 }", "row_count_change 0.2", "300 rows after 400, 25 % fewer; at most 20 %"),
@@ -341,7 +341,8 @@ expression = [{ sql = "size > 0 -- letters" }, { sql = "openid <> city", severit
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_wrong_with_a_check_is_told_where_it_stands_before_anything_runs() {
     let house = House::build(small()).await;
-    house.write("pipelines/people/people.sql", "select openid, city from mall_users\n");
+    let select = "select openid, city, length(city) as size, updated_at from mall_users\n";
+    house.write("pipelines/people/people.sql", select);
     for (check, line, said, hint) in [
         (
             "accepted_values = { column = \"citty\", values = [\"上海\"] }",
@@ -363,8 +364,16 @@ async fn what_is_wrong_with_a_check_is_told_where_it_stands_before_anything_runs
             "makes a table `mall_user`",
             "`mall_users`",
         ),
-        ("relationships = { column = \"city\", to = \"mall_users.citty\" }", "4:17", "citty", "city"),
+        ("relationships = { column = \"city\", to = \"mall_users.citty\" }", "4:17", "no column `citty`", "`city`"),
+        ("relationships = { column = \"city\", to = \"mall_users.town\" }", "4:17", "no column `town`", "`unionid`"),
+        ("relationships = { column = \"town\", to = \"mall_users.city\" }", "4:28", "names `town`", "`city`"),
         ("freshness = { column = \"city\" }", "4:13", "`max_age` is missing", "36h"),
+        (
+            "freshness = { column = \"size\", max_age = \"36h\" }",
+            "4:24",
+            "`freshness` names `size`, which is bigint and no time",
+            "`updated_at`",
+        ),
         ("row_count_change = { max = 20 }", "4:28", "20 is not a share", "0.2"),
         ("expression = { sql = \"citty <> ''\" }", "4:22", "citty", "`city`"),
         ("expression = [{ sql = \"city <> ''\", severity = \"loud\" }]", "4:48", "loud", "`warn`"),
@@ -373,5 +382,33 @@ async fn what_is_wrong_with_a_check_is_told_where_it_stands_before_anything_runs
         let told = house.lianbo(&["check"]).await.ends(2).text();
         let place = format!("  {line}  ");
         assert!([&*place, said, hint].iter().all(|part| told.contains(part)), "{check} at {line}:\n{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_time_makes_no_table_of_ours_fresh_and_a_text_may_be_one() {
+    let house = House::build(small()).await;
+    let freshness =
+        |column: &str| format!("checks = {{ freshness = {{ column = \"{column}\", max_age = \"36h\" }} }}\n");
+    let loading = "columns = { updated_at = \"last_login\" }\n";
+    for (after, column, wrong) in [
+        ("kind = \"extract_followers\"\n", "openid", Some("varchar")),
+        ("kind = \"enrich_unionids\"\n", "subscribe", Some("boolean")),
+        ("kind = \"enrich_unionids\"\n", "fetched_at", None),
+        (loading, "unionid", Some("varchar")),
+        (loading, "city", None),
+        (loading, "updated_at", None),
+        ("columns = { updated_at = \"last_login\" }\ntypes = { city = \"bigint\" }\n", "city", Some("bigint")),
+    ] {
+        let first = after.split_inclusive('\n').next().unwrap();
+        house.write("pipelines/nightly.toml", &NIGHTLY.replace(first, &format!("{after}{}", freshness(column))));
+        let told = house.lianbo(&["check"]).await;
+        let Some(ty) = wrong else {
+            told.ends(0);
+            continue;
+        };
+        let said = format!("`freshness` names `{column}`, which is {ty} and no time");
+        let told = told.ends(2).text();
+        assert!(told.contains(&said) && told.contains("pipelines/nightly.toml"), "{column}: {told}");
     }
 }

@@ -109,11 +109,14 @@ fn relationship(mut section: Section<'_>, table: &str, own: Option<Severity>) ->
     });
     let of = column.zip(to).map(|(column, (to_table, to_column))| {
         let name = quoted(&column.name);
+        // The other table by itself first: within a subquery a column that it lacks is looked for outside, and the engine then
+        // says that the table is missing.
         let sql = format!(
-            "select own.{name}, count(*) as rows from {table} as own where own.{name} is not null
-             and not exists (select 1 from {} as other where other.{} = own.{name}) group by own.{name} order by own.{name}",
-            quoted(&to_table),
-            quoted(&to_column)
+            "with _others as (select {} as value from {})
+             select own.{name}, count(*) as rows from {table} as own where own.{name} is not null
+             and not exists (select 1 from _others where _others.value = own.{name}) group by own.{name} order by own.{name}",
+            quoted(&to_column),
+            quoted(&to_table)
         );
         let told = format!("relationships {} → {to_table}.{to_column}", column.name);
         (told, Some(column), rows(&section, sql))
