@@ -121,7 +121,7 @@ pub fn cell(name: &str, values: &Values, (row, zone): (usize, Tz)) -> String {
     match values {
         Values::Text(values) => match values[row].as_deref() {
             None => both(page::UNKNOWN),
-            Some(value) => said(value).map_or_else(|| escaped(value), both),
+            Some(value) => said(name, value).map_or_else(|| escaped(value), both),
         },
         Values::Integer(values) => values[row].map_or_else(String::new, whole),
         Values::Float(values) if name.ends_with("_rate") => values[row].map_or_else(String::new, percent),
@@ -181,9 +181,21 @@ mod tests {
     fn what_stands_in_the_data_is_no_markup() {
         assert_eq!(escaped("<b a='\"'>&"), "&lt;b a=&#39;&quot;&#39;&gt;&amp;");
         let values = Values::Text(vec![Some("<script>".to_owned()), None, Some("matched".to_owned())]);
-        let shown = |row| cell("value", &values, (row, chrono_tz::Asia::Shanghai));
+        let shown = |row| cell("reason", &values, (row, chrono_tz::Asia::Shanghai));
         assert_eq!(shown(0), "&lt;script&gt;");
         assert!(shown(1).contains("unknown") && shown(2).contains("已匹配"));
+    }
+
+    #[test]
+    fn a_city_that_is_called_as_one_of_our_words_stays_that_city() {
+        let shown = |column, word: &str| {
+            cell(column, &Values::Text(vec![Some(word.to_owned())]), (0, chrono_tz::Asia::Shanghai))
+        };
+        for word in ["*", "user", "matched"] {
+            assert_eq!(shown("value", word), word);
+        }
+        assert_eq!(shown("reason", "*"), "*");
+        assert!(shown("account", "*").contains("all together") && shown("side", "user").contains("用户"));
     }
 
     #[test]

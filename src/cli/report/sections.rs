@@ -189,23 +189,26 @@ pub fn heading(column: &str) -> Option<Words> {
     known.iter().find(|(name, ..)| *name == column).map(|(_, en, zh)| words(en, zh))
 }
 
-/// A word that stands in the rows, in Chinese as well; others stay as they are.
-pub fn said(value: &str) -> Option<Words> {
-    let known = [
-        ("*", "all together", "合计"),
-        ("follower", "followers", "粉丝"),
-        ("user", "users", "用户"),
-        ("matched", "matched", "已匹配"),
-        ("conflict", "conflict: shares a unionid", "冲突：同一 unionid"),
-        ("not_a_user", "not a user of the mini program", "不是小程序用户"),
-        ("does_not_follow", "does not follow", "未关注"),
-        ("no_unionid", "no unionid in the export", "导出中无 unionid"),
-        ("not_asked", "not asked yet", "尚未查询"),
-        ("not_bound", "not bound", "未绑定"),
-        ("unfollowed", "unfollowed meanwhile", "期间取消关注"),
-        ("error", "could not be read", "查询出错"),
-        ("quarantined", "quarantined", "已隔离"),
-    ];
+/// A word that we write into a column, in Chinese as well; others stay as they are, and so does what people wrote: a city may
+/// be called anything.
+pub fn said(column: &str, value: &str) -> Option<Words> {
+    let known: &[(&str, &str, &str)] = match column {
+        "account" | "miniprogram" => &[("*", "all together", "合计")],
+        "side" => &[("follower", "followers", "粉丝"), ("user", "users", "用户")],
+        "reason" => &[
+            ("matched", "matched", "已匹配"),
+            ("conflict", "conflict: shares a unionid", "冲突：同一 unionid"),
+            ("not_a_user", "not a user of the mini program", "不是小程序用户"),
+            ("does_not_follow", "does not follow", "未关注"),
+            ("no_unionid", "no unionid in the export", "导出中无 unionid"),
+            ("not_asked", "not asked yet", "尚未查询"),
+            ("not_bound", "not bound", "未绑定"),
+            ("unfollowed", "unfollowed meanwhile", "期间取消关注"),
+            ("error", "could not be read", "查询出错"),
+            ("quarantined", "quarantined", "已隔离"),
+        ],
+        _ => &[],
+    };
     known.iter().find(|(name, ..)| *name == value).map(|(_, en, zh)| words(en, zh))
 }
 
