@@ -284,6 +284,17 @@ fn a_wrong_config_tells_where_and_what_instead() {
         ("[accounts.main]\napp_id = \"a\"", &[(1, 1, "`app_secret` is missing", "export")]),
         ("[accounts.main]\napp_id = \"a\"\napp_secret = \"${NOPE}\"", &[(3, 15, "NOPE is not set", ".env")]),
         ("[accounts.main]\napp_id = \"a\"\napp_secret = \"\"", &[(3, 14, "`app_secret` is empty", "")]),
+        (
+            "@[accounts.second]\napp_id = \"a\"\napp_secret = \"s\"",
+            &[(5, 10, "account `second` and account `main` have one app id, \"a\"", "leave one of both out")],
+        ),
+        (
+            "@[miniprograms]\nmall = { app_id = \"m\" }\nnews = { app_id = \"m\" }\nclub = { app_id = \"a\" }",
+            &[
+                (6, 19, "mini program `news` and mini program `mall` have one", "AppID of its own"),
+                (7, 19, "mini program `club` and account `main` have one", ""),
+            ],
+        ),
         ("@api_base = \"https://x/\"", &[(4, 12, "a slash at its end", "\"https://x\"")]),
         ("@api_base = \"x\"", &[(4, 12, "not the address", "https://")]),
         ("@token = \"stabel\"", &[(4, 9, "not a way to get a token", "did you mean `stable`?")]),

@@ -74,17 +74,22 @@ pub(super) fn read(root: &Path, mut file: Section<'_>) -> House {
     if let Some(zone) = file.take("timezone").and_then(|field| field.unit(units::timezone)) {
         house.timezone = zone;
     }
+    let mut app_ids = AppIds::default();
     for field in file.section("accounts", "`[accounts]`").fields() {
         let Some(section) = field.section(format!("the account `{}`", field.name)) else { continue };
         check_name(&field, "an account");
-        let name = AccountName::new(field.name);
-        house.accounts.insert(name.clone(), account::read(name, section));
+        let (name, of_app_id) = (AccountName::new(field.name), field_of(&section, "app_id"));
+        let account = account::read(name.clone(), section);
+        app_ids.is_of(format!("account `{name}`"), of_app_id.as_ref(), &account.app_id);
+        house.accounts.insert(name, account);
     }
     for field in file.section("miniprograms", "`[miniprograms]`").fields() {
         let Some(section) = field.section(format!("the mini program `{}`", field.name)) else { continue };
         check_name(&field, "a mini program");
-        let name = MiniProgramName::new(field.name);
-        house.miniprograms.insert(name.clone(), miniprogram(name, section));
+        let (name, of_app_id) = (MiniProgramName::new(field.name), field_of(&section, "app_id"));
+        let miniprogram = miniprogram(name.clone(), section);
+        app_ids.is_of(format!("mini program `{name}`"), of_app_id.as_ref(), &miniprogram.app_id);
+        house.miniprograms.insert(name, miniprogram);
     }
     house.ledger =
         LedgerSettings { path: ledger(root, file.section("ledger", "`[ledger]`")).unwrap_or(house.ledger.path) };
@@ -95,6 +100,28 @@ pub(super) fn read(root: &Path, mut file: Section<'_>) -> House {
     house.fields = fields::read(&file.section("fields", "`[fields]`"));
     file.finish();
     house
+}
+
+fn field_of<'a>(section: &Section<'a>, key: &str) -> Option<Field<'a>> {
+    section.fields().into_iter().find(|field| field.name == key)
+}
+
+/// Who has which app id. Of two with one, everything would be done twice to the same people.
+#[derive(Default)]
+struct AppIds(BTreeMap<String, String>);
+
+impl AppIds {
+    /// Refuses an app id that another has as well.
+    fn is_of(&mut self, who: String, field: Option<&Field<'_>>, app_id: &str) {
+        let Some(field) = field.filter(|_| !app_id.is_empty()) else { return };
+        match self.0.get(app_id) {
+            Some(other) => field.refuse(
+                format!("{who} and {other} have one app id, \"{app_id}\""),
+                "each account and mini program has an AppID of its own: put it right, or leave one of both out",
+            ),
+            None => drop(self.0.insert(app_id.to_owned(), who)),
+        }
+    }
 }
 
 /// Names stand in paths, addresses and tables, where `*` means all of them together.
