@@ -3,6 +3,7 @@
 //! Without `--online` nothing is touched and nobody called. With it a ledger is made where there is none: a token that
 //! was fetched has its one holder there.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde::Serialize;
@@ -11,6 +12,7 @@ use serde_json::Value;
 use super::context::{Context, print_line};
 use super::exit::{Exit, Failure};
 use crate::config::settings::Settings;
+use crate::domain::AccountName;
 use crate::scheduler::online::{self, Finding, Verdict};
 
 const INFALLIBLE: &str = "writing to a String cannot fail";
@@ -30,21 +32,23 @@ struct Checked {
     problems: Value,
     pipelines: usize,
     stages: usize,
+    /// Accounts that nothing is done for until a person has decided: why, and what to do.
+    refused: BTreeMap<AccountName, String>,
     /// Absent without `--online`.
     #[serde(skip_serializing_if = "Option::is_none")]
     online: Option<Vec<Finding>>,
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
-    let settings = match context.checked_settings().await {
-        Ok(settings) => settings,
+    let (settings, refused) = match context.checked().await {
+        Ok(checked) => checked,
         Err(Failure::Problems(problems)) if context.is_json => {
             print_line(&serde_json::json!({ "ok": false, "problems": problems.to_json() }).to_string());
             return Ok(Exit::Usage);
         }
         Err(failure) => return Err(failure),
     };
-    let mut checked = Checked::of(&settings);
+    let mut checked = Checked { refused, ..Checked::of(&settings) };
     if args.online {
         let app = context.app(settings).await?;
         let findings = online::look(app.hands()).await;
@@ -63,6 +67,7 @@ impl Checked {
             problems: Value::Array(Vec::new()),
             pipelines: settings.pipelines.len(),
             stages: settings.pipelines.values().map(|pipeline| pipeline.stages.len()).sum(),
+            refused: BTreeMap::new(),
             online: None,
         }
     }
@@ -74,6 +79,9 @@ fn describe(checked: &Checked) -> String {
         counted(checked.pipelines, "pipeline"),
         counted(checked.stages, "stage")
     );
+    for why in checked.refused.values() {
+        write!(text, "\n{why}\n").expect(INFALLIBLE);
+    }
     let Some(findings) = &checked.online else { return text };
     text.push('\n');
     for finding in findings {
@@ -97,7 +105,6 @@ fn counted(count: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::AccountName;
 
     #[test]
     fn one_wrong_answer_is_counted_and_shown_with_its_reason() {
@@ -112,8 +119,14 @@ mod tests {
             finding("token", Verdict::Good, "accepted"),
             finding("template campaign/push", Verdict::Wrong, "fill thing9"),
         ];
-        let checked =
-            Checked { ok: false, problems: Value::Array(Vec::new()), pipelines: 1, stages: 2, online: Some(findings) };
+        let checked = Checked {
+            ok: false,
+            problems: Value::Array(Vec::new()),
+            pipelines: 1,
+            stages: 2,
+            refused: BTreeMap::new(),
+            online: Some(findings),
+        };
         let text = describe(&checked);
         assert!(text.starts_with("1 pipeline, 2 stages:"), "{text}");
         assert!(text.contains("WRONG") && text.contains("fill thing9") && text.ends_with("1 thing to mend"), "{text}");

@@ -1,5 +1,6 @@
 //! What every command shares: the workspace, its settings, the house, and how results are printed.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use crate::app::{self, App};
 use crate::clock::Clock;
 use crate::config::settings::Settings;
 use crate::config::{self, Environment};
+use crate::domain::AccountName;
 use crate::engine;
 
 /// The arguments all commands take, and the clock.
@@ -53,10 +55,20 @@ impl Context {
     ///
     /// [`Failure::Problems`] with all problems at once.
     pub async fn checked_settings(&self) -> Result<Settings, Failure> {
+        self.checked().await.map(|(settings, _)| settings)
+    }
+
+    /// The same, and why nothing is done for an account now, where that is so.
+    ///
+    /// # Errors
+    ///
+    /// As [`checked_settings`](Self::checked_settings).
+    pub async fn checked(&self) -> Result<(Settings, BTreeMap<AccountName, String>), Failure> {
         let root = self.root()?;
         let environment = Environment::of_process(&root);
         let checked = app::load_and_check(&root, &environment).await?;
-        checked.settings.ok_or(Failure::Problems(checked.problems))
+        let settings = checked.settings.ok_or(Failure::Problems(checked.problems))?;
+        Ok((settings, checked.refused))
     }
 
     /// The house, its ledger created where it is missing.

@@ -58,6 +58,9 @@ fn describe(view: &PlanView, zone: Tz) -> String {
             let _ = write!(text, "\n{}: {note}", stage.name);
         }
     }
+    for why in view.refused.values() {
+        let _ = write!(text, "\n\nas things stand it would fail: {why}");
+    }
     if !view.accounts.is_empty() {
         let rows = view.accounts.iter().flat_map(|(account, calls)| {
             calls.iter().map(move |(endpoint, call)| call_row(account.as_str(), endpoint, *call))

@@ -20,11 +20,12 @@ use super::allowance::{Allowance, allowances};
 use super::conductor::stages::tables_first;
 use super::{conductor, order};
 use crate::clock::{Clock, Timestamp};
-use crate::config::settings::{ParamValue, Pipeline, Settings};
+use crate::config::settings::{ParamValue, Pipeline, Settings, Stage, StageKind};
 use crate::domain::{AccountName, QuotaDay, RunId, RunStatus};
 use crate::engine::Engine;
 use crate::ledger::Run;
-use crate::stage::{Hands, StageError};
+use crate::stage::tables::Visible;
+use crate::stage::{Hands, StageError, moved};
 use crate::wechat::Endpoint;
 
 /// What is to be planned.
@@ -45,6 +46,8 @@ pub struct PlanView {
     /// The unfinished run that would be continued.
     pub continues: Option<String>,
     pub stages: Vec<StagePlan>,
+    /// Accounts of the pipeline that a run does nothing for: why, and what to do.
+    pub refused: BTreeMap<AccountName, String>,
     /// Over all accounts together.
     pub calls: BTreeMap<String, CallPlan>,
     pub accounts: BTreeMap<AccountName, BTreeMap<String, CallPlan>>,
@@ -136,7 +139,39 @@ pub async fn plan(request: &PlanRequest<'_>) -> Result<PlanView, StageError> {
         stages.push(estimator.stage(&pipeline.stages[index]).await?);
     }
     estimator.tidy()?;
-    Ok(summed(pipeline, continues, stages, &allowances))
+    let refused = refused(request).await?;
+    Ok(PlanView { refused, ..summed(pipeline, continues, stages, &allowances) })
+}
+
+/// The accounts whose tables have the openids of another app id, or that are being moved.
+async fn refused(request: &PlanRequest<'_>) -> Result<BTreeMap<AccountName, String>, StageError> {
+    let mut refused = BTreeMap::new();
+    let Some(hands) = request.house else { return Ok(refused) };
+    let mut visible = Visible::default();
+    visible.add(hands.ledger.current_snapshots().await?);
+    for account in request.pipeline.stages.iter().flat_map(accounts_of) {
+        if !refused.contains_key(account)
+            && let Some(why) = moved::refusal(hands, &visible, account).await?
+        {
+            refused.insert(account.clone(), why);
+        }
+    }
+    Ok(refused)
+}
+
+/// The accounts that a stage asks, freezes or sends for.
+fn accounts_of(stage: &Stage) -> Vec<&AccountName> {
+    match &stage.kind {
+        StageKind::ExtractFollowers(plan) => plan.accounts.iter().collect(),
+        StageKind::EnrichUnionids(plan) => plan.accounts.iter().collect(),
+        StageKind::MaterializeRecipients(plan) => vec![&plan.account],
+        StageKind::PushTemplate(plan) => vec![&plan.account],
+        StageKind::LoadUsers(_)
+        | StageKind::JoinIdentities(_)
+        | StageKind::MeasureCoverage(_)
+        | StageKind::Sql(_)
+        | StageKind::Publish(_) => Vec::new(),
+    }
 }
 
 /// The stages in the order in which they would run.
@@ -222,5 +257,6 @@ fn summed(
         calls,
         accounts,
         stages,
+        refused: BTreeMap::new(),
     }
 }

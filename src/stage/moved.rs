@@ -4,6 +4,7 @@
 use super::tables::Visible;
 use super::{FailedSlice, Hands, StageContext, StageError};
 use crate::domain::AccountName;
+use crate::ledger::Ledger;
 
 /// Why nothing can be done for an account now, if that is so.
 ///
@@ -11,7 +12,20 @@ use crate::domain::AccountName;
 ///
 /// [`StageError::Ledger`].
 pub async fn refusal(hands: &Hands, visible: &Visible, account: &AccountName) -> Result<Option<String>, StageError> {
-    let open = hands.ledger.open_moves().await?;
+    refusal_now(&hands.ledger, visible, (account, &hands.account(account).app_id)).await
+}
+
+/// The same of an account with the app id of now, for whoever has no more than the ledger.
+///
+/// # Errors
+///
+/// As [`refusal`].
+pub async fn refusal_now(
+    ledger: &Ledger,
+    visible: &Visible,
+    (account, now): (&AccountName, &str),
+) -> Result<Option<String>, StageError> {
+    let open = ledger.open_moves().await?;
     if let Some(own) = open.iter().find(|own| own.account == *account) {
         return Ok(Some(format!(
             "account `{account}` is being moved, and {} of {} openids are asked for: `lianbo migrate {account} --from {}` goes on; \
@@ -19,8 +33,7 @@ pub async fn refusal(hands: &Hands, visible: &Visible, account: &AccountName) ->
             own.asked, own.people, own.from_app_id
         )));
     }
-    let now = &hands.account(account).app_id;
-    let walked = visible.app_id_of(account).filter(|walked| walked != now);
+    let walked = visible.app_id_of(account).filter(|walked| *walked != now);
     Ok(walked.map(|walked| {
         format!(
             "account `{account}` has the app id {now} in the configuration, and the openids in the tables are those of {walked}: \

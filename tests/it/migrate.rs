@@ -125,6 +125,13 @@ async fn everybody_has_the_openid_of_now_and_the_next_night_finds_nobody_come_or
     house.pass(43_200);
 
     let names = move_account(&mut house, Faults::default(), |_| ()).await;
+    let order = format!("lianbo migrate main --from {OLD}");
+    for command in [&["check"][..], &["plan", "nightly"], &["plan", "campaign"]] {
+        let told = house.lianbo(command).await.ends(0).text();
+        assert!(told.contains(&order), "{command:?}: {told}");
+        let told = house.lianbo(&[command, &["--json"]].concat()).await.ends(0).json();
+        assert!(told["refused"]["main"].as_str().unwrap().contains(&order), "{command:?}: {told}");
+    }
     let refused = house.run("nightly", &[]).await.ends(1);
     let told = refused.stage("followers")["error"].as_str().unwrap().to_owned();
     assert!(told.contains(&format!("lianbo migrate main --from {OLD}")), "{told}");
@@ -141,6 +148,7 @@ async fn everybody_has_the_openid_of_now_and_the_next_night_finds_nobody_come_or
     let counted = "select sum(calls) from api_calls where endpoint = 'changeopenid'";
     assert_eq!(house.numbers(counted).await[0], (followers + wide(gone.len())).div_ceil(BATCH));
     assert_eq!(house.numbers("select count(*) from audit where command = 'migrate'").await, [1]);
+    assert_eq!(house.lianbo(&["check", "--json"]).await.ends(0).json()["refused"], serde_json::json!({}));
     let again = migrate(&house, &[]).await.ends(0).json();
     assert_eq!((&again["moved"], &again["api_calls"]), (&report["moved"], &serde_json::json!({})), "{again}");
 
@@ -176,14 +184,6 @@ async fn a_cap_counts_what_went_to_the_openid_of_before() {
     assert_eq!(house.numbers(capped).await, sent);
 }
 
-/// The same people, and no more of them, wherever the process ends.
-#[cfg(debug_assertions)]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_move_that_is_killed_at_any_step_ends_as_one_that_never_was() {
-    const POINTS: [&str; 12] = [
-        "before_part_rename",
-        "after_part_rename",
-        "before_copy_rename",
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_account_that_gives_no_token_costs_no_run_and_a_move_that_halts_neither() {
     let mut house = house(small()).await;
@@ -204,6 +204,14 @@ async fn an_account_that_gives_no_token_costs_no_run_and_a_move_that_halts_neith
     assert_eq!(report["cancelled_runs"].as_array().unwrap().len(), 1, "{report}");
 }
 
+/// The same people, and no more of them, wherever the process ends.
+#[cfg(debug_assertions)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_that_is_killed_at_any_step_ends_as_one_that_never_was() {
+    const POINTS: [&str; 12] = [
+        "before_part_rename",
+        "after_part_rename",
+        "before_copy_rename",
         "after_copy_rename",
         "before_copy_rename",
         "after_copy_rename",
