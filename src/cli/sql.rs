@@ -3,6 +3,7 @@
 //!
 //! The rows stream from the engine to stdout or a file; the file appears under its name only when it is whole.
 
+mod machine;
 mod shapes;
 
 use std::fs::File;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use self::shapes::{Json, Plain};
 use super::context::{Context, stop_on_signals};
 use super::exit::{Exit, Failure};
+use super::measures::size;
 use super::output::may_be_written;
 use super::table::grouped;
 use crate::config::settings::PublishFormat;
@@ -51,7 +53,7 @@ pub struct Args {
     /// An answer of more rows is an error, never a part of it; "none" for no limit
     #[arg(long, value_name = "N", default_value = "10000000", value_parser = rows)]
     max_rows: Limit<u64>,
-    /// Memory for it, such as 2GB, and ten times as much on the disk; left out: `memory_limit` of [engine]
+    /// Memory for it, such as 2GB, at most what the machine has, and ten times as much on the disk; left out: `memory_limit` of [engine]
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     memory: Option<(String, u64)>,
 }
@@ -82,9 +84,12 @@ fn rows(text: &str) -> Result<Limit<u64>, String> {
 const LEAST_MEMORY: u64 = 16_000_000;
 
 fn memory(text: &str) -> Result<(String, u64), String> {
-    match read_size(text)? {
-        bytes if bytes < LEAST_MEMORY => Err("write 16MB or more".to_owned()),
-        bytes => Ok((text.to_owned(), bytes)),
+    let bytes = read_size(text)?;
+    let all = machine::memory_bytes();
+    match all.filter(|all| bytes > *all) {
+        _ if bytes < LEAST_MEMORY => Err("write 16MB or more".to_owned()),
+        Some(all) => Err(format!("there is {} of memory here: write 16MB to that, or leave it out", size(all))),
+        None => Ok((text.to_owned(), bytes)),
     }
 }
 

@@ -82,6 +82,8 @@ async fn an_answer_past_a_limit_is_an_error_that_names_it_and_no_part_of_the_ans
     for (flag, value) in [("--max-rows", "0"), ("--timeout", "0s"), ("--memory", "1MB"), ("--at", "yesterday")] {
         house.lianbo(&["sql", "select 1", flag, value]).await.ends(2);
     }
+    let refused = house.lianbo(&["sql", "select 1", "--memory", "100TB"]).await.ends(2);
+    assert!(refused.stderr.contains("of memory here: write 16MB to that"), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
