@@ -5,6 +5,7 @@
 //! how rows are shown to people.
 
 mod csv;
+mod late;
 mod sheet;
 
 use std::fs::File;

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use rust_xlsxwriter::{DocProperties, ExcelDateTime, Format, Workbook, Worksheet, XlsxError};
 
+use super::late::Late;
 use super::{cell, is_number, looks_like_formula};
 use crate::domain::{Rows, Values};
 
@@ -141,8 +142,9 @@ impl Sheet {
     /// [`SheetError::Write`]; `target` may be there and is not whole then.
     pub fn save(mut self, target: &Path) -> Result<u64, SheetError> {
         let file = File::create(target)?;
-        self.book.save_to_writer(io::BufWriter::new(&file))?;
-        file.sync_all()?;
+        let mut late = Late::new(&file);
+        self.book.save_to_writer(&mut late)?;
+        late.finish_on_disk()?;
         Ok(u64::from(self.row))
     }
 }
@@ -276,6 +278,15 @@ mod tests {
             io::read_to_string(zip.by_name("docProps/core.xml").unwrap()).unwrap()
         };
         assert!(core.contains("2000-01-01T00:00:00Z"), "{core}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_what_the_error_says() {
+        let mut sheet = Sheet::begin(&columns(&[("who", "VARCHAR")]), false).unwrap();
+        sheet.rows(&Rows { columns: vec![("who".to_owned(), texts(&["小明"]))] }).unwrap();
+        let error = sheet.save(Path::new("/dev/full")).unwrap_err();
+        assert!(matches!(&error, SheetError::Write(of) if of.kind() == io::ErrorKind::StorageFull), "{error:?}");
     }
 
     #[test]
