@@ -40,6 +40,12 @@ pub struct Args {
     /// Two worlds of one seed have the same people
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// App id of the account; people of one seed have other openids in each
+    #[arg(long, value_name = "APPID")]
+    app_id: Option<String>,
+    /// The account was moved from APPID: changeopenid tells the openids of now, for `lianbo migrate ACCOUNT --from APPID`
+    #[arg(long, value_name = "APPID", requires = "app_id")]
+    moved_from: Option<String>,
     /// Openids on a page of the follower list
     #[arg(long, default_value_t = 10_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     page_size: u64,
@@ -94,6 +100,7 @@ struct Running {
     control: Option<String>,
     app_id: String,
     app_secret: String,
+    moved_from: Option<String>,
     miniprogram_app_id: String,
     template_ids: Vec<String>,
     seed: u64,
@@ -168,8 +175,18 @@ fn options(args: &Args) -> Result<Options, Failure> {
         users: args.users,
         matched_users,
         latency: Duration::from_millis(args.latency_ms),
+        moved_from: args.moved_from.clone(),
         ..Options::default()
     };
+    if let Some(app_id) = &args.app_id {
+        options.app_id.clone_from(app_id);
+    }
+    if options.moved_from.as_ref() == Some(&options.app_id) {
+        return Err(Failure::Usage(format!(
+            "--moved-from {0} is the account itself: give --app-id another one",
+            options.app_id
+        )));
+    }
     if let (Some(url), Some(token)) = (&args.callback, &args.callback_token) {
         let mode = match args.callback_mode {
             Mode::Plain => CallbackMode::Plain,
@@ -202,6 +219,7 @@ impl Running {
             base_url,
             app_id: options.app_id.clone(),
             app_secret: options.app_secret.clone(),
+            moved_from: options.moved_from.clone(),
             miniprogram_app_id: options.miniprogram_app_id.clone(),
             template_ids: options.templates.iter().map(|template| template.template_id.clone()).collect(),
             seed: options.seed,
@@ -238,6 +256,9 @@ fn write_description(out: &mut String, running: &Running) -> std::fmt::Result {
         grouped(running.matched_users),
         running.seed
     )?;
+    if let Some(from) = &running.moved_from {
+        writeln!(out, "The account was moved from {from}: lianbo migrate main --from {from}\n")?;
+    }
     writeln!(out, "The shipped workspace talks to it as it stands when the port is 8788. Any other wants, in .env:")?;
     writeln!(out, "  LIANBO_API_BASE={base}")?;
     writeln!(out, "  LIANBO_MAIN_APP_ID={}", running.app_id)?;
@@ -302,6 +323,8 @@ mod tests {
             users: 20,
             matched: None,
             seed: 1,
+            app_id: Some("wx9".to_owned()),
+            moved_from: Some("wx8".to_owned()),
             page_size: 500,
             bound_share: 0.5,
             latency_ms: 0,
@@ -317,6 +340,10 @@ mod tests {
         let made = options(&args).unwrap();
         assert_eq!((made.matched_users, made.quota["user/get"], made.faults.busy_every), (8, 3, 7));
         assert_eq!((made.page_size, made.bound_share.to_string()), (500, "0.5".to_owned()));
+        assert_eq!((made.app_id.as_str(), made.moved_from.as_deref()), ("wx9", Some("wx8")));
+        args.moved_from = args.app_id.clone();
+        assert!(matches!(options(&args), Err(Failure::Usage(told)) if told.contains("--moved-from")));
+        args.moved_from = None;
         args.bound_share = 1.5;
         assert!(matches!(options(&args), Err(Failure::Usage(told)) if told.contains("--bound-share")));
         args.bound_share = 1.0;

@@ -18,6 +18,8 @@ pub struct Options {
     pub port: Option<u16>,
     pub app_id: String,
     pub app_secret: String,
+    /// The account that was moved into this one, the only one that `changeopenid` knows; left out, it knows any.
+    pub moved_from: Option<String>,
     pub miniprogram_app_id: String,
     pub miniprogram_app_secret: String,
     pub followers: u64,
@@ -95,6 +97,7 @@ impl Default for Options {
             port: None,
             app_id: "wx0000000000000000".to_owned(),
             app_secret: "0123456789abcdef0123456789abcdef".to_owned(),
+            moved_from: None,
             miniprogram_app_id: "wx1111111111111111".to_owned(),
             miniprogram_app_secret: "fedcba9876543210fedcba9876543210".to_owned(),
             followers: 20_000,

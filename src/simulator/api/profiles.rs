@@ -207,8 +207,10 @@ pub fn change_openid(call: &Call<'_>, reply: &mut Reply) -> Result<(), Refusal> 
     }
     let people = &call.world.people;
     let crowd = call.world.crowd();
+    let is_known = call.world.options.moved_from.as_ref().is_none_or(|known| *known == request.from_appid);
     let unmoved_every = call.faults.unmoved_every;
-    let is_moved = |index: &u64| crowd.follows(*index) && !people.one_in(*index, Trait::Unmoved, unmoved_every);
+    let is_moved =
+        |index: &u64| is_known && crowd.follows(*index) && !people.one_in(*index, Trait::Unmoved, unmoved_every);
     let results: Vec<serde_json::Value> = request
         .openid_list
         .iter()

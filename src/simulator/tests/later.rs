@@ -55,6 +55,10 @@ async fn a_remark_is_kept_and_a_moved_account_tells_the_new_openids() {
     let moved = caller.post(&caller.with_token("/cgi-bin/changeopenid"), &asked).await;
     assert_eq!(moved["result_list"][0]["new_openid"], json!(openid));
     assert_eq!(moved["result_list"][1]["err_msg"], "ori_openid error");
+
+    let (_simulator, mut caller) = started(Options { moved_from: Some("wxolder".to_owned()), ..small() }).await;
+    let moved = caller.post(&caller.with_token("/cgi-bin/changeopenid"), &asked).await;
+    assert_eq!(moved["result_list"][0]["err_msg"], "ori_openid error", "it was moved from another one");
 }
 
 #[tokio::test]
