@@ -1,14 +1,16 @@
 //! `measure_coverage`: how many of a mini program's users the Official Account can reach, today, per account × mini program
 //! and for all of them together (`*`), by segment, and why people do or do not match.
 //!
-//! One session gathers followers and users once into two narrow tables; every figure is a count over these. Today's rows
-//! replace today's rows, those of other days stay. Each row names the run and the snapshots it was counted over, and who was
-//! suppressed or reached then is kept beside them ([`EVIDENCE`]): a day that is over is measured again from these, and gives
-//! the same ([`past`]).
+//! One session gathers followers into a narrow table and counts every user beside it in one pass; every figure is a sum over
+//! these counts. Today's rows replace today's rows, those of other days stay. Each row names the run and the snapshots it was
+//! counted over, and who was suppressed or reached then is kept beside them ([`EVIDENCE`]): a day that is over is measured
+//! again from these, and gives the same ([`past`]).
 
 mod figures;
+mod gathered;
 mod past;
 mod segments;
+mod shared;
 #[cfg(test)]
 mod tests;
 

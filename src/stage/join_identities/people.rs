@@ -156,7 +156,8 @@ pub fn several_unionids_sql(tables: &[UsersTable]) -> Option<String> {
     ))
 }
 
-fn is_plain(tables: &[UsersTable]) -> bool {
+/// Whether each openid stands once in the tables already, so that their rows are read as they are.
+pub fn is_plain(tables: &[UsersTable]) -> bool {
     let stands_once = |table: &UsersTable| {
         table
             .miniprogram

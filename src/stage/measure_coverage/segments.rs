@@ -173,47 +173,79 @@ fn unquoted(name: &str) -> String {
     name.trim_matches('"').replace("\"\"", "\"")
 }
 
-/// The SELECT of all segments over `matched`, a SELECT of each user in each account: everybody is read once, and once more for
-/// each segment of tags.
-pub fn by_segment(segments: &[Segment], matched: &str) -> Option<String> {
-    const COUNTS: &str = "count(*) as users, count(case when is_matched then 1 end) as matched,
-       count(case when is_reachable then 1 end) as reachable, count(case when is_reached then 1 end) as reached_lately";
-    let (several, single): (Vec<&Segment>, Vec<&Segment>) =
-        segments.iter().partition(|segment| segment.has_several_values());
-    let mut selects = Vec::new();
-    if !single.is_empty() {
-        let values: Vec<String> =
-            single.iter().enumerate().map(|(n, segment)| format!("{} as _s{n}", segment.value_sql())).collect();
-        let sets: Vec<String> = (0..single.len()).map(|n| format!("(account, miniprogram, _s{n})")).collect();
-        let each = |of: &dyn Fn(usize) -> String| {
-            let cases: Vec<String> =
-                (0..single.len()).map(|n| format!("when grouping(_s{n}) = 0 then {}", of(n))).collect();
-            format!("case {} end", cases.join(" "))
-        };
-        selects.push(format!(
-            "select account, miniprogram, {} as segment, {} as value, {COUNTS}
-             from (select account, miniprogram, is_matched, is_reachable, is_reached, {} from um)
-             group by grouping sets ({})",
-            each(&|n| text(&single[n].name)),
-            each(&|n| format!("_s{n}")),
-            values.join(", "),
-            sets.join(", ")
-        ));
-    }
-    for segment in several {
-        selects.push(format!(
-            "select account, miniprogram, {} as segment, value, {COUNTS}
-             from (select account, miniprogram, is_matched, is_reachable, is_reached, {} as value
-                   from (select *, unnest(coalesce(list_distinct(string_split(trim({}, '[] '), ',')), [''])) as _tag
-                         from um))
-             group by account, miniprogram, value",
-            text(&segment.name),
-            segment.value_sql(),
-            tags_part().alias()
-        ));
-    }
-    (!selects.is_empty()).then(|| format!("with um as ({matched}) {}", selects.join(" union all ")))
+/// By what everybody is counted at once.
+pub struct Sets {
+    columns: Vec<String>,
+    /// Of the columns, each once.
+    sets: Vec<Vec<String>>,
 }
+
+/// The columns of each segment, beside the whole.
+pub fn sets(segments: &[Segment]) -> Sets {
+    let columns = [Side::Users, Side::Profiles].map(|side| parts_of(segments, side)).concat();
+    let columns: Vec<String> = columns.iter().map(Part::alias).collect();
+    let mut sets: Vec<Vec<String>> = vec![Vec::new()];
+    for segment in segments {
+        let of: Vec<String> = segment.parts.iter().map(Part::alias).collect();
+        let set: Vec<String> = columns.iter().filter(|column| of.contains(column)).cloned().collect();
+        if !sets.contains(&set) {
+            sets.push(set);
+        }
+    }
+    Sets { columns, sets }
+}
+
+impl Sets {
+    /// Fills in `{columns}`, `{of_set}`, `{sets}`, and `{whole}`, which is `of_set` of a row that no segment is about.
+    pub fn fill(&self, sql: &str) -> String {
+        let columns: String = self.columns.iter().map(|column| format!(", {column}")).collect();
+        let grouping: Vec<String> = self.columns.iter().map(|column| format!(", grouping({column})")).collect();
+        let set = |set: &Vec<String>| {
+            let more: String = set.iter().map(|column| format!(", {column}")).collect();
+            format!("(account, miniprogram, standing{more})")
+        };
+        sql.replace("{columns}", &columns)
+            .replace("{of_set}", &format!("concat(''{})", grouping.concat()))
+            .replace("{sets}", &self.sets.iter().map(set).collect::<Vec<_>>().join(", "))
+            .replace("{whole}", &self.name(&[]))
+    }
+
+    fn name(&self, set: &[String]) -> String {
+        self.columns.iter().map(|column| if set.contains(column) { '0' } else { '1' }).collect()
+    }
+}
+
+/// The SELECT of all segments over `_counted`.
+pub fn by_segment(segments: &[Segment]) -> Option<String> {
+    let sets = sets(segments);
+    let one = |segment: &Segment| {
+        let of: Vec<String> = segment.parts.iter().map(Part::alias).collect();
+        let rows = format!("from _counted where of_set = '{}'", sets.name(&of));
+        let rows = if segment.has_several_values() {
+            TAGGED.replace("{tags}", &tags_part().alias()).replace("{rows}", &rows)
+        } else {
+            rows
+        };
+        VALUES
+            .replace("{segment}", &text(&segment.name))
+            .replace("{value}", &segment.value_sql())
+            .replace("{rows}", &rows)
+    };
+    (!segments.is_empty()).then(|| segments.iter().map(one).collect::<Vec<_>>().join("\nunion all"))
+}
+
+/// A row for each tag of a row's list.
+const TAGGED: &str =
+    "select *, unnest(coalesce(list_distinct(string_split(trim({tags}, '[] '), ',')), [''])) as _tag {rows}";
+
+const VALUES: &str = "
+select cast(account as varchar) as account, cast(miniprogram as varchar) as miniprogram, {segment} as segment,
+       {value} as value, cast(sum(users) as bigint) as users,
+       cast(sum(if(is_matched(standing), users, 0)) as bigint) as matched,
+       cast(sum(if(is_reachable(standing), users, 0)) as bigint) as reachable,
+       cast(sum(if(is_reached(standing), users, 0)) as bigint) as reached_lately
+from ({rows}) semi join the_accounts using (account)
+group by account, miniprogram, value";
 
 #[cfg(test)]
 mod tests {
