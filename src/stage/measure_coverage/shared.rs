@@ -67,7 +67,7 @@ create temp view fu_all as
 select unionid, standing from fu anti join _shared_fu using (unionid) where unionid is not null
 union all
 select unionid, max(standing) from _shared_fu group by unionid;
-create temp view _shared_by as
+create temp table _shared_by as
 select cast(miniprogram as varchar) as miniprogram, unionid, people from _shared_uu where people > 1
 union all
 select '*', unionid, sum(people) from _shared_uu group by unionid having sum(people) > 1";
