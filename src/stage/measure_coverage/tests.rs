@@ -6,15 +6,6 @@ use super::*;
 use crate::domain::MiniProgramName;
 use crate::engine::{Engine, Params, Session};
 
-fn source(name: &str, columns: &[(&str, &str)], rows: &[String]) -> TableSource {
-    let columns: Vec<(String, String)> =
-        columns.iter().map(|(name, ty)| ((*name).to_owned(), (*ty).to_owned())).collect();
-    let empty =
-        TableSource { name: name.to_owned(), columns: columns.clone(), parts: Vec::new(), sql: None, are_alike: false };
-    let sql = rows.iter().fold(empty.select(), |sql, row| format!("{sql} union all select {row}"));
-    TableSource { name: name.to_owned(), columns, parts: Vec::new(), sql: Some(sql), are_alike: false }
-}
-
 fn or_null(value: Option<String>) -> String {
     value.map_or_else(|| "null".to_owned(), |value| format!("'{value}'"))
 }
@@ -85,7 +76,7 @@ impl World {
                 })
                 .collect();
             let columns = [("miniprogram", T), ("openid", T), ("unionid", T), ("updated_at", "TIMESTAMP"), ("city", T)];
-            let source = source(&format!("users{miniprogram}"), &columns, &rows);
+            let source = TableSource::of_rows(&format!("users{miniprogram}"), &columns, &rows);
             let loaded = self.users_are == UsersAre::Loaded;
             UsersTable { source, miniprogram: loaded.then(|| MiniProgramName::new(format!("m{miniprogram}"))) }
         });
@@ -103,7 +94,7 @@ impl World {
                 format!("{}, 'success', false, timestamp '2026-11-20'", whom(&(account.or(Some(0)), *by, *n)))
             })
             .collect();
-        let profiles = source(
+        let profiles = TableSource::of_rows(
             "profiles_now",
             &[
                 ("account", T),
@@ -120,12 +111,16 @@ impl World {
         let written = ["city", "month(subscribe_time)", "city + month(updated_at)", "tag", "tag+city"];
         let segments = written.map(|written| segment(written, &users, &profiles).unwrap());
         Figures {
-            followers: source("followers_now", &[("account", T), ("openid", T), ("active", "BOOLEAN")], &followers),
+            followers: TableSource::of_rows(
+                "followers_now",
+                &[("account", T), ("openid", T), ("active", "BOOLEAN")],
+                &followers,
+            ),
             profiles,
             users: users.to_vec(),
             evidence: Evidence::Ledger {
                 tables: [
-                    source(
+                    TableSource::of_rows(
                         "suppressions",
                         &[
                             ("account", T),
@@ -137,7 +132,7 @@ impl World {
                         ],
                         &suppressed,
                     ),
-                    source(
+                    TableSource::of_rows(
                         "deliveries",
                         &[
                             ("account", T),
