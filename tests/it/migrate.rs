@@ -284,12 +284,14 @@ async fn a_move_whose_calls_do_not_reach_goes_on_the_next_day_and_no_run_comes_b
     let quota = BTreeMap::from([("changeopenid".to_owned(), 4)]);
     let names = move_account(&mut house, Faults::default(), |options| options.quota = quota).await;
     let report = migrate(&house, &[]).await.ends(75).json();
-    assert_eq!((&report["status"], &report["asked"]), (&"waiting".into(), &400.into()), "{report}");
+    // Calls side by side may arrive in another order: an answer behind the one that was refused is asked for again.
+    let asked = report["asked"].as_u64().unwrap();
+    assert!(report["status"] == "waiting" && (100..=400).contains(&asked) && asked % 100 == 0, "{report}");
     assert!(report["reason"].as_str().unwrap().contains("changeopenid calls"), "{report}");
     assert!(report["waiting_until"].is_string(), "{report}");
     assert_eq!(known(&house).await, before);
     let refused = house.run("nightly", &[]).await.ends(1);
-    assert!(refused.text().contains("is being moved, and 400 of"), "{refused:?}");
+    assert!(refused.text().contains(&format!("is being moved, and {asked} of")), "{refused:?}");
     let person = house.row("select unionid from profiles where unionid is not null limit 1").await.remove(0);
     let refused = house.lianbo(&["forget", "--unionid", &person]).await.ends(2);
     assert!(refused.text().contains("is being moved"), "{refused:?}");
