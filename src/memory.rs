@@ -1,8 +1,8 @@
 //! Giving free memory back to the system at a moment of our choosing.
 //!
 //! The allocator gives back a little later what it hopes to need again; which one the process has is the binary's affair. What
-//! DuckDB takes is not the allocator's: before it begins on something large, what is free is given back, so that both do not
-//! stand in memory beside each other.
+//! DuckDB takes is not the allocator's: at the end of a run, when its library is opened and the catalog written, what is free is
+//! given back first, so that both do not stand in memory beside each other. Amid a run it would only be needed again.
 
 use std::sync::OnceLock;
 

@@ -316,7 +316,6 @@ async fn watched<T: Send + 'static>(
     let (send_handle, handle) = tokio::sync::oneshot::channel();
     let (send_result, result) = tokio::sync::oneshot::channel();
     let task = tokio::task::spawn_blocking(move || {
-        crate::memory::give_back();
         let session = open()?;
         // Nobody listens any more when the caller was dropped: then the work simply ends.
         let _ = send_handle.send(session.interrupt_handle());
