@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use crate::house::{House, small, wide};
 
-/// A campaign of which a quarter is held out, with the city of each recipient.
-async fn held_out() -> House {
+/// A campaign of which a quarter is held out, with the city of each recipient and what else its SELECT gives.
+async fn with_holdout(more: &str) -> House {
     let house = House::build(small()).await;
     house.campaign("");
     house.edit(
@@ -15,9 +15,17 @@ async fn held_out() -> House {
     );
     house.write(
         "pipelines/campaign/audience.sql",
-        "select oa_openid as openid, identities.unionid, mp_openid, city from identities\n\
-         join mall_users on mall_users.openid = identities.mp_openid\n",
+        &format!(
+            "select oa_openid as openid, identities.unionid, mp_openid, city{more} from identities\n\
+             join mall_users on mall_users.openid = identities.mp_openid\n"
+        ),
     );
+    house
+}
+
+/// Such a campaign that was sent, and what was ordered afterwards.
+async fn held_out() -> House {
+    let house = with_holdout("").await;
     house.write("pipelines/orders.toml", "[stages.orders]\nkind = \"sql\"\nfile = \"orders.sql\"\n");
     // Every second who was sent to bought something, and every fourth of the others.
     house.write(
@@ -100,18 +108,7 @@ async fn a_campaign_is_judged_by_what_its_people_did_beside_those_who_were_held_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_funnel_takes_what_is_known_of_followers_and_several_segments_at_once() {
-    let house = House::build(small()).await;
-    house.campaign("");
-    house.edit(
-        "pipelines/campaign.toml",
-        "account = \"main\"\n[stages.push]",
-        "account = \"main\"\nholdout = 0.25\n[stages.push]",
-    );
-    house.write(
-        "pipelines/campaign/audience.sql",
-        "select oa_openid as openid, identities.unionid, mp_openid, city, length(city) as day from identities\n\
-         join mall_users on mall_users.openid = identities.mp_openid\n",
-    );
+    let house = with_holdout(", length(city) as day").await;
     house.night().await;
     house.run("campaign", &[]).await.ends(0);
     let funnel = async |more: &[&str]| {
