@@ -36,7 +36,7 @@ pub use sheet::Sheet;
 pub type Sink<'a> = dyn FnMut(Batch) -> Result<(), ExportError> + 'a;
 
 /// The name that no column of an export may have: where rows are kept, the line they begin on stands under it.
-pub const LINE_COLUMN: &str = "_line";
+pub const LINE_COLUMN: &str = "line of the row";
 
 /// How a file is to be read.
 #[derive(Debug, Clone, Copy)]

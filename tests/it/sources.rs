@@ -76,6 +76,44 @@ async fn instants_of_parquet_are_one_moment_whether_their_type_is_declared_or_no
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exports_columns_may_have_any_name() {
+    let house = loading("source.files = \"data/exports/mall/*\"\ntypes = { older = \"integer\" }\nmax_bad = 0.5").await;
+    let names =
+        ["_row", "_line", "_file", "_at", "_hash", "_newest", "_key", "file", "row", "id", "doubled", "staged_rows"];
+    let columns = names.join(",");
+    let values = |what: &str| names.map(|name| format!("{name}-{what}")).join(",");
+    house.write(
+        "data/exports/mall/a.csv",
+        &format!(
+            "openid,unionid,updated_at,older,{columns}\noA,uA,2026-11-23,1,{}\noA,uA,2026-11-24,2,{}\noB,uB,2026-11-23,3,{}\noC,uC,,x,{}\n",
+            values("old"),
+            values("new"),
+            values("other"),
+            values("bad")
+        ),
+    );
+    let target = house.path("data/exports/mall/b.parquet");
+    let sql = format!(
+        "select 'oD' as openid, 'uD' as unionid, 4 as older, {}",
+        names.map(|name| format!("'{name}-parquet' as {name}")).join(", ")
+    );
+    house.lianbo(&["sql", &sql, "-o", target.to_str().unwrap()]).await.ends(0);
+    house.run("load", &[]).await.ends(0);
+    let users = house.rows(&format!("select openid, older, {columns} from mall_users order by openid")).await;
+    let expected = [("oA", "2", "new"), ("oB", "3", "other"), ("oD", "4", "parquet")].map(|(openid, older, what)| {
+        let own = names.map(|name| format!("{name}-{what}"));
+        [openid, older].map(str::to_owned).into_iter().chain(own).collect::<Vec<_>>()
+    });
+    assert_eq!(users, expected);
+    let refused = house.rows("select line, reason from quarantine").await;
+    assert_eq!(refused, [["5", "older is not a integer: x"]]);
+    let sql = "select 'oE' as openid, 'uE' as unionid, 7 as File_Row_Number";
+    house.lianbo(&["sql", sql, "-o", target.to_str().unwrap()]).await.ends(0);
+    let failed = house.run("load", &["--fresh"]).await.ends(1);
+    assert!(failed.text().contains("b.parquet: a column is called `File_Row_Number`"), "{failed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn columns_that_come_go_or_change_are_told_with_file_and_value_and_the_table_stays() {
     let keys = format!("{CSV}columns = {{ city = \"城市\" }}\ntypes = {{ age = \"integer\" }}\n");
     let house = loading(&format!("{keys}on_new_column = \"fail\"")).await;

@@ -24,9 +24,9 @@ use crate::lake::{Lake, PartColumn, PartWriter};
 use crate::stage::{StageContext, StageError, StageOutcome, blocking};
 
 /// Why a row cannot be taken.
-const FAULT_COLUMN: &str = "_fault";
+const FAULT_COLUMN: &str = "fault of the row";
 /// When its page was asked for.
-const READ_AT_COLUMN: &str = "_read_at";
+const READ_AT_COLUMN: &str = "time of its page";
 /// Batches on their way to the disk.
 const BATCHES: usize = 2;
 /// Characters of a query in `quarantine`.
@@ -100,7 +100,8 @@ async fn read_pages(
         Err(error) => return Err(explained(cx, plan, error).await),
     };
     let columns = database.columns();
-    let folder = Folder { lake: cx.hands.lake.clone(), work, of_columns: short_hash(&format!("{columns:?}")) };
+    let folder =
+        Folder { lake: cx.hands.lake.clone(), work, of_columns: short_hash(&format!("{columns:?} {KEY_COLUMN}")) };
     let mut parts = folder.whole_pages();
     // Without a key there is one page, and it is whole.
     let mut has_more = parts.is_empty() || source.key.is_some();
@@ -272,7 +273,7 @@ impl Staging<'_> {
 
     fn staged(&self, quarantine: &Path) -> Result<Staged, StageError> {
         let from = self.pages_sql();
-        let bad = format!("{FAULT_COLUMN} is not null or openid is null");
+        let bad = format!("{} is not null or openid is null", quoted(FAULT_COLUMN));
         let all = self.session.count(&format!("select count(*) {from}"), &Params::new())?;
         let bad_rows = self.session.count(&format!("select count(*) {from} where {bad}"), &Params::new())?;
         if bad_rows > 0 {
@@ -288,7 +289,7 @@ impl Staging<'_> {
                 .map(|column| StagedColumn {
                     name: column.name.clone(),
                     sql: match column.name.as_str() {
-                        "openid" => format!("case when {FAULT_COLUMN} is null then openid end"),
+                        "openid" => format!("case when {} is null then openid end", quoted(FAULT_COLUMN)),
                         name => quoted(name),
                     },
                     natural_type: "VARCHAR".to_owned(),
@@ -307,17 +308,20 @@ impl Staging<'_> {
     fn bad_rows(&self, bad: &str) -> String {
         let columns: Vec<String> =
             self.pages.columns.iter().map(|column| format!("{0} := {0}", quoted(&column.name))).collect();
-        let reason = format!("coalesce({FAULT_COLUMN}, 'no openid')");
+        let reason = format!("coalesce({}, 'no openid')", quoted(FAULT_COLUMN));
         let reason = match &self.pages.key {
-            Some(key) => format!("concat_ws('', {reason}, {}, {KEY_COLUMN}, ')')", text(&format!(" ({key} = "))),
+            Some(key) => {
+                format!("concat_ws('', {reason}, {}, {}, ')')", text(&format!(" ({key} = ")), quoted(KEY_COLUMN))
+            }
             None => reason,
         };
         format!(
-            "select {} as source, {} as file, {LINE_COLUMN} as line, {reason} as reason,
+            "select {} as source, {} as file, {} as line, {reason} as reason,
                     left(cast(to_json(struct_pack({})) as varchar), 2000) as raw
              {} where {bad}",
             text(self.stage),
             text(&self.pages.shown),
+            quoted(LINE_COLUMN),
             columns.join(", "),
             self.pages_sql(),
         )
@@ -383,7 +387,7 @@ impl Staging<'_> {
     }
 
     fn read_at(&self) -> Result<Option<Timestamp>, StageError> {
-        let sql = format!("select min({READ_AT_COLUMN}) as read_at {}", self.pages_sql());
+        let sql = format!("select min({}) as read_at {}", quoted(READ_AT_COLUMN), self.pages_sql());
         let found = self.session.query(&sql, &Params::new())?;
         Ok(match found.columns.first() {
             Some((_, Values::Timestamp(values))) => values.first().copied().flatten().map(from_micros),

@@ -12,6 +12,7 @@ use super::times::{self, Unread};
 use crate::config::settings::LoadUsers;
 use crate::domain::tables::table_spec;
 use crate::engine::{EngineError, Param, Params, Session, TableSource, Written, files, quoted, text};
+use crate::exports::LINE_COLUMN;
 use crate::stage::StageError;
 
 pub struct Job {
@@ -38,8 +39,14 @@ pub struct Folded {
 /// The columns every users table begins with.
 pub const STANDARD: [(&str, &str); 3] = [("openid", "VARCHAR"), ("unionid", "VARCHAR"), (UPDATED_AT, "TIMESTAMP")];
 const UPDATED_AT: &str = "updated_at";
-/// More than any file has: file and line in one number.
+/// More than any file has.
 const LINES: u64 = 1 << 40;
+/// What is known of a row beside its values, by names that no export's columns have.
+pub(super) const FILE: &str = "\"file of the row\"";
+pub(super) const LINE: &str = "\"line of the row\"";
+/// File and line in one number.
+pub(super) const ROW: &str = "\"number of the row\"";
+pub(super) const AT: &str = "\"time of the row\"";
 /// Parquet's instants; in tables times are UTC and without a zone.
 const WITH_ZONE: &str = "TIMESTAMP WITH TIME ZONE";
 
@@ -89,7 +96,7 @@ impl Job {
     fn has_undated(&self, session: &Session) -> Result<bool, EngineError> {
         let users = text(&self.users_target.to_string_lossy());
         let sql = format!(
-            "select (select count(*) from older where _at is null)
+            "select (select count(*) from older where {AT} is null)
                   + (select count(*) from read_parquet({users}) where updated_at is null)"
         );
         Ok(session.count(&sql, &Params::new())? > 0)
@@ -128,7 +135,7 @@ impl Job {
             let nulls: Vec<String> =
                 columns.iter().map(|(name, _)| format!("cast(null as varchar) as {}", quoted(name))).collect();
             return format!(
-                "select 0 as _file, 0 as _line, 0 as _row, cast(null as timestamp) as _at, {} where false",
+                "select 0 as {FILE}, 0 as {LINE}, 0 as {ROW}, cast(null as timestamp) as {AT}, {} where false",
                 nulls.join(", ")
             );
         }
@@ -149,18 +156,21 @@ impl Job {
         };
         let key = match (&file.key, self.key()) {
             (_, None) => String::new(),
-            (Some(_), Some(_)) => format!("{KEY_COLUMN}, "),
-            (None, Some(_)) => format!("cast(null as varchar) as {KEY_COLUMN}, "),
+            (Some(_), Some(_)) => format!("{}, ", quoted(KEY_COLUMN)),
+            (None, Some(_)) => format!("cast(null as varchar) as {}, ", quoted(KEY_COLUMN)),
         };
-        let (line, option) =
-            if file.is_parquet { ("file_row_number + 1", ", file_row_number = true") } else { ("_line", "") };
+        let (line, option) = if file.is_parquet {
+            ("file_row_number + 1".to_owned(), ", file_row_number = true")
+        } else {
+            (quoted(LINE_COLUMN), "")
+        };
         let rows = format!("read_parquet({}, union_by_name = true{option})", files(&file.parts));
         let (at, rows) = match stored(UPDATED_AT) {
             None => ("cast(null as timestamp)".to_owned(), rows),
             Some(column) => times::utc(&column.sql, &column.natural_type, &rows),
         };
         format!(
-            "select {0} as _file, {line} as _line, {0} * {LINES} + {line} as _row, {key}{at} as _at, {1} from {rows}",
+            "select {0} as {FILE}, {line} as {LINE}, {0} * {LINES} + {line} as {ROW}, {key}{at} as {AT}, {1} from {rows}",
             file.number,
             columns.iter().map(value).collect::<Vec<_>>().join(", "),
         )
@@ -173,8 +183,8 @@ impl Job {
         session.run(&format!(
             "create temp table doubled as
              select hash(openid) as _hash from staged_rows where {taken} group by 1 having count(*) > 1;
-             create temp table older as select _row, _at from (
-                 select _row, _at, row_number() over (partition by openid order by _at desc nulls last, _row desc) as _newest
+             create temp table older as select {ROW}, {AT} from (
+                 select {ROW}, {AT}, row_number() over (partition by openid order by {AT} desc nulls last, {ROW} desc) as _newest
                  from staged_rows where {taken} and hash(openid) in (from doubled)
              ) as newest_first where _newest > 1;
              drop table doubled"
@@ -191,13 +201,13 @@ impl Job {
         let items: Vec<String> = columns
             .iter()
             .map(|(name, ty)| match name.as_str() {
-                UPDATED_AT => "_at as updated_at".to_owned(),
+                UPDATED_AT => format!("{AT} as updated_at"),
                 _ if ty == "VARCHAR" => quoted(name),
                 _ => format!("{} as {}", self.typed(name, ty, "cast"), quoted(name)),
             })
             .collect();
         format!(
-            "select $miniprogram as miniprogram, {} from staged_rows anti join older using (_row) where {}",
+            "select $miniprogram as miniprogram, {} from staged_rows anti join older using ({ROW}) where {}",
             items.join(", "),
             self.taken(columns)
         )
@@ -251,7 +261,7 @@ impl Job {
                 self.staged.iter().map(|file| format!("when {} then {}", file.number, text(&file.shown))).collect();
             let typed = self.reasons(columns);
             sql.push_str(&format!(
-                " union all select {source} as source, case _file {files} end as file, _line as line, {typed} as reason,
+                " union all select {source} as source, case {FILE} {files} end as file, {LINE} as line, {typed} as reason,
                     left(cast(to_json(struct_pack({raw})) as varchar), 2000) as raw
                   from staged_rows where openid is not null and ({misfit})",
                 raw = columns
@@ -282,7 +292,9 @@ impl Job {
             .collect();
         let reason = format!("case {} end", cases.join(" "));
         match self.key() {
-            Some(key) => format!("concat_ws('', {reason}, {}, {KEY_COLUMN}, ')')", text(&format!(" ({key} = "))),
+            Some(key) => {
+                format!("concat_ws('', {reason}, {}, {}, ')')", text(&format!(" ({key} = ")), quoted(KEY_COLUMN))
+            }
             None => reason,
         }
     }
@@ -297,10 +309,10 @@ impl Job {
         let params = Params::from([("max_bad".to_owned(), Param::Float(self.plan.max_bad))]);
         let worst = session.query(
             &format!(
-                "select _file, count(*) as bad, min(_line) as line, arg_min({reason}, _line) as reason
-                 from staged_rows where {misfit} group by _file
-                 having count(*) > $max_bad * (select count(*) from staged_rows as others where others._file = staged_rows._file)
-                 order by _file limit 1",
+                "select {FILE}, count(*) as bad, min({LINE}) as line, arg_min({reason}, {LINE}) as reason
+                 from staged_rows where {misfit} group by {FILE}
+                 having count(*) > $max_bad * (select count(*) from staged_rows as others where others.{FILE} = staged_rows.{FILE})
+                 order by {FILE} limit 1",
                 reason = self.reasons(columns)
             ),
             &params,

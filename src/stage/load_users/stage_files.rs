@@ -43,7 +43,10 @@ pub struct StagedColumn {
 }
 
 /// What tells a row of a database from the others.
-pub const KEY_COLUMN: &str = "_key";
+pub const KEY_COLUMN: &str = "key of the row";
+
+/// What the engine calls a row's number within its Parquet file.
+const ROW_NUMBER: &str = "file_row_number";
 
 /// A file that the fold can read.
 #[derive(Debug)]
@@ -126,6 +129,12 @@ fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
         ))
     })?;
     let found = session.bind("select * from export", &Params::new())?;
+    if let Some((name, _)) = found.iter().find(|(name, _)| name.eq_ignore_ascii_case(ROW_NUMBER)) {
+        return Err(StageError::Rule(format!(
+            "{}: a column is called `{name}`, under which the engine gives the number of a row; export it by another name",
+            job.shown
+        )));
+    }
     let columns = map_columns(job, &with_partitions(job, &found))?;
     let openid = columns.iter().find(|column| column.name == "openid").expect("openid is always mapped");
     let blank = format!("trim(coalesce(cast({} as varchar), '')) = ''", openid.sql);

@@ -6,6 +6,7 @@
 
 use chrono_tz::Tz;
 
+use super::fold::{AT, FILE, LINE, ROW};
 use crate::domain::Values;
 use crate::engine::{Params, Session, utc_time_macro};
 use crate::stage::StageError;
@@ -56,7 +57,17 @@ const TIMESTAMP: &str = "\"updated_at as timestamp\"";
 ///
 /// [`StageError::Engine`].
 pub fn unread(session: &Session) -> Result<Option<Unread>, StageError> {
-    let found = session.query(UNREAD, &Params::new())?;
+    // Zero dates and zeroes are how databases and programs write that there was no time.
+    let found = session.query(
+        &format!(
+            r"select count(*) as unread, arg_min({FILE}, {ROW}) as file, arg_min({LINE}, {ROW}) as line,
+                     arg_min(updated_at, {ROW}) as value
+              from staged_rows
+              where {AT} is null and updated_at is not null
+                and not regexp_full_match(lower(trim(updated_at)), '|null|none|\\n|0|0000-00-00.*')"
+        ),
+        &Params::new(),
+    )?;
     let number = |at: usize| match &found.columns[at].1 {
         Values::Integer(values) => values.first().copied().flatten().and_then(|number| u64::try_from(number).ok()),
         _ => None,
@@ -101,14 +112,6 @@ create or replace temp macro time_of_text(text, as_timestamp) as (
 );
 create or replace temp macro read_time(value) as
     within_calendar(time_of_text(trim(value), try_cast(trim(value) as timestamp)))";
-
-/// Zero dates and zeroes are how databases and programs write that there was no time.
-const UNREAD: &str = r"
-select count(*) as unread, arg_min(_file, (_file, _line)) as file, arg_min(_line, (_file, _line)) as line,
-       arg_min(updated_at, (_file, _line)) as value
-from staged_rows
-where _at is null and updated_at is not null
-  and not regexp_full_match(lower(trim(updated_at)), '|null|none|\\n|0|0000-00-00.*')";
 
 #[cfg(test)]
 mod tests {
