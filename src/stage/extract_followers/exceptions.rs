@@ -1,27 +1,31 @@
-//! A night of which nearly everybody is where they were: only the others are merged, by the same pass as a whole night.
+//! A night of which nearly everybody is where they were: only the others are merged, by the same rules as a whole night.
 //!
-//! The way: whom the roll found missed or met, and whom events named → their rows of before, looked up → the pass over them
-//! alone → their rows now. The pages are the table's next parts, written anew only where such a row stands on them; whoever
-//! left stands in parts of their own, which stay as they are but the last; changes are one part more.
+//! The way: whom the roll found missed or met, and whom events named → their rows of before, looked up (`find`) → what becomes
+//! of them (`pass`) → their rows now. The pages are the table's next parts, written anew only where such a row stands on them;
+//! whoever left stands in parts of their own, which stay as they are but the last (`assemble`); changes are one part more. No
+//! engine is started for them.
 
 mod assemble;
 mod find;
+mod pass;
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::{HashMap, HashSet};
 
-use self::assemble::{Assembly, Shelf};
-use self::find::{Found, find};
+use chrono_tz::Tz;
+
+use self::assemble::{Assembled, Assembly, Shelf};
+use self::find::find;
+use self::pass::{Change, Pass};
 use super::book::Joined;
 use super::merge::{Active, Made, Night, is_of_followers};
-use super::roll::{COLUMNS, Exceptions, Missed};
-use super::tables::Pass;
+use super::roll::Exceptions;
 use super::{Extracted, StageError};
+use crate::clock::from_micros;
 use crate::domain::tables::table_spec;
-use crate::domain::{TableName, Texts, Values};
-use crate::engine::{Params, Session, TableSource, Written};
+use crate::domain::{TableName, Texts, Values, person_hash};
+use crate::engine::{Params, TableSource};
 use crate::lake::{Lake, LakeError, PartColumn};
-use crate::ledger::SnapshotRecord;
+use crate::ledger::{FollowerEvent, SnapshotRecord};
 use crate::stage::blocking;
 use crate::stage::news::Changed;
 use crate::stage::tables::events;
@@ -32,10 +36,14 @@ const GROUP: usize = 50_000;
 /// A person's row after the pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Row {
+    /// Microseconds since 1970, as the next.
     first_seen: i64,
     last_seen: i64,
     active: bool,
 }
+
+/// Everybody's row who is merged.
+type RowsBy<'a> = HashMap<&'a str, Row>;
 
 /// Merges by exceptions; `is_distinct`: nobody stands on two pages.
 ///
@@ -51,7 +59,6 @@ pub(super) async fn merge(
     let lake = &cx.hands.lake;
     let account = &night.walk.account;
     let id = cx.new_snapshot_id();
-    let work = |what: &str| format!("work/walks/{account}/{what}-{id}.parquet");
     let shelf = Shelf {
         lake: lake.clone(),
         account: account.clone(),
@@ -61,34 +68,20 @@ pub(super) async fn merge(
         joined,
         gone: known.parts.iter().filter(|part| !is_of_followers(part)).cloned().collect(),
     };
-    let people = night.told.people.iter().map(|openid| openid.as_str().to_owned()).collect();
-    let finding = move || find(&shelf, exceptions, people, is_distinct).map(|found| (shelf, found));
-    let (shelf, found) = tokio::task::spawn_blocking(finding).await??;
     let changes_path = Lake::part_path(&TableName::new(events::CHANGES), account.as_str(), &id, 1);
-    let inputs = Inputs {
-        lake: lake.clone(),
-        before: work("before"),
-        walk: work("met"),
-        told: night.told.table.clone(),
-        forgotten: night.forgotten.clone(),
-        after: Changed::new(lake, work("changed")),
-        changes: lake.absolute(&changes_path),
-        account: account.to_string(),
+    let merging = Merging {
+        told: night.told.events.clone(),
+        named: night.told.people.iter().map(|openid| openid.as_str().to_owned()).collect(),
+        forgotten: if night.forgotten.is_some() { cx.hands.ledger.forgotten().await? } else { None },
+        timezone: cx.hands.settings.timezone,
+        changed: Changed::new(lake, format!("work/walks/{account}/changed-{id}.parquet")),
+        changes: changes_path.clone(),
         walked_at: crate::clock::to_micros(night.walk.started_at),
+        shelf,
     };
-    let params = night.params();
-    let (inputs, found, done) = blocking(&cx.hands.sparing_engine(), cx.stop, move |session| {
-        let done = inputs.pass(session, &found, &params)?;
-        Ok((inputs, found, done))
-    })
-    .await?;
-    let walked_at = inputs.walked_at;
-    let (assembled, count) = {
-        let rows = done.rows;
-        let assembling = move || Assembly::of(&shelf, (&found, &rows), walked_at).map(|made| (made, rows.len()));
-        tokio::task::spawn_blocking(assembling).await??
-    };
-    tracing::debug!(account = %account, people = count, "merged by {count} people who are not where they were");
+    let Done { assembled, changed, changes, people } =
+        tokio::task::spawn_blocking(move || merging.merge(exceptions, is_distinct)).await??;
+    tracing::debug!(account = %account, people, "merged by {people} people who are not where they were");
     let forgotten = still_named(night, &assembled).await?;
     let followers = Made {
         of: "followers",
@@ -96,23 +89,21 @@ pub(super) async fn merge(
         bytes: assembled.bytes,
         parts: assembled.parts,
     };
-    let changes = more_changes(night, &id, (done.changes, changes_path)).await?;
+    let changes = more_changes(night, &id, (changes, changes_path)).await?;
     if let Some(news) = cx.news {
-        news.changed(account, inputs.after.of(known.as_of, id.clone()));
+        news.changed(account, changed.of(known.as_of, id.clone()));
     }
     let active = Active { all: assembled.active, forgotten };
     Ok(night.extracted(id, (followers, changes), active))
 }
 
 /// The changes of before with the part of tonight's behind them, if there is any.
-async fn more_changes(night: &Night<'_, '_>, id: &str, (new, path): (Written, String)) -> Result<Made, StageError> {
+async fn more_changes(night: &Night<'_, '_>, id: &str, (new, path): (u64, String)) -> Result<Made, StageError> {
     let lake = &night.cx.hands.lake;
     let (mut rows, mut parts) = night.old_changes().map(|old| (old.rows, old.parts.clone())).unwrap_or_default();
-    if new.rows > 0 {
-        rows += new.rows;
+    if new > 0 {
+        rows += new;
         parts.push(path);
-    } else {
-        lake.remove(&path)?;
     }
     let table = TableName::new(events::CHANGES);
     let joined = Lake::named_part_path((&table, night.walk.account.as_str(), id), "joined", 1);
@@ -126,7 +117,7 @@ async fn more_changes(night: &Night<'_, '_>, id: &str, (new, path): (Written, St
 }
 
 /// How many of the followers were forgotten and are named by the list all the same.
-async fn still_named(night: &Night<'_, '_>, assembled: &assemble::Assembled) -> Result<u64, StageError> {
+async fn still_named(night: &Night<'_, '_>, assembled: &Assembled) -> Result<u64, StageError> {
     let Some((table, salt)) = night.forgotten.clone() else { return Ok(0) };
     let (cx, lake) = (night.cx, &night.cx.hands.lake);
     let after = TableSource {
@@ -145,108 +136,121 @@ async fn still_named(night: &Night<'_, '_>, assembled: &assemble::Assembled) -> 
     .await
 }
 
-/// What the pass over the exceptions reads and writes; paths are relative to the lake.
-struct Inputs {
-    lake: Lake,
-    before: String,
-    walk: String,
-    told: TableSource,
-    forgotten: Option<(TableSource, String)>,
-    after: Changed,
-    changes: PathBuf,
-    account: String,
+/// What the merge of the exceptions reads and writes.
+struct Merging {
+    shelf: Shelf,
+    /// What the walk takes in of what was told, in its order.
+    told: Vec<FollowerEvent>,
+    /// Whom any event named.
+    named: HashSet<String>,
+    /// A salt, and the hashes of those who were forgotten.
+    forgotten: Option<(String, Vec<String>)>,
+    timezone: Tz,
+    changed: Changed,
+    /// Relative to the lake.
+    changes: String,
+    /// Microseconds since 1970.
     walked_at: i64,
 }
 
 struct Done {
-    rows: HashMap<String, Row>,
-    changes: Written,
+    assembled: Assembled,
+    changed: Changed,
+    /// Rows of the part of changes; with none there is no part.
+    changes: u64,
+    people: usize,
 }
 
-impl Inputs {
-    fn pass(&self, session: &Session, found: &Found, params: &Params) -> Result<Done, StageError> {
-        self.write(found)?;
-        let columns = |table: &str| table_spec(table).map(|spec| spec.sql_columns()).unwrap_or_default();
-        let table = |name: &str, columns, path: &str| TableSource {
-            name: name.to_owned(),
-            columns,
-            parts: vec![self.lake.absolute(path)],
-            sql: None,
-            are_alike: false,
-        };
-        let mut walk = table("walk", vec![("openid".to_owned(), "VARCHAR".to_owned())], &self.walk);
-        walk.sql = Some(format!("select *, cast(null as bigint) as place from ({})", walk.select()));
-        let pass = Pass {
-            before: table("before", columns("followers"), &self.before),
-            walk,
-            told: self.told.clone(),
-            forgotten: self.forgotten.clone(),
-            is_first: false,
-        };
-        pass.run(session, params)?;
-        let changes = session.copy(&pass.changes_sql(), params, &self.changes)?;
-        let after = "select account, openid, first_seen_at, last_seen_at, active from after";
-        session.copy(after, params, &self.lake.absolute(self.after.path()))?;
-        let mut rows = HashMap::new();
-        session.stream::<StageError>(
-            "select openid, first_seen_at, last_seen_at, active from after",
-            params,
-            |batch| {
-                let [
-                    (_, Values::Text(openids)),
-                    (_, Values::Timestamp(first)),
-                    (_, Values::Timestamp(last)),
-                    (_, Values::Boolean(active)),
-                ] = batch.columns.as_slice()
-                else {
-                    return Ok(false);
-                };
-                for (place, openid) in openids.iter().enumerate() {
-                    let row = Row {
-                        first_seen: first[place].unwrap_or(self.walked_at),
-                        last_seen: last[place].unwrap_or(self.walked_at),
-                        active: active[place] == Some(true),
-                    };
-                    rows.insert(openid.clone().unwrap_or_default(), row);
-                }
-                Ok(true)
-            },
-        )?;
-        self.lake.remove(&self.before)?;
-        self.lake.remove(&self.walk)?;
-        Ok(Done { rows, changes })
+impl Merging {
+    fn merge(mut self, exceptions: Exceptions, is_distinct: bool) -> Result<Done, LakeError> {
+        let found = find(&self.shelf, exceptions, std::mem::take(&mut self.named), is_distinct)?;
+        let told = std::mem::take(&mut self.told);
+        let (rows, mut changes) = Pass { found: &found, told: &told, walked_at: self.walked_at }.run();
+        self.leave_out_forgotten(&mut changes);
+        self.write_changes(&changes)?;
+        self.write_changed(&rows)?;
+        let assembled = Assembly::of(&self.shelf, (&found, &rows), self.walked_at)?;
+        let (changes, people) = (u64::try_from(changes.len()).unwrap_or(u64::MAX), rows.len());
+        Ok(Done { assembled, changed: self.changed, changes, people })
     }
 
-    fn write(&self, found: &Found) -> Result<(), LakeError> {
+    /// Nothing says of them when they came and left.
+    fn leave_out_forgotten(&self, changes: &mut Vec<Change<'_>>) {
+        let Some((salt, hashes)) = &self.forgotten else { return };
+        let hashes: HashSet<&str> = hashes.iter().map(String::as_str).collect();
+        changes.retain(|change| !hashes.contains(person_hash(salt, change.openid).as_str()));
+    }
+
+    fn write_changes(&self, changes: &[Change<'_>]) -> Result<(), LakeError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let schema = table_spec(events::CHANGES).expect("follower_changes is declared").part_schema();
+        let mut writer = self.shelf.lake.writer(&self.changes, &schema)?;
+        for changes in changes.chunks(GROUP) {
+            let texts =
+                |of: fn(&Change<'_>) -> &'static str| -> Texts { changes.iter().map(|own| Some(of(own))).collect() };
+            let openids: Texts = changes.iter().map(|own| Some(own.openid)).collect();
+            let turned = texts(|own| if own.came { "follow" } else { "unfollow" });
+            let sources = texts(|own| own.source);
+            let dates = changes.iter().map(|own| Some(self.date(own.seen_at))).collect();
+            let times = changes.iter().map(|own| Some(own.seen_at)).collect();
+            let columns = vec![
+                ("date", PartColumn::Values(Values::Date(dates))),
+                ("account", PartColumn::Same(self.shelf.account.as_str())),
+                ("openid", PartColumn::Texts(&openids)),
+                ("change", PartColumn::Texts(&turned)),
+                ("seen_at", PartColumn::Values(Values::Timestamp(times))),
+                ("source", PartColumn::Texts(&sources)),
+            ];
+            writer.write_columns(changes.len(), columns)?;
+        }
+        writer.finish().map(|_| ())
+    }
+
+    /// The workspace's date, in days since 1970.
+    fn date(&self, micros: i64) -> i32 {
+        from_micros(micros).with_timezone(&self.timezone).date_naive().to_epoch_days()
+    }
+
+    fn write_changed(&self, rows: &RowsBy<'_>) -> Result<(), LakeError> {
         let schema = table_spec("followers").expect("followers is declared").part_schema();
-        let mut writer = self.lake.writer_of_ids(&self.before, &schema)?;
-        for (rows, active) in [(&found.followed, true), (&found.had_left, false)] {
+        let mut writer = self.shelf.lake.writer_of_ids(self.changed.path(), &schema)?;
+        for active in [true, false] {
+            let rows = people(rows.iter().filter(|(_, row)| row.active == active));
             for rows in rows.chunks(GROUP) {
-                write_rows(&mut writer, &self.account, (rows, active))?;
+                write_rows(&mut writer, self.shelf.account.as_str(), (rows, active))?;
             }
         }
-        writer.finish_soon().map(|_| ())?;
-        let mut writer = self.lake.writer_of_ids(&self.walk, &COLUMNS[..1])?;
-        let met: Texts = found.met.iter().map(|met| Some(met.openid.as_str())).collect();
-        writer.write_columns(met.len(), vec![("openid", PartColumn::Texts(&met))])?;
         writer.finish_soon().map(|_| ())
     }
 }
+
+/// Rows in the order of their openids.
+fn people<'r, 'a: 'r>(rows: impl Iterator<Item = (&'r &'a str, &'r Row)>) -> Vec<Person<'a>> {
+    let mut people: Vec<Person<'a>> = rows.map(|(openid, row)| (*openid, row.first_seen, row.last_seen)).collect();
+    people.sort_unstable();
+    people
+}
+
+/// Openid, first and last seen.
+type Person<'a> = (&'a str, i64, i64);
 
 /// Writes rows of followers, or of those who left, as one row group.
 fn write_rows(
     writer: &mut crate::lake::PartWriter,
     account: &str,
-    (rows, active): (&[Missed], bool),
+    (rows, active): (&[Person<'_>], bool),
 ) -> Result<(), LakeError> {
-    let openids: Texts = rows.iter().map(|row| Some(row.openid.as_str())).collect();
-    let times =
-        |of: fn(&Missed) -> i64| PartColumn::Values(Values::Timestamp(rows.iter().map(|row| Some(of(row))).collect()));
+    let openids: Texts = rows.iter().map(|(openid, ..)| Some(*openid)).collect();
+    let times = |of: fn(&Person<'_>) -> i64| {
+        PartColumn::Values(Values::Timestamp(rows.iter().map(|row| Some(of(row))).collect()))
+    };
     let columns = vec![
         ("account", PartColumn::Same(account)),
         ("openid", PartColumn::Texts(&openids)),
-        ("first_seen_at", times(|row| row.first_seen)),
-        ("last_seen_at", times(|row| row.last_seen)),
+        ("first_seen_at", times(|row| row.1)),
+        ("last_seen_at", times(|row| row.2)),
         ("active", PartColumn::SameBoolean(active)),
     ];
     writer.write_columns(rows.len(), columns)

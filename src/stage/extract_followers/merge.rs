@@ -12,7 +12,7 @@ use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName};
 use crate::engine::{Param, Params, TableSource};
 use crate::lake::Lake;
-use crate::ledger::{SnapshotRecord, Walk, WalkPage};
+use crate::ledger::{FollowerEvent, SnapshotRecord, Walk, WalkPage};
 use crate::stage::tables::events;
 use crate::stage::{NewSnapshot, blocking, live};
 
@@ -221,7 +221,9 @@ fn recorded(cx: &StageContext<'_>, made: [NewSnapshot; 2], events_to: i64) -> Ve
 /// What was told since the snapshot before, as the walk takes it in.
 pub(super) struct Told {
     pub table: TableSource,
-    /// Of whom.
+    /// The same as they were told.
+    pub events: Vec<FollowerEvent>,
+    /// Of whom, and of those who are told of for a walk before this one.
     pub people: BTreeSet<OpenId>,
     /// The last event that the new snapshot has in it.
     pub to: i64,
@@ -243,7 +245,7 @@ async fn write_told(
     let mut table = TableSource { name: "told".to_owned(), columns, parts: Vec::new(), sql: None, are_alike: false };
     if !told.is_empty() {
         let path = format!("work/walks/{account}/told-{}.parquet", cx.new_snapshot_id());
-        table.parts.push(events::write(&cx.hands.lake, &path, &[(account.clone(), told)])?);
+        table.parts.push(events::write(&cx.hands.lake, &path, &[(account.clone(), told.clone())])?);
     }
-    Ok(Told { table, people, to })
+    Ok(Told { table, events: told, people, to })
 }

@@ -3,13 +3,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::find::{Found, read};
-use super::{GROUP, Row, write_rows};
+use super::{GROUP, Person, RowsBy, people, write_rows};
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, TableName, Texts, Values};
 use crate::lake::{Lake, LakeError, PartColumn};
 use crate::stage::extract_followers::book::{Joined, PAGES_A_PART};
 use crate::stage::extract_followers::merge::GONE;
-use crate::stage::extract_followers::roll::Missed;
 
 /// Parts of those who left grow until they have so many rows.
 const GONE_ROWS: u64 = 100_000;
@@ -56,11 +55,7 @@ impl<'a> Assembly<'a> {
     /// # Errors
     ///
     /// [`LakeError`]; what was written is nobody's then.
-    pub fn of(
-        shelf: &'a Shelf,
-        (found, rows): (&Found, &HashMap<String, Row>),
-        walked_at: i64,
-    ) -> Result<Assembled, LakeError> {
+    pub fn of(shelf: &'a Shelf, (found, rows): (&Found, &RowsBy<'_>), walked_at: i64) -> Result<Assembled, LakeError> {
         let made = Assembled { parts: Vec::new(), active: 0, gone_rows: 0, bytes: 0 };
         let mut assembly = Self { shelf, walked_at, made, scraps: Vec::new() };
         assembly.followers(found, rows)?;
@@ -71,7 +66,7 @@ impl<'a> Assembly<'a> {
         Ok(assembly.made)
     }
 
-    fn followers(&mut self, found: &Found, rows: &HashMap<String, Row>) -> Result<(), LakeError> {
+    fn followers(&mut self, found: &Found, rows: &RowsBy<'_>) -> Result<(), LakeError> {
         let mut mends = self.mends(found, rows);
         let pages = self.shelf.pages.chunks(PAGES_A_PART as usize);
         let mut number = 0;
@@ -85,8 +80,7 @@ impl<'a> Assembly<'a> {
         }
         let met: HashSet<&str> = found.met.iter().map(|met| met.openid.as_str()).collect();
         // Whoever came, by an event, after the walk had passed.
-        let unlisted = |(openid, row): &(&String, &Row)| row.active && !met.contains(openid.as_str());
-        let others = people(rows.iter().filter(unlisted));
+        let others = people(rows.iter().filter(|(openid, row)| row.active && !met.contains(*openid)));
         if !others.is_empty() {
             let path = self.scrap("others");
             self.made.active += u64::try_from(others.len()).unwrap_or(0);
@@ -129,13 +123,13 @@ impl<'a> Assembly<'a> {
     }
 
     /// What differs from how the pages were written, page by page.
-    fn mends(&self, found: &Found, rows: &HashMap<String, Row>) -> BTreeMap<u32, HashMap<u32, Mend>> {
+    fn mends(&self, found: &Found, rows: &RowsBy<'_>) -> BTreeMap<u32, HashMap<u32, Mend>> {
         let mut mends: BTreeMap<u32, HashMap<u32, Mend>> = BTreeMap::new();
         for met in &found.repeated {
             mends.entry(met.page).or_default().insert(met.row, Mend::Remove);
         }
         for met in &found.met {
-            let mend = match rows.get(&met.openid) {
+            let mend = match rows.get(met.openid.as_str()) {
                 Some(row) if row.active => {
                     if (row.first_seen, row.last_seen) == (self.walked_at, self.walked_at) {
                         continue;
@@ -201,7 +195,7 @@ impl<'a> Assembly<'a> {
     }
 
     /// Those who left: the parts of before, but without those who came back, and the last of them with who left tonight.
-    fn gone(&mut self, found: &Found, rows: &HashMap<String, Row>) -> Result<(), LakeError> {
+    fn gone(&mut self, found: &Found, rows: &RowsBy<'_>) -> Result<(), LakeError> {
         let Shelf { lake, account, table, snapshot, gone, .. } = self.shelf;
         let mut left = people(rows.iter().filter(|(_, row)| !row.active));
         let mut number = 0;
@@ -214,14 +208,16 @@ impl<'a> Assembly<'a> {
                 self.made.parts.push(part.clone());
                 continue;
             }
-            let mut kept = Vec::new();
+            let mut stay = Vec::new();
             read(lake, part, |_, openid, (first_seen, last_seen)| {
                 if !rows.contains_key(openid) {
-                    kept.push(Missed { openid: openid.to_owned(), first_seen, last_seen });
+                    stay.push((openid.to_owned(), first_seen, last_seen));
                 }
             })?;
+            let mut kept: Vec<Person<'_>> =
+                stay.iter().map(|(openid, first_seen, last_seen)| (openid.as_str(), *first_seen, *last_seen)).collect();
             if is_open {
-                kept.append(&mut left);
+                kept.extend(std::mem::take(&mut left));
             }
             number += 1;
             self.leave(&Lake::named_part_path((table, account.as_str(), snapshot), GONE, number), &kept)?;
@@ -229,7 +225,7 @@ impl<'a> Assembly<'a> {
         self.leave(&Lake::named_part_path((table, account.as_str(), snapshot), GONE, number + 1), &left)
     }
 
-    fn leave(&mut self, path: &str, people: &[Missed]) -> Result<(), LakeError> {
+    fn leave(&mut self, path: &str, people: &[Person<'_>]) -> Result<(), LakeError> {
         if people.is_empty() {
             return Ok(());
         }
@@ -241,7 +237,7 @@ impl<'a> Assembly<'a> {
         Ok(())
     }
 
-    fn write(&self, path: &str, people: &[Missed], active: bool) -> Result<(), LakeError> {
+    fn write(&self, path: &str, people: &[Person<'_>], active: bool) -> Result<(), LakeError> {
         let schema = table_spec("followers").expect("followers is declared").part_schema();
         let mut writer = self.shelf.lake.writer_of_ids(path, &schema)?;
         for rows in people.chunks(GROUP) {
@@ -255,15 +251,4 @@ impl<'a> Assembly<'a> {
         self.scraps.push(path.clone());
         path
     }
-}
-
-fn people<'r>(rows: impl Iterator<Item = (&'r String, &'r Row)>) -> Vec<Missed> {
-    let person = |(openid, row): (&String, &Row)| Missed {
-        openid: openid.clone(),
-        first_seen: row.first_seen,
-        last_seen: row.last_seen,
-    };
-    let mut people: Vec<Missed> = rows.map(person).collect();
-    people.sort_by(|one, other| one.openid.cmp(&other.openid));
-    people
 }
