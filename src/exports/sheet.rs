@@ -73,7 +73,7 @@ struct Header {
 
 impl Header {
     /// The header, if it stands in this row: the one asked for, else the first that is not blank.
-    fn of_row(row: &Row, options: &ReadOptions<'_>) -> Option<Self> {
+    fn of_row(row: &Row<'_>, options: &ReadOptions<'_>) -> Option<Self> {
         if options.header_row.is_some_and(|asked| row.number != asked) || row.is_blank() {
             return None;
         }
@@ -82,7 +82,7 @@ impl Header {
         let mut cells = vec![String::new(); usize::try_from(width).expect("a sheet has few columns")];
         for (column, cell) in &row.cells {
             let at = usize::try_from(column - first_column).expect("a sheet has few columns");
-            cells[at] = Value::of(cell).shown();
+            cells[at] = Value::of(cell).shown().into_owned();
         }
         Some(Self { first_column, names: cleaned_names(cells.iter().map(String::as_str)) })
     }
@@ -103,7 +103,7 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    fn take(&mut self, row: &Row) -> Result<(), ExportError> {
+    fn take(&mut self, row: &Row<'_>) -> Result<(), ExportError> {
         for _ in self.last_row + 1..row.number {
             self.rows.blank();
         }
@@ -113,14 +113,14 @@ impl Reading<'_> {
             return Ok(());
         }
         if let Err(reason) = self.put(row) {
-            let raw = row.cells.iter().map(|(_, cell)| Value::of(cell).shown()).collect::<Vec<_>>().join(",");
-            let raw = raw.chars().take(RAW_CHARS).collect();
+            let shown = row.cells.iter().map(|(_, cell)| Value::of(cell).shown().into_owned());
+            let raw = shown.collect::<Vec<_>>().join(",").chars().take(RAW_CHARS).collect();
             self.rows.refuse(BadRow { line: u64::from(row.number), reason, raw });
         }
         self.rows.flush_if_full()
     }
 
-    fn put(&mut self, row: &Row) -> Result<(), String> {
+    fn put(&mut self, row: &Row<'_>) -> Result<(), String> {
         let width = u32::try_from(self.header.names.len()).expect("a sheet has few columns");
         let columns = self.header.first_column..self.header.first_column + width;
         if let Some((column, _)) = row.cells.iter().find(|(column, _)| !columns.contains(column)) {
@@ -141,7 +141,7 @@ impl Reading<'_> {
     }
 }
 
-impl Row {
+impl Row<'_> {
     /// Whether nothing can be seen in it.
     fn is_blank(&self) -> bool {
         self.cells.iter().all(|(_, cell)| trimmed(&Value::of(cell).shown()).is_empty())

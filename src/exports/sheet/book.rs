@@ -6,9 +6,10 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use calamine::{Data, Reader as _, SheetType, SheetVisible, Xls, XlsError, Xlsx, XlsxError};
+use calamine::{Data, DataRef, Reader as _, SheetType, SheetVisible, Xls, XlsError, Xlsx, XlsxError};
 
 use super::Sheet;
+use super::value::Cell;
 use crate::exports::{ExportError, Input};
 
 /// A workbook that unpacks to more than this is none that people work with; a sheet ends at a million rows.
@@ -27,15 +28,15 @@ enum Kind {
 }
 
 /// What a row of a sheet holds.
-pub(super) struct Row {
+pub(super) struct Row<'a> {
     /// The first row of the sheet is 1.
     pub(super) number: u32,
     /// Columns from 0, in their order, with cells that are not empty.
-    pub(super) cells: Vec<(u32, Data)>,
+    pub(super) cells: Vec<(u32, Cell<'a>)>,
 }
 
 /// Takes a row, and says whether it wants another.
-pub(super) type EachRow<'a> = dyn FnMut(&Row) -> Result<ControlFlow<()>, ExportError> + 'a;
+pub(super) type EachRow<'a> = dyn FnMut(&Row<'_>) -> Result<ControlFlow<()>, ExportError> + 'a;
 
 impl Book {
     /// Opens a workbook, whatever of both kinds its name says it is, and finds the sheet; left to itself the first that
@@ -139,10 +140,11 @@ fn rows_of_xlsx(
         let (Some(cell), Some(number)) = (cell, number) else { return Ok(()) };
         row.number = number;
         let column = cell.get_position().1;
-        match Data::from(cell.get_value().clone()) {
-            Data::Empty => {}
-            Data::String(text) if text.is_empty() => {}
-            value => row.cells.push((column, value)),
+        match cell.get_value() {
+            DataRef::Empty | DataRef::SharedString("") => {}
+            DataRef::String(text) if text.is_empty() => {}
+            DataRef::SharedString(text) => row.cells.push((column, Cell::Shared(text))),
+            value => row.cells.push((column, Cell::Own(value.clone().into()))),
         }
     }
 }
@@ -159,7 +161,7 @@ fn rows_of_xls(
         let is_full =
             |cell: &Data| !matches!(cell, Data::Empty) && !matches!(cell, Data::String(text) if text.is_empty());
         let cells = cells.iter().zip(first_column..).filter(|(cell, _)| is_full(cell));
-        let row = Row { number, cells: cells.map(|(cell, column)| (column, cell.clone())).collect() };
+        let row = Row { number, cells: cells.map(|(cell, column)| (column, Cell::Own(cell.clone()))).collect() };
         if !row.cells.is_empty() && each(&row)?.is_break() {
             break;
         }

@@ -3,10 +3,19 @@
 //! A spreadsheet keeps every number as a double: whole numbers beyond 2^53 have lost digits before we see them, and times
 //! are days since 1900 or 1904. Both are said here once.
 
+use std::borrow::Cow;
+
 use calamine::{Data, ExcelDateTime};
 
 /// The largest whole number of which a double still knows every neighbour.
 const EXACT: f64 = 9_007_199_254_740_992.0;
+
+/// A cell as the workbook has it.
+pub(super) enum Cell<'a> {
+    /// A text that stands in the workbook's table of texts.
+    Shared(&'a str),
+    Own(Data),
+}
 
 /// A cell as we read it.
 pub(super) enum Value<'a> {
@@ -19,8 +28,15 @@ pub(super) enum Value<'a> {
 }
 
 impl<'a> Value<'a> {
-    pub(super) fn of(cell: &'a Data) -> Self {
+    pub(super) fn of(cell: &'a Cell<'_>) -> Self {
         match cell {
+            Cell::Shared(text) => Self::Borrowed(text),
+            Cell::Own(data) => Self::of_data(data),
+        }
+    }
+
+    fn of_data(data: &'a Data) -> Self {
+        match data {
             Data::Empty => Self::Borrowed(""),
             Data::String(text) | Data::DateTimeIso(text) | Data::DurationIso(text) => Self::Borrowed(text),
             Data::Int(number) => Self::Owned(number.to_string()),
@@ -34,11 +50,11 @@ impl<'a> Value<'a> {
     }
 
     /// The text of it, or what comes nearest.
-    pub(super) fn shown(&self) -> String {
+    pub(super) fn shown(&self) -> Cow<'_, str> {
         match self {
-            Self::Borrowed(text) => (*text).to_owned(),
-            Self::Owned(text) | Self::Failed(text) => text.clone(),
-            Self::Worn(number) => format!("{number:e}"),
+            Self::Borrowed(text) => Cow::Borrowed(text),
+            Self::Owned(text) | Self::Failed(text) => Cow::Borrowed(text),
+            Self::Worn(number) => Cow::Owned(format!("{number:e}")),
         }
     }
 
@@ -97,8 +113,8 @@ mod tests {
     use super::*;
     use calamine::ExcelDateTimeType::{DateTime, TimeDelta};
 
-    fn shown(cell: &Data) -> String {
-        Value::of(cell).shown()
+    fn shown(data: &Data) -> String {
+        Value::of_data(data).shown().into_owned()
     }
 
     #[test]
@@ -108,7 +124,7 @@ mod tests {
         assert_eq!(shown(&Data::Float(-0.000_001)), "-0.000001");
         assert_eq!(shown(&Data::Float(9_007_199_254_740_992.0)), "9007199254740992");
         let worn = Data::Float(123_456_789_012_345_678.0);
-        assert!(Value::of(&worn).fault(false).unwrap().contains("15 digits"));
+        assert!(Value::of_data(&worn).fault(false).unwrap().contains("15 digits"));
         assert_eq!(shown(&worn), "1.2345678901234568e17");
     }
 
