@@ -93,7 +93,9 @@ impl Spot {
     /// What came of a check of `claim`; gives those whose answers are taken back.
     pub fn judge(&mut self, number: u64, claim: &Claim, is_true: bool) -> Vec<OpenId> {
         if is_true {
-            if self.watched == 0 && claim.unionid.is_none() {
+            let own = self.unchecked.get(&number).and_then(|(_, own)| own.as_ref());
+            let names_others = own.is_some_and(|own| own.unionid.is_some());
+            if claim.unionid.is_none() && (self.watched == 0 || names_others) {
                 // Who has no unionid has none in a shifted batch either: no proof that it is sound.
             } else if self.watched == 0 {
                 // What was answered up to here is taken for sound.
@@ -269,6 +271,30 @@ mod tests {
         let suspect = Claim { openid: asked[9].clone(), unionid: None };
         assert!(spot.judge(7, &suspect, true).is_empty() && spot.unchecked.len() == 1);
         assert_eq!(spot.judge(7, &suspect, false), asked, "everybody of the batch is asked again");
+    }
+
+    #[test]
+    fn a_last_person_who_has_no_unionid_clears_no_batch_that_another_one_has_put_in_doubt() {
+        let mut spot = Spot::default();
+        let people = |batch: u64| -> Vec<OpenId> { (0..10).map(|n| OpenId::new(format!("o{batch}-{n}"))).collect() };
+        for number in [4, 7] {
+            let asked = people(number);
+            let mut profiles = Profiles::default();
+            for (n, openid) in asked.iter().enumerate() {
+                let unionid = format!("u{number}-{n}");
+                profiles.openid.push(Some(openid.as_str()));
+                profiles.unionid.push((n < 9).then_some(unionid.as_str()));
+                profiles.subscribe.push(Some(true));
+            }
+            spot.note(number, asked, &ProfileBatch { profiles, ..ProfileBatch::default() });
+        }
+        assert_eq!(numbers(&mut spot).0, [4, 7], "both end with somebody who has none");
+        assert_eq!(spot.judge(7, &Claim { openid: people(7)[9].clone(), unionid: None }, false), people(7));
+        let owed: Vec<Owed> = spot.owed.drain(..).collect();
+        let Some(Owed::Confirm { number: 4, claim }) = owed.first() else { panic!("{owed:?}") };
+        assert_eq!(claim.openid, people(4)[8], "a shift has made that one wrong");
+        assert!(spot.judge(4, &Claim { openid: people(4)[9].clone(), unionid: None }, true).is_empty());
+        assert_eq!(spot.judge(4, claim, false), people(4), "everybody of it is asked again");
     }
 
     #[test]
