@@ -29,6 +29,8 @@ macro_rules! crash_points {
 }
 
 crash_points! {
+    /// A page of a walk is put aside; neither is it recorded, nor is the next one asked for.
+    AfterPageArrived = "after_page_arrived",
     /// A part of the lake is whole under a name that nobody reads.
     BeforePartRename = "before_part_rename",
     AfterPartRename = "after_part_rename",

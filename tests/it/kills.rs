@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::house::{House, crowd, ended, eventually, signal, small};
+use crate::house::{House, crowd, ended, eventually, outcome, signal, small};
 use lianbo::simulator::{Endpoint, Fault, Options, Order};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -27,6 +27,43 @@ async fn a_night_that_is_killed_again_and_again_ends_as_if_it_never_was() {
                         (select count(distinct openid) from profiles), (select count(*) from mall_users),
                         (select count(*) from identities), (select count(*) from follower_changes)";
     assert_eq!(house.numbers(exact).await, [600, 600, 600, 700, house.matchable(), 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_that_has_arrived_is_never_asked_for_again() {
+    let undisturbed = House::build(Options { page_size: 50, ..small() }).await;
+    undisturbed.night().await;
+    let needed = undisturbed.calls("user/get");
+    let lists = "select openid, first_seen_at = last_seen_at from followers order by openid";
+    let wanted = undisturbed.rows(lists).await;
+    for (night, point, repeated) in [
+        ("first", "after_page_arrived:1", 0),
+        ("first", "after_page_arrived:7", 0),
+        // The page is being written, and the next one may have been asked for.
+        ("first", "before_part_rename:1", 1),
+        ("later", "after_page_arrived:7", 0),
+        ("later", "after_part_rename:5", 1),
+    ] {
+        let house = House::build(Options { page_size: 50, ..small() }).await;
+        if night == "later" {
+            house.night().await;
+            house.pass(86_400);
+        }
+        let before = house.calls("user/get");
+        let mut command = house.command(&["run", "nightly", "--json"]);
+        let crashed = outcome(command.env("LIANBO_CRASH_AT", point).output().await.unwrap());
+        assert_eq!(crashed.code, -6, "{point}: {crashed:?}");
+        house.night().await;
+        let calls = house.calls("user/get") - before;
+        assert!((needed..=needed + repeated).contains(&calls), "{night} night, {point}: {calls}, {needed} are needed");
+        let followers = house.rows(lists).await;
+        match night {
+            "first" => assert_eq!(followers, wanted, "{point}"),
+            _ => assert_eq!(followers.len(), wanted.len(), "{point}"),
+        }
+        let asides = house.files().into_keys().filter(|path| path.ends_with("arrived"));
+        assert_eq!(asides.count(), 0, "{point}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

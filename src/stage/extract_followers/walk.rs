@@ -1,9 +1,11 @@
-//! The walk itself: a page, its file, its record, the next page, until one of the shapes of the end.
+//! The walk itself: a page, which is put aside; its file and its record while the next page is on its way; until one of the
+//! shapes of the end.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use super::OPENIDS_A_PAGE;
+use super::arrived;
 use super::book::{Book, Ended, Joined};
 use super::roll::Exceptions;
 use crate::domain::{AccountName, OpenId};
@@ -71,16 +73,30 @@ pub(super) async fn to_the_end(
     let (mut stepped_back, mut asked_again) = (false, 0);
     let mut book = Book::begin(cx, &walk).await?;
     let mut is_whole = true;
+    let mut arrived = arrived::find(&cx.hands.lake, &walk);
+    if let Some(page) = &arrived {
+        largest = largest.max(page.openids.len());
+        cursors.extend(page.next_openid.as_ref().map(|next| next.as_str().to_owned()));
+        walk.next_openid.clone_from(&page.next_openid);
+    }
     loop {
-        if cx.stop.is_cancelled() {
-            return Err(StageError::Interrupted);
-        }
         let cursor = walk.next_openid.clone();
-        let answer = tokio::select! {
-            answer = wechat.followers_page(cursor.as_ref()) => answer,
-            () = cx.stop.cancelled() => return Err(StageError::Interrupted),
+        let asking = async {
+            tokio::select! {
+                biased;
+                () = cx.stop.cancelled() => None,
+                answer = wechat.followers_page(cursor.as_ref()) => Some(answer),
+            }
         };
-        let page = match answer {
+        let keeping = async {
+            match arrived.take() {
+                Some(page) => keep(cx, &mut walk, book, &page).await,
+                None => Ok(book),
+            }
+        };
+        let (answer, kept) = tokio::join!(asking, keeping);
+        book = kept?;
+        let page = match answer.ok_or(StageError::Interrupted)? {
             Ok(page) => page,
             Err(error) if error.errcode() == Some(BAD_OPENID) && walk.pages > 0 => {
                 walk = recover_cursor(cx, account, walk, &mut stepped_back).await?;
@@ -105,16 +121,13 @@ pub(super) async fn to_the_end(
             short.judge(cx, account)?;
         }
         asked_again = 0;
-        if !page.openids.is_empty() {
-            book = keep(cx, &mut walk, book, &page).await?;
-            // A cursor that unfollows days later is another one.
-            stepped_back = false;
-            if let Some(news) = cx.news {
-                news.tell(account, walk.id, walk.pages);
-            }
-        }
-        cx.tell("pages", u64::from(walk.pages), walk.total.map(|total| total.div_ceil(OPENIDS_A_PAGE)));
+        // A cursor that unfollows days later is another one.
+        stepped_back &= page.openids.is_empty();
         if is_end {
+            if !page.openids.is_empty() {
+                book = keep(cx, &mut walk, book, &page).await?;
+            }
+            arrived::remove(&cx.hands.lake, &walk)?;
             let now = cx.hands.clock.now();
             ledger.finish_walk(walk.id, now).await?;
             walk.finished_at = Some(now);
@@ -122,11 +135,16 @@ pub(super) async fn to_the_end(
             let ended = book.end().await?;
             return Ok(Walked::of(walk, is_whole, ended));
         }
-        if let Some(next) = &page.next_openid {
-            cursors.insert(next.as_str().to_owned());
-        }
-        walk.next_openid = page.next_openid;
+        cursors.extend(page.next_openid.as_ref().map(|next| next.as_str().to_owned()));
+        walk.next_openid.clone_from(&page.next_openid);
+        arrived = Some(put_aside(cx, &walk, page).await?);
     }
+}
+
+/// Makes sure that a page need not be asked for again, whatever comes.
+async fn put_aside(cx: &StageContext<'_>, walk: &Walk, page: FollowerPage) -> Result<FollowerPage, StageError> {
+    let (lake, walk) = (cx.hands.lake.clone(), walk.clone());
+    Ok(tokio::task::spawn_blocking(move || arrived::put(&lake, &walk, &page).map(|()| page)).await??)
 }
 
 /// Whether this page is the last: empty, no cursor, the cursor just sent, or one seen earlier in this walk (a loop).
@@ -190,6 +208,7 @@ async fn recover_cursor(
     if !*stepped_back {
         *stepped_back = true;
         tracing::warn!(account = %account, page = walk.pages, "the walk's cursor is not accepted any more: one page back");
+        arrived::remove(&cx.hands.lake, &walk)?;
         ledger.step_back(walk.id).await?;
         let pages = ledger.walk_pages(walk.id).await?;
         walk.pages = u32::try_from(pages.len()).unwrap_or(u32::MAX);
@@ -216,6 +235,7 @@ pub(super) async fn forget(cx: &StageContext<'_>, walk: &Walk) -> Result<(), Sta
     for page in cx.hands.ledger.walk_pages(walk.id).await? {
         cx.hands.lake.remove(&page.path)?;
     }
+    arrived::remove(&cx.hands.lake, walk)?;
     Ok(cx.hands.ledger.drop_walk(walk.id).await?)
 }
 
@@ -235,7 +255,7 @@ async fn take_back_cut_short(cx: &StageContext<'_>, walk: &mut Walk) -> Result<(
     Ok(())
 }
 
-/// A page as a file, then in the ledger: the walk's checkpoint.
+/// A page as a file, then in the ledger.
 async fn keep(cx: &StageContext<'_>, walk: &mut Walk, book: Book, page: &FollowerPage) -> Result<Book, StageError> {
     let number = walk.pages + 1;
     let path = format!("work/walks/{}/{}/page-{number:05}.parquet", walk.account, walk.id);
@@ -245,6 +265,10 @@ async fn keep(cx: &StageContext<'_>, walk: &mut Walk, book: Book, page: &Followe
     cx.hands.ledger.record_page(walk.id, new, cx.hands.clock.now()).await?;
     walk.pages = number;
     walk.openids += count;
+    if let Some(news) = cx.news {
+        news.tell(&walk.account, walk.id, walk.pages);
+    }
+    cx.tell("pages", u64::from(walk.pages), walk.total.map(|total| total.div_ceil(OPENIDS_A_PAGE)));
     Ok(book)
 }
 
