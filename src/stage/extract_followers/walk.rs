@@ -79,6 +79,10 @@ pub(super) async fn to_the_end(
         cursors.extend(page.next_openid.as_ref().map(|next| next.as_str().to_owned()));
         walk.next_openid.clone_from(&page.next_openid);
     }
+    if walk.pages > 0 && walk.next_openid.is_none() {
+        // The page that ends the list is recorded; asking without a cursor would begin it anew.
+        return finish(cx, walk, book, is_whole).await;
+    }
     loop {
         let cursor = walk.next_openid.clone();
         let asking = async {
@@ -127,18 +131,23 @@ pub(super) async fn to_the_end(
             if !page.openids.is_empty() {
                 book = keep(cx, &mut walk, book, &page).await?;
             }
-            arrived::remove(&cx.hands.lake, &walk)?;
-            let now = cx.hands.clock.now();
-            ledger.finish_walk(walk.id, now).await?;
-            walk.finished_at = Some(now);
-            tracing::info!(account = %account, pages = walk.pages, rows = walk.openids, "walked {} pages of followers", walk.pages);
-            let ended = book.end().await?;
-            return Ok(Walked::of(walk, is_whole, ended));
+            return finish(cx, walk, book, is_whole).await;
         }
         cursors.extend(page.next_openid.as_ref().map(|next| next.as_str().to_owned()));
         walk.next_openid.clone_from(&page.next_openid);
         arrived = Some(put_aside(cx, &walk, page).await?);
     }
+}
+
+async fn finish(cx: &StageContext<'_>, mut walk: Walk, book: Book, is_whole: bool) -> Result<Walked, StageError> {
+    arrived::remove(&cx.hands.lake, &walk)?;
+    let now = cx.hands.clock.now();
+    cx.hands.ledger.finish_walk(walk.id, now).await?;
+    walk.finished_at = Some(now);
+    let (account, pages) = (&walk.account, walk.pages);
+    tracing::info!(account = %account, pages, rows = walk.openids, "walked {pages} pages of followers");
+    let ended = book.end().await?;
+    Ok(Walked::of(walk, is_whole, ended))
 }
 
 /// Makes sure that a page need not be asked for again, whatever comes.
