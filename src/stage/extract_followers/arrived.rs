@@ -1,8 +1,12 @@
 //! The page of a walk that arrived last, as a file of its own until it is kept: so that the next one can be asked for while
 //! this one is compared, written and recorded. A process that was killed meanwhile finds it here and does not ask again.
 //!
-//! One file a walk, replaced by each page: a line of JSON that says what comes, then an openid a line. A file that is not
-//! whole, or not of the page that the ledger lacks, is no page: that page is asked for again.
+//! One file a walk, written over by each page (a file a page would have the file system look for room for it): a line of JSON
+//! that says what comes, an openid a line, and the first line again. What a kill tore is told by the two lines; then, and
+//! where the file is of another page than the ledger lacks, it is no page, and that one is asked for again.
+
+use std::fs::OpenOptions;
+use std::io::Write;
 
 use serde::{Deserialize, Serialize};
 
@@ -42,35 +46,35 @@ pub(super) fn put(lake: &Lake, walk: &Walk, page: &FollowerPage) -> Result<(), L
         openids: page.openids.len(),
         bytes,
     };
-    let mut text = serde_json::to_string(&header).expect("a header is JSON");
-    text.reserve(bytes + 1);
-    text.push('\n');
+    let line = serde_json::to_string(&header).expect("a header is JSON") + "\n";
+    let mut text = String::with_capacity(bytes + 2 * line.len());
+    text.push_str(&line);
     for openid in page.openids.iter().flatten() {
         text.push_str(openid);
         text.push('\n');
     }
-    let target = path(walk);
-    let unfinished = format!("{target}.tmp");
-    let file = lake.absolute(&unfinished);
+    text.push_str(&line);
+    let file = lake.absolute(&path(walk));
     let write = || {
         std::fs::create_dir_all(file.parent().expect("it lies in a folder"))?;
-        std::fs::write(&file, text)
+        OpenOptions::new().write(true).create(true).truncate(false).open(&file)?.write_all(text.as_bytes())
     };
     write().map_err(|source| LakeError::Write { path: file.clone(), source })?;
-    lake.rename(&unfinished, &target)?;
     crash::pass(CrashPoint::AfterPageArrived);
     Ok(())
 }
 
 /// The page that was put aside, if it is the one that the walk's records lack. Blocking.
 pub(super) fn find(lake: &Lake, walk: &Walk) -> Option<FollowerPage> {
-    let text = std::fs::read_to_string(lake.absolute(&path(walk))).ok()?;
-    let (header, openids) = text.split_once('\n')?;
-    let header: Header = serde_json::from_str(header).ok()?;
-    if header.page != walk.pages + 1 || header.bytes != openids.len() {
+    let text = std::fs::read(lake.absolute(&path(walk))).ok()?;
+    let line = text.split_inclusive(|byte| *byte == b'\n').next()?;
+    let header: Header = serde_json::from_slice(line).ok()?;
+    // A longer page of before may stand behind it.
+    let (openids, end) = text[line.len()..].split_at_checked(header.bytes)?;
+    if header.page != walk.pages + 1 || !end.starts_with(line) {
         return None;
     }
-    let openids: Texts = openids.lines().map(Some).collect();
+    let openids: Texts = std::str::from_utf8(openids).ok()?.lines().map(Some).collect();
     (openids.len() == header.openids).then(|| FollowerPage {
         total: header.total,
         count: header.count,
@@ -129,10 +133,16 @@ mod tests {
         assert_eq!(find(&lake, &walk(3)), Some(page(&["oA", "oB"])));
         assert_eq!([find(&lake, &walk(2)), find(&lake, &walk(4))], [None, None]);
         let file = lake.absolute(&path(&walk(3)));
-        let text = std::fs::read_to_string(&file).unwrap();
-        for cut in 0..text.len() {
-            std::fs::write(&file, &text[..cut]).unwrap();
-            assert_eq!(find(&lake, &walk(3)), None, "{cut} bytes of it");
+        put(&lake, &walk(4), &page(&["oC", "oD", "oE"])).unwrap();
+        let longer = std::fs::read_to_string(&file).unwrap();
+        put(&lake, &walk(5), &page(&["oF"])).unwrap();
+        assert_eq!(find(&lake, &walk(5)), Some(page(&["oF"])), "behind it stands what is left of a longer one");
+        let next = std::fs::read_to_string(&file).unwrap();
+        let line = next.lines().next().unwrap();
+        let own = 2 * (line.len() + 1) + "oF\n".len();
+        for torn in 0..next.len() {
+            std::fs::write(&file, next[..torn].to_owned() + &longer[torn..]).unwrap();
+            assert_eq!(find(&lake, &walk(5)).is_some(), torn >= own, "{torn} bytes of it");
         }
         remove(&lake, &walk(3)).unwrap();
         assert_eq!(find(&lake, &walk(3)), None);
