@@ -1,7 +1,7 @@
 //! Counting read calls against the day's quota before they are made, for all processes together.
 //!
-//! Calls are reserved in the ledger: details in small blocks, so that a page of them costs no transaction, everything
-//! else one by one. What is left of a block goes back when a stage ends; of a process that was killed, when the next one reads
+//! Calls are reserved in the ledger: details and pages of followers in small blocks, so that not each of them costs a
+//! transaction, everything else one by one. What is left of a block goes back when a stage ends; of a process that was killed, when the next one reads
 //! for the account. A power cut counts at most two blocks too many, never one too few. What WeChat answered is noted in memory (it must not hold up a call) and goes into the ledger
 //! with the next reservation or when the stage ends. Sends are not counted here: a push reserves its own.
 
@@ -18,7 +18,9 @@ use crate::ledger::{Ledger, LedgerError, QuotaCharge, QuotaFigure as NotedFigure
 use crate::wechat::{CallEnd, CallMeter, Endpoint, QuotaFigure, Refused, StoreError};
 
 /// Calls for details reserved at once.
-const BLOCK: u64 = 32;
+const DETAILS: u64 = 32;
+/// Pages of followers reserved at once: of 500 a day.
+const PAGES: u64 = 8;
 /// The day's calls are used up.
 const QUOTA_SPENT: i64 = 45009;
 /// 45009 is said of a day and at times of a minute, and the client asks again where the figures say that calls remain.
@@ -243,10 +245,14 @@ fn is_never_refused(endpoint: Endpoint) -> bool {
     endpoint.is_token_call() || endpoint == Endpoint::QuotaGet
 }
 
-/// How many calls are reserved at once. Only details come by the thousand; of the few others each would leave a block
-/// behind when its process is killed.
+/// How many calls are reserved at once. Only these come by the hundred; of the few others each would leave a block behind when
+/// its process is killed.
 pub(super) fn block(endpoint: Endpoint) -> u64 {
-    if matches!(endpoint, Endpoint::UserInfo | Endpoint::UserInfoBatchget) { BLOCK } else { 1 }
+    match endpoint {
+        Endpoint::UserInfo | Endpoint::UserInfoBatchget => DETAILS,
+        Endpoint::UserGet => PAGES,
+        _ => 1,
+    }
 }
 
 impl CallMeter for LedgerMeter {

@@ -81,10 +81,10 @@ async fn a_token_of_another_kind_or_address_is_not_taken() {
 #[tokio::test(flavor = "multi_thread")]
 async fn meters_of_two_processes_never_pass_a_limit_together() {
     let folder = tempfile::tempdir().unwrap();
-    let limits = "[accounts.main.quota]\n\"user/info/batchget\" = 100\n\"user/get\" = 7";
+    let limits = "[accounts.main.quota]\n\"user/info/batchget\" = 100\n\"user/get\" = 30";
     let settings = settings(folder.path(), "http://127.0.0.1:1", limits);
     let meters = [Arc::new(meter(&settings).await), Arc::new(meter(&settings).await)];
-    for (endpoint, limit) in [(Endpoint::UserInfoBatchget, 100), (Endpoint::UserGet, 7)] {
+    for (endpoint, limit) in [(Endpoint::UserInfoBatchget, 100), (Endpoint::UserGet, 30)] {
         let asked = (0..160).map(|number: usize| {
             let meter = meters[number % 2].clone();
             tokio::spawn(async move { meter.before(endpoint).await.is_ok() })
