@@ -14,6 +14,7 @@ mod session;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex};
+use std::thread::JoinHandle;
 
 use chrono_tz::Tz;
 
@@ -42,7 +43,18 @@ pub struct Engine {
     pub(crate) most_spilled: Option<u64>,
     macros: Arc<Macros>,
     facts: Arc<Mutex<HashMap<String, SqlFacts>>>,
+    ahead: Arc<Mutex<Option<Ahead>>>,
 }
+
+/// A session on its way that nobody has asked for yet.
+#[derive(Debug)]
+struct Ahead {
+    limits: Limits,
+    session: JoinHandle<Result<Session, EngineError>>,
+}
+
+/// Memory, threads and bytes on the disk.
+type Limits = (String, usize, Option<u64>);
 
 impl Engine {
     /// An engine with `memory_limit` as DuckDB reads it, `threads` (0: all), and a folder to spill into.
@@ -54,6 +66,7 @@ impl Engine {
             most_spilled: None,
             macros: Arc::new(LazyLock::new(Box::new(move || local_time_macros(timezone)))),
             facts: Arc::default(),
+            ahead: Arc::default(),
         }
     }
 
@@ -82,6 +95,28 @@ impl Engine {
     /// The same engine with another memory limit, as DuckDB reads it, and at most so many bytes on the disk past it.
     pub fn with_limits(&self, memory: impl Into<String>, spilled_bytes: u64) -> Self {
         Self { memory_limit: memory.into(), most_spilled: Some(spilled_bytes), ..self.clone() }
+    }
+
+    /// Opens a session beside other work, for whoever asks this engine, or one with the same limits, for the next: DuckDB takes
+    /// 25 ms to start, and its library 20 to be found. One at a time.
+    pub fn open_ahead(&self) {
+        let mut ahead = self.ahead.lock().expect("nobody panics with it");
+        if ahead.is_none() {
+            let engine = self.clone();
+            let opening = std::thread::Builder::new().name("engine".to_owned()).spawn(move || engine.open());
+            // Where no thread is to be had, it is opened when it is asked for.
+            *ahead = opening.ok().map(|session| Ahead { limits: self.limits(), session });
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        (self.memory_limit.clone(), self.threads, self.most_spilled)
+    }
+
+    fn opened_ahead(&self) -> Option<Result<Session, EngineError>> {
+        let limits = self.limits();
+        let ahead = self.ahead.lock().expect("nobody panics with it").take_if(|ahead| ahead.limits == limits)?;
+        ahead.session.join().ok()
     }
 
     /// The same engine with one thread: for reading in order beside other work.

@@ -125,6 +125,10 @@ impl Engine {
     ///
     /// [`EngineError::Open`] when DuckDB does not start with these limits.
     pub fn session(&self) -> Result<Session, EngineError> {
+        self.opened_ahead().unwrap_or_else(|| self.open())
+    }
+
+    pub(super) fn open(&self) -> Result<Session, EngineError> {
         let open = |source| EngineError::Open { source };
         let mut config = duckdb::Config::default()
             .enable_autoload_extension(false)
@@ -350,6 +354,27 @@ mod tests {
         // A process that was killed may have left something under the unfinished name.
         std::fs::write(unfinished(&target), "half").unwrap();
         assert_eq!(session.copy("select 1 as a", &Params::new(), &target).unwrap().rows, 1);
+    }
+
+    #[test]
+    fn a_session_that_was_opened_ahead_goes_to_whoever_has_its_limits() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = Engine::new("100MB", 2, folder.path(), chrono_tz::UTC);
+        let limit = |session: &Session| {
+            let sql = "select current_setting('memory_limit') || ' ' || current_setting('threads') as found";
+            match session.query(sql, &Params::new()).unwrap().columns.as_slice() {
+                [(_, crate::domain::Values::Text(found))] => found[0].clone().unwrap(),
+                other => panic!("{other:?}"),
+            }
+        };
+        let small = engine.within(50_000_000, 1);
+        small.open_ahead();
+        engine.open_ahead();
+        assert_eq!(limit(&engine.session().unwrap()), "95.3 MiB 2");
+        assert!(small.ahead.lock().unwrap().is_some(), "the other one's is still there");
+        assert_eq!(limit(&small.session().unwrap()), "47.6 MiB 1");
+        assert!(small.ahead.lock().unwrap().is_none());
+        assert_eq!(limit(&small.session().unwrap()), "47.6 MiB 1");
     }
 
     #[test]

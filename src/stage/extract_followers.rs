@@ -96,6 +96,10 @@ async fn one_account(
         }
     }
     let turn = Turn::wait(cx, &format!("walk:{account}")).await?;
+    if cx.news.is_some() && cx.visible.slice(table.as_str(), account.as_str()).is_some() {
+        // Whoever looks for people to ask for when the walk has ended begins at once then.
+        cx.hands.sparing_engine().open_ahead();
+    }
     turn.hold(async {
         let ledger = &cx.hands.ledger;
         let walk = match ledger.open_walk(account).await? {
