@@ -123,6 +123,8 @@ pub enum ColumnKind {
     Empty,
     /// Every value fits 64 bits.
     Integer,
+    /// The same, and one has more digits than a floating number keeps.
+    LongInteger,
     Number,
     Boolean,
     /// Also: nested JSON, integers too long for 64 bits, and values of several kinds.

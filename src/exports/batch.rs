@@ -185,6 +185,7 @@ impl ColumnKind {
         match (self, other) {
             (Self::Empty, kind) | (kind, Self::Empty) => kind,
             (one, same) if one == same => one,
+            (Self::Integer, Self::LongInteger) | (Self::LongInteger, Self::Integer) => Self::LongInteger,
             (Self::Integer, Self::Number) | (Self::Number, Self::Integer) => Self::Number,
             _ => Self::Text,
         }

@@ -2,17 +2,15 @@
 //!
 //! Rows are cut as bytes, decoded whole, and taken field by field. A quote opens a field only at its beginning.
 //! A quote that is never closed would swallow the rest of the file, or pair with the next quote in it and swallow what
-//! is between: either is noticed, the line it stands on is refused, and reading goes on at the next line.
+//! is between: either is noticed, the line it stands on is refused, and reading goes on at the next line. A row may be as long
+//! as [`MAX_ROW_BYTES`], in however many lines: were it given up sooner, its lines would be taken for rows.
 //! Within one line stray quotes are kept as the text they are (`"小明"同学`).
 
 use super::batch::Collector;
 use super::encoding::Decoder;
 use super::layout::{Layout, cleaned_names, has_all};
-use super::source::{Line, MAX_ROW_BYTES, Source};
+use super::source::{Line, MAX_ROW, MAX_ROW_BYTES, Source};
 use super::{BadRow, ColumnKind, Encoding, ExportError, FileReport, Job, ReadOptions, Sink};
-
-/// A row with more line breaks than this is taken for a quote that was never closed.
-const MAX_ROW_LINES: u64 = 1000;
 
 /// What stands between fields, the likeliest first.
 const DELIMITERS: [u8; 4] = [b',', b'\t', b';', b'|'];
@@ -166,10 +164,15 @@ impl Reader {
         let mut lines = 1;
         self.look_at_encoding(bytes)?;
         let mut split = self.fields.split(&self.source.window()[..bytes]);
-        while split == Split::Open && lines <= MAX_ROW_LINES {
+        let mut is_too_long = false;
+        while split == Split::Open {
             match self.source.line_from(bytes)? {
                 Line::EndsAt(longer) => bytes = longer,
-                Line::TooLong | Line::None => break,
+                Line::None => break,
+                Line::TooLong => {
+                    is_too_long = true;
+                    break;
+                }
             }
             lines += 1;
             self.look_at_encoding(bytes)?;
@@ -182,7 +185,9 @@ impl Reader {
                 Ok(Next::Row { bytes })
             }
             Split::Open | Split::TextAfterQuote => {
-                let reason = format!("the quote opened on line {} is never closed", self.source.line());
+                let never =
+                    if is_too_long { format!("not closed within {MAX_ROW}") } else { "never closed".to_owned() };
+                let reason = format!("the quote opened on line {} is {never}", self.source.line());
                 Ok(Next::Refused { bytes: end, reason })
             }
         }
@@ -190,7 +195,7 @@ impl Reader {
 
     fn too_long(&mut self) -> Next {
         self.passing = Passing::Line;
-        Next::Refused { bytes: MAX_ROW_BYTES, reason: format!("a line longer than {MAX_ROW_BYTES} bytes") }
+        Next::Refused { bytes: MAX_ROW_BYTES, reason: format!("a line longer than {MAX_ROW}") }
     }
 
     /// Puts the row that `next` found into the batch, or refuses it.

@@ -268,8 +268,10 @@ impl<'a> Value<'a> {
 }
 
 fn number_kind(digits: &str) -> ColumnKind {
-    if digits.parse::<i64>().is_ok() {
-        ColumnKind::Integer
+    /// Every whole number up to it has a floating one of its own.
+    const EXACT: u64 = 1 << 53;
+    if let Ok(number) = digits.parse::<i64>() {
+        if number.unsigned_abs() <= EXACT { ColumnKind::Integer } else { ColumnKind::LongInteger }
     } else if digits.contains(['.', 'e', 'E']) && digits.parse::<f64>().is_ok_and(f64::is_finite) {
         ColumnKind::Number
     } else {

@@ -11,7 +11,9 @@ use super::utf16::Utf16;
 use super::{ExportError, Input};
 
 /// A row longer than this is no row of an export.
-pub(super) const MAX_ROW_BYTES: usize = 1 << 20;
+pub(super) const MAX_ROW_BYTES: usize = 16 << 20;
+/// As it is told.
+pub(super) const MAX_ROW: &str = "16 MiB";
 
 const FIRST_WINDOW_BYTES: usize = 256 << 10;
 /// Enough of a header to tell UTF-16 that does not say so.

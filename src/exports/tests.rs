@@ -307,12 +307,23 @@ fn a_key_that_turns_up_late_adds_a_column_from_there_on() {
 #[test]
 fn a_line_without_end_is_one_bad_row() {
     let mut content = b"openid,a\no1,".to_vec();
-    content.resize(5 << 20, b'x');
+    content.resize(20 << 20, b'x');
     content.extend_from_slice(b"\no2,y\n");
     let found = read("u.csv", &content).unwrap();
-    assert_eq!(found.bad(), [(2, "a line longer than 1048576 bytes")]);
+    assert_eq!(found.bad(), [(2, "a line longer than 16 MiB")]);
     assert_eq!(found.batches[0].bad[0].raw.chars().count(), 2000);
     assert_eq!(found.lines(), [3]);
+}
+
+#[test]
+fn a_quoted_field_of_megabytes_and_thousands_of_lines_is_one_field() {
+    let note = "o9,not a row\n".repeat(200_000);
+    let found = read("u.csv", format!("openid,note\no1,\"{note}\"\no2,y\n").as_bytes()).unwrap();
+    assert_eq!((found.bad(), found.texts("openid")), (vec![], vec!["o1".to_owned(), "o2".to_owned()]));
+    assert_eq!((found.texts("note")[0] == note, found.lines()), (true, vec![2, 200_003]));
+    let longer = "x\n".repeat(9 << 20);
+    let found = read("u.csv", format!("openid,note\no1,\"{longer}\"\n").as_bytes()).unwrap();
+    assert_eq!(found.bad()[0], (2, "the quote opened on line 2 is not closed within 16 MiB"));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! that the second byte of a GB18030 character may look like any of these. Whether a piece is an object is seen later.
 
 use crate::exports::encoding::{Decoder, Encoding};
-use crate::exports::source::{Line, MAX_ROW_BYTES, Source};
+use crate::exports::source::{Line, MAX_ROW, MAX_ROW_BYTES, Source};
 use crate::exports::{ExportError, Format, Job};
 
 /// What comes next; `bytes` from the beginning of the source's window.
@@ -95,7 +95,7 @@ impl Pieces {
             Line::None => return Ok(Piece::End),
             Line::TooLong => {
                 self.passing = Passing::Line;
-                let reason = format!("a line longer than {MAX_ROW_BYTES} bytes");
+                let reason = format!("a line longer than {MAX_ROW}");
                 return Ok(Piece::Refused { bytes: MAX_ROW_BYTES, reason });
             }
             Line::EndsAt(bytes) => bytes,
