@@ -43,11 +43,40 @@ pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome
     if let Some(source) = &plan.database {
         return database::run(cx, plan, source).await;
     }
-    let (files, as_of) = sources(cx, plan).await?;
-    let inputs = inputs_of(&files)?;
-    let hash = unchanged::source_hash(cx, plan, &files).await?;
+    let mut tries = 1;
+    loop {
+        let (files, as_of) = sources(cx, plan).await?;
+        let stamps: Vec<_> = files.iter().map(SourceFile::stamp).collect();
+        let report = of_files(cx, plan, &files, as_of).await;
+        let Some((changed, _)) = files.iter().zip(&stamps).find(|(file, stamp)| file.stamp() != **stamp) else {
+            return Ok(StageOutcome::Done(report?));
+        };
+        // Neither what was read nor what was wrong with it is of any file that there ever was.
+        let shown = shown(cx, &changed.shown);
+        if tries == MOST_TRIES {
+            return Err(StageError::Rule(format!(
+                "{shown} changed while it was read, {tries} times in a row; have exports written under another name and renamed \
+                 when they are whole; the next run reads it"
+            )));
+        }
+        tries += 1;
+        tracing::warn!(file = %shown, "{shown} changed while it was read: reading it again");
+    }
+}
+
+/// A file that changes while it is read is read so often.
+const MOST_TRIES: u32 = 3;
+
+async fn of_files(
+    cx: &StageContext<'_>,
+    plan: &LoadUsers,
+    files: &[SourceFile],
+    as_of: Timestamp,
+) -> Result<StageReport, StageError> {
+    let inputs = inputs_of(files)?;
+    let hash = unchanged::source_hash(cx, plan, files).await?;
     if let Some((users, quarantine)) = unchanged::made_before(cx, plan, &hash) {
-        return Ok(StageOutcome::Done(once_more(cx, as_of, [users, quarantine])));
+        return Ok(once_more(cx, as_of, [users, quarantine]));
     }
     let work = format!("work/load/{}", cx.new_snapshot_id());
     let loaded = load(cx, plan, &inputs, &work).await;
@@ -58,7 +87,7 @@ pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome
     let _ = std::fs::remove_dir(cx.hands.lake.absolute(&work));
     let loaded = loaded?;
     let detail = json!({ "files": inputs.len() });
-    Ok(StageOutcome::Done(report(cx, plan, loaded, Origin { as_of, hash: Some(hash), detail })))
+    Ok(report(cx, plan, loaded, Origin { as_of, hash: Some(hash), detail }))
 }
 
 /// A file, and the name that people know it by: its own, or that of the object it is a copy of.
@@ -69,6 +98,12 @@ pub struct SourceFile {
 }
 
 impl SourceFile {
+    /// What tells the file from what it becomes: size and time of its last change.
+    fn stamp(&self) -> Option<(u64, std::time::SystemTime)> {
+        let metadata = std::fs::metadata(&self.on_disk).ok()?;
+        Some((metadata.len(), metadata.modified().ok()?))
+    }
+
     /// What the file holds, as [`Input::all_of`].
     ///
     /// # Errors

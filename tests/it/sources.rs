@@ -114,6 +114,105 @@ async fn an_exports_columns_may_have_any_name() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_is_of_its_type_only_with_all_its_digits() {
+    let house = loading(
+        "source.files = \"data/exports/mall/*\"\nmax_bad = 0.9\n\
+         types = { n = \"int\", paid = \"decimal(12,2)\", born = \"date\", huge = \"hugeint\" }",
+    )
+    .await;
+    let rows = [
+        ("good", "31,19.90,2026-11-24,12345678901234567890", None),
+        ("same", "31.0,1.9000,2026-11-24 00:00:00,1", None),
+        ("power", "1e3,1e2,2026-11-24,1", None),
+        ("half", "1.7,1,2026-11-24,1", Some("n is not a int: 1.7")),
+        ("hex", "0x10,1,2026-11-24,1", Some("n is not a int: 0x10")),
+        ("thousands", "1_000,1,2026-11-24,1", Some("n is not a int: 1_000")),
+        ("cents", "1,12.345,2026-11-24,1", Some("paid is not a decimal(12,2): 12.345")),
+        ("noon", "1,1,2026-11-24 12:00:00,1", Some("born is not a date: 2026-11-24 12:00:00")),
+        ("wide", "1,1,2026-11-24,1.5", Some("huge is not a decimal(38,0): 1.5")),
+    ];
+    let text: String = rows.iter().map(|(openid, values, _)| format!("{openid},,{values}\n")).collect();
+    house.write("data/exports/mall/a.csv", &format!("openid,unionid,n,paid,born,huge\n{text}"));
+    house.run("load", &[]).await.ends(0);
+    let users = house.rows("select openid, n, paid, born, huge from mall_users order by openid").await;
+    let expected = [
+        ["good", "31", "19.90", "2026-11-24", "12345678901234567890"],
+        ["power", "1000", "100.00", "2026-11-24", "1"],
+        ["same", "31", "1.90", "2026-11-24", "1"],
+    ];
+    assert_eq!(users, expected);
+    let refused = house.rows("select reason from quarantine order by line").await;
+    let expected: Vec<Vec<String>> =
+        rows.iter().filter_map(|row| row.2).map(|reason| vec![reason.to_owned()]).collect();
+    assert_eq!(refused, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn words_for_nothing_are_nothing_and_long_numbers_keep_their_digits_in_every_kind_of_file() {
+    let house = loading("source.files = \"data/exports/mall/*\"").await;
+    std::fs::create_dir_all(house.path("data/exports/mall")).unwrap();
+    let target = house.path("data/exports/mall/a.parquet");
+    let sql = "select * from (values ('o1', 'NULL'), ('o2', '\\N'), ('o3', 'null'), (' o4\u{3000}', '\u{FEFF}u4 '), ('NULL', 'u5'))
+               as people(openid, unionid)";
+    house.lianbo(&["sql", sql, "-o", target.to_str().unwrap()]).await.ends(0);
+    house.write(
+        "data/exports/mall/b.ndjson",
+        "{\"openid\":\"p1\",\"unionid\":\"NULL\",\"n\":9007199254740993}\n{\"openid\":\"p2\",\"unionid\":\"u\",\"n\":1.5}\n",
+    );
+    house.edit("pipelines/load.toml", "miniprogram = \"mall\"", "miniprogram = \"mall\"\nmax_bad = 0.5");
+    house.run("load", &[]).await.ends(0);
+    let users = house.rows("select openid, unionid, n from mall_users order by openid").await;
+    let expected = [
+        ["o1", "", ""],
+        ["o2", "", ""],
+        ["o3", "", ""],
+        ["o4", "u4", ""],
+        ["p1", "", "9007199254740993"],
+        ["p2", "u", "1.5"],
+    ];
+    assert_eq!(users, expected);
+    assert_eq!(house.rows("select line, reason from quarantine").await, [["5", "no openid"]]);
+    // A sum is wider than Parquet's whole numbers.
+    let target = house.path("sum.parquet");
+    let sum = "select sum(9007199254740993::bigint) as n";
+    house.lianbo(&["sql", sum, "-o", target.to_str().unwrap()]).await.ends(0);
+    let session = duckdb::Connection::open_in_memory().unwrap();
+    let read = format!("select typeof(n) || ' ' || n from '{}'", target.display());
+    assert_eq!(session.query_row(&read, [], |row| row.get::<_, String>(0)).unwrap(), "BIGINT 9007199254740993");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_changes_while_it_is_read_is_read_again_and_refused_when_it_never_rests() {
+    let house = loading(CSV).await;
+    let file = house.path("data/exports/mall/a.csv");
+    house.write("data/exports/mall/a.csv", "openid,unionid\noA,uA\n");
+    house.run("load", &[]).await.ends(0);
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let refused = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut rows = std::fs::File::options().append(true).open(&file).unwrap();
+            for row in 0.. {
+                if is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    return;
+                }
+                std::io::Write::write_all(&mut rows, format!("o{row},u{row}\n").as_bytes()).unwrap();
+                std::thread::yield_now();
+            }
+        });
+        let refused = tokio::runtime::Handle::current();
+        let refused = tokio::task::block_in_place(|| refused.block_on(house.run("load", &["--fresh"])));
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        refused
+    });
+    let refused = refused.ends(1);
+    assert!(refused.text().contains("a.csv changed while it was read, 3 times in a row"), "{refused:?}");
+    assert_eq!(house.rows("select openid from mall_users").await, [["oA"]]);
+    house.run("load", &["--fresh"]).await.ends(0);
+    let lines = std::fs::read_to_string(&file).unwrap().lines().count() - 1;
+    assert_eq!(house.numbers("select count(*) from mall_users").await, [u64::try_from(lines).unwrap()]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn columns_that_come_go_or_change_are_told_with_file_and_value_and_the_table_stays() {
     let keys = format!("{CSV}columns = {{ city = \"城市\" }}\ntypes = {{ age = \"integer\" }}\n");
     let house = loading(&format!("{keys}on_new_column = \"fail\"")).await;

@@ -93,13 +93,17 @@ impl Contract<'_> {
         let Some(name) = self.typed().find(|name| !is_standard(name) && !has(name)) else { return Ok(()) };
         let there: Vec<&str> = file.columns.iter().map(|column| column.name.as_str()).collect();
         let near =
-            nearest(name, there.iter().copied()).map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+            nearest(name, there.iter().copied()).map_or_else(String::new, |near| format!(", did you mean `{near}`?"));
+        let theirs = |name: &&str| match self.plan.columns.iter().find(|(ours, _)| ours == name) {
+            Some((ours, theirs)) if ours != theirs => format!("{theirs} (as {ours})"),
+            _ => (*name).to_owned(),
+        };
         Err(StageError::Rule(format!(
-            "{}: the column `{name}` has vanished{}; the file has {}{near} Have the export made as before, or take `{name}` \
+            "{}: the column `{name}` has vanished{}{near}; the file has {}. Have the export made as before, or take `{name}` \
              out of `types`",
             file.shown,
             self.last_seen(session, name),
-            there.join(", "),
+            there.iter().map(theirs).collect::<Vec<_>>().join(", "),
         )))
     }
 

@@ -51,7 +51,7 @@ pub(super) const AT: &str = "\"time of the row\"";
 const WITH_ZONE: &str = "TIMESTAMP WITH TIME ZONE";
 
 impl StagedColumn {
-    /// Its values as texts: ids without what is around them, which of files of text went when they were read.
+    /// Its values as texts: ids cleaned, as those of text files and databases were when they were read.
     fn text(&self, file: &Staged) -> String {
         let is_id = self.name == "openid" || self.name == "unionid";
         let sql = match self.natural_type.as_str() {
@@ -59,8 +59,64 @@ impl StagedColumn {
             _ => self.sql.clone(),
         };
         let text = format!("cast({sql} as varchar)");
-        if is_id && (file.is_parquet || file.key.is_some()) { format!("nullif(trim({text}), '')") } else { text }
+        if is_id && file.is_parquet { id_of(&text) } else { text }
     }
+}
+
+/// A text as an id, by the rule that the readers of text have as well: without what is around it, and nothing where it is a
+/// word for nothing.
+pub(super) fn id_of(value: &str) -> String {
+    let around = text(
+        " \t\n\r\u{b}\u{c}\u{85}\u{a0}\u{1680}\u{2028}\u{2029}\u{202f}\u{3000}\u{feff}\u{200b}\u{200c}\u{200d}\u{2060}",
+    );
+    let nothings = ["''", "'NULL'", "'null'", "'Null'", r"'\N'"];
+    nothings.iter().fold(format!("trim({value}, {around})"), |id, nothing| format!("nullif({id}, {nothing})"))
+}
+
+/// What the engine casts to a type though it is none of it: a fraction to a whole number, more digits to fewer, a time to its
+/// date. As a condition on the text `column`, whose value of the type is `typed`.
+fn is_rounded(ty: &str, column: &str, typed: &str) -> Option<String> {
+    const WHOLE: [&str; 16] = [
+        "tinyint",
+        "smallint",
+        "integer",
+        "int",
+        "bigint",
+        "hugeint",
+        "utinyint",
+        "usmallint",
+        "uinteger",
+        "ubigint",
+        "uhugeint",
+        "int1",
+        "int2",
+        "int4",
+        "int8",
+        "long",
+    ];
+    let ty = ty.trim().to_lowercase();
+    let shape = if WHOLE.contains(&ty.as_str()) {
+        r"[+-]?\d+(\.0*)?".to_owned()
+    } else if let Some(rest) = ty.strip_prefix("decimal").or_else(|| ty.strip_prefix("numeric")) {
+        // Left out, there are three digits behind the point; with one number alone, none.
+        let numbers = rest.trim().trim_matches(['(', ')']);
+        let scale = match numbers.split_once(',') {
+            Some((_, scale)) => scale.trim().parse::<u32>().ok()?,
+            None if numbers.is_empty() => 3,
+            None => 0,
+        };
+        let fraction = if scale == 0 { "0+".to_owned() } else { format!(r"\d{{1,{scale}}}0*") };
+        format!(r"[+-]?(\d+\.?|\d*\.{fraction})")
+    } else if ty == "date" {
+        return Some(format!("coalesce(try_cast({column} as timestamp) <> cast({typed} as timestamp), false)"));
+    } else {
+        return None;
+    };
+    // An exponent says the same number in another way.
+    Some(format!(
+        "not (regexp_full_match(trim({column}), '{shape}')
+              or (contains(lower({column}), 'e') and coalesce(try_cast({column} as double) = cast({typed} as double), false)))"
+    ))
 }
 
 fn is_timestamp(ty: &str) -> bool {
@@ -122,7 +178,9 @@ impl Job {
         }
         for (name, ty) in columns.iter_mut().filter(|(name, _)| *name != UPDATED_AT) {
             if let Some(declared) = self.types.get(name) {
-                declared.clone_into(ty);
+                // Parquet has no such numbers, and the engine would write floating ones.
+                let is_too_wide = ["hugeint", "uhugeint", "int128"].contains(&declared.to_lowercase().as_str());
+                if is_too_wide { "decimal(38,0)".clone_into(ty) } else { declared.clone_into(ty) }
             }
         }
         columns
@@ -233,14 +291,22 @@ impl Job {
         self.is_declared(column) && self.types[column].eq_ignore_ascii_case("timestamp")
     }
 
+    /// A condition that holds for rows whose value of a column is not of its declared type.
+    fn is_misfit(&self, name: &str, ty: &str) -> String {
+        let (column, typed) = (quoted(name), self.typed(name, ty, "try_cast"));
+        let rounded = match is_rounded(ty, &column, &typed) {
+            Some(rounded) if !self.is_declared_time(name) => format!(" or {rounded}"),
+            _ => String::new(),
+        };
+        format!("({column} is not null and ({typed} is null{rounded}))")
+    }
+
     /// A condition that holds for rows with a value that is not of its declared type.
     fn misfit(&self, columns: &[(String, String)]) -> Option<String> {
         let conditions: Vec<String> = columns
             .iter()
             .filter(|(name, ty)| self.is_declared(name) && !ty.eq_ignore_ascii_case("varchar"))
-            .map(|(name, ty)| {
-                format!("({} is not null and {} is null)", quoted(name), self.typed(name, ty, "try_cast"))
-            })
+            .map(|(name, ty)| self.is_misfit(name, ty))
             .collect();
         (!conditions.is_empty()).then(|| conditions.join(" or "))
     }
@@ -283,10 +349,10 @@ impl Job {
         let cases: Vec<String> = declared
             .map(|(name, ty)| {
                 format!(
-                    "when {0} is not null and {2} is null then concat_ws('', {1}, ' is not a {ty}: ', {0})",
+                    "when {2} then concat_ws('', {1}, ' is not a {ty}: ', {0})",
                     quoted(name),
                     text(name),
-                    self.typed(name, ty, "try_cast")
+                    self.is_misfit(name, ty)
                 )
             })
             .collect();
