@@ -22,7 +22,7 @@ pub use crate::domain::quoting::{quoted, text};
 pub use inspect::{Reference, SqlFacts};
 use local_time::local_time_macros;
 pub use local_time::utc_time_macro;
-pub use session::{Param, Params, Session, TableSource, Written, files};
+pub use session::{Param, Params, Session, TableSource, Written, files, for_parquet};
 
 /// Made when they are first wanted: a zone's changes of 130 years are some milliseconds' work.
 type Macros = LazyLock<String, Box<dyn FnOnce() -> String + Send>>;

@@ -104,6 +104,30 @@ pub fn files<P: AsRef<Path>>(paths: &[P]) -> String {
     format!("string_split({}, chr(10))", text(&names.join("\n")))
 }
 
+/// `sql`, which gives `columns`, as Parquet can hold it, and what it then gives: it knows no whole numbers beyond 64 bits, which
+/// the engine makes of each sum and would write as floating ones. One that does not fit is an error when it comes.
+pub fn for_parquet(sql: &str, columns: Vec<(String, String)>) -> (String, Vec<(String, String)>) {
+    let is_too_wide = |ty: &str| matches!(ty, "HUGEINT" | "UHUGEINT");
+    if columns.iter().all(|(_, ty)| !is_too_wide(ty)) {
+        return (sql.to_owned(), columns);
+    }
+    let inner: Vec<String> = (1..=columns.len()).map(|place| format!("_{place}")).collect();
+    let columns: Vec<(String, String)> = columns
+        .into_iter()
+        .map(|(name, ty)| if is_too_wide(&ty) { (name, "BIGINT".to_owned()) } else { (name, ty) })
+        .collect();
+    let items: Vec<String> = columns
+        .iter()
+        .zip(&inner)
+        .map(|((name, ty), inner)| match ty.as_str() {
+            "BIGINT" => format!("cast({inner} as bigint) as {}", quoted(name)),
+            _ => format!("{inner} as {}", quoted(name)),
+        })
+        .collect();
+    let select = sql.trim_end().trim_end_matches(';');
+    (format!("select {} from (\n{select}\n) as _rows({})", items.join(", "), inner.join(", ")), columns)
+}
+
 /// What a copy left behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {

@@ -16,7 +16,7 @@ pub use self::csv::{Csv, cell, day, moment};
 use self::sheet::Sheet;
 pub use self::sheet::SheetError;
 use crate::domain::Rows;
-use crate::engine::{EngineError, Params, Session};
+use crate::engine::{EngineError, Params, Session, for_parquet};
 
 /// Where rows go. With a [`io::ErrorKind::BrokenPipe`] they end: nobody reads on.
 pub trait RowSink: Send {
@@ -134,7 +134,8 @@ impl Bound<'_> {
     /// [`OutputError`]; what was written stays under the name of a part that is not whole.
     pub fn parquet(&self, session: &Session, target: &Path) -> Result<u64, OutputError> {
         let most = self.most_rows.map(|most| most.saturating_add(1));
-        let written = session.copy_at_most(self.sql, self.params, (target, most))?;
+        let (sql, _) = for_parquet(self.sql, self.columns.to_vec());
+        let written = session.copy_at_most(&sql, self.params, (target, most))?;
         match self.most_rows {
             Some(most) if written.rows > most => Err(OutputError::TooManyRows(most)),
             _ => Ok(written.rows),

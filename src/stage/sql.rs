@@ -9,7 +9,7 @@ use super::{NewSnapshot, StageContext, StageError, StageOutcome, StageReport, bl
 use crate::clock::Timestamp;
 use crate::config::settings::SqlStage;
 use crate::domain::TableName;
-use crate::engine::{EngineError, Params, Session, SqlFacts, TableSource, Written, quoted};
+use crate::engine::{EngineError, Params, Session, SqlFacts, TableSource, Written, for_parquet, quoted};
 use crate::lake::Lake;
 
 /// Runs the SELECT over what the run sees and writes the table.
@@ -114,7 +114,8 @@ impl Job {
         session.confine(&[&self.target])?;
         let columns = session.bind(&self.sql, &self.params).map_err(in_stage)?;
         if before.is_none() {
-            return Ok((session.copy(&self.sql, &self.params, &self.target).map_err(in_stage)?, columns));
+            let (sql, columns) = for_parquet(&self.sql, columns);
+            return Ok((session.copy(&sql, &self.params, &self.target).map_err(in_stage)?, columns));
         }
         let select = self.sql.trim_end().trim_end_matches(';');
         session.execute(&format!("create temp table {FRESH} as\n{select}"), &self.params).map_err(in_stage)?;
@@ -129,6 +130,7 @@ impl Job {
             keys.join(" and ")
         );
         let columns = session.bind(&upsert, &Params::new()).map_err(in_stage)?;
+        let (upsert, columns) = for_parquet(&upsert, columns);
         Ok((session.copy(&upsert, &Params::new(), &self.target).map_err(in_stage)?, columns))
     }
 }
