@@ -17,7 +17,7 @@ use crate::config::settings::Settings;
 use crate::domain::{AccountName, OpenId, TemplateId, UnionId};
 use crate::ledger::{Ledger, NewSuppression, Order};
 use crate::redact::shortened;
-use crate::scheduler::strangers::strangers;
+use crate::scheduler::strangers::{Asked, Looked, strangers};
 use crate::stage::Hands;
 
 #[derive(Debug, clap::Args)]
@@ -151,8 +151,8 @@ async fn add(context: &Context, args: Add) -> Result<Exit, Failure> {
     let detail = described(&new);
     let app = context.app(settings).await?;
     let new = [new];
+    let unknown = unknown(app.hands(), &new).await?;
     let added = order(&app.hands().ledger, context, &new, detail).await?;
-    let unknown = unknown(app.hands(), &new).await;
     let what = if added == 0 {
         "was suppressed like this already"
     } else {
@@ -170,22 +170,43 @@ async fn order(ledger: &Ledger, context: &Context, new: &[NewSuppression], detai
 
 /// Who of them stands in no table yet, which is also warned of: somebody may be suppressed ahead of time, and an id that was
 /// mistyped keeps nobody safe.
-async fn unknown(hands: &Hands, new: &[NewSuppression]) -> Option<Vec<String>> {
-    let ids = |one: &NewSuppression| {
+///
+/// # Errors
+///
+/// An openid of a mini program: nothing is ever sent to it, so that it would keep nobody safe.
+async fn unknown(hands: &Hands, new: &[NewSuppression]) -> Result<Option<Vec<String>>, Failure> {
+    let ids = |one: &'_ NewSuppression| {
         let unionid = one.unionid.as_ref().map(|id| id.as_str().to_owned());
-        unionid.into_iter().chain(one.openid.as_ref().map(|id| id.as_str().to_owned()))
+        (unionid, one.openid.as_ref().map(|id| id.as_str().to_owned()))
     };
-    let ids: Vec<String> = new.iter().flat_map(ids).collect();
-    match strangers(hands, &ids).await {
-        Ok(unknown) => {
-            if !unknown.is_empty() {
-                tracing::warn!(unknown = unknown.len(), "{}", warning(&unknown, ids.len()));
+    let ids: Vec<(Option<String>, Option<String>)> = new.iter().map(ids).collect();
+    let asked: Vec<Asked<'_>> = ids
+        .iter()
+        .flat_map(|(unionid, openid)| {
+            unionid.as_deref().map(Asked::UnionId).into_iter().chain(openid.as_deref().map(Asked::OpenId))
+        })
+        .collect();
+    match strangers(hands, &asked).await {
+        Ok(Looked { strangers: unknown, of_miniprograms }) => {
+            if let Some((id, table)) = of_miniprograms.first() {
+                let others = match of_miniprograms.len() - 1 {
+                    0 => String::new(),
+                    more => format!(" (and {more} more)"),
+                };
+                return Err(Failure::Usage(format!(
+                    "the openid {}{others} is one of a mini program (table {table}): messages go to the openid that an account gave, \
+                     so nobody would be left out; name the person by unionid, which `lianbo explain ID` tells. Nobody is suppressed",
+                    shortened(id)
+                )));
             }
-            Some(unknown)
+            if !unknown.is_empty() {
+                tracing::warn!(unknown = unknown.len(), "{}", warning(&unknown, asked.len()));
+            }
+            Ok(Some(unknown))
         }
         Err(error) => {
             tracing::warn!(error = %error, "whether the tables know these ids could not be looked up");
-            None
+            Ok(None)
         }
     }
 }

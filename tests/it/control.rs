@@ -191,11 +191,22 @@ async fn an_id_that_nobody_has_is_told_and_may_be_suppressed_ahead_of_time() {
     let ahead = house.lianbo(&["suppress", "add", "--unionid", stranger, "--reason", "asked", "--json"]).await.ends(0);
     assert_eq!((&ahead.json()["changed"], &ahead.json()["unknown"]), (&1.into(), &serde_json::json!([stranger])));
     assert!(ahead.stderr.contains("in no table yet"), "{ahead:?}");
-    for id in &person {
+    for id in &person[..2] {
         let known = house.lianbo(&["suppress", "add", "--openid", id, "--reason", "asked", "--json"]).await.ends(0);
         assert_eq!(known.json()["unknown"], serde_json::json!([]), "{id}");
         assert!(!known.stderr.contains("in no table yet"), "{known:?}");
     }
+    let nothing_goes_there =
+        house.lianbo(&["suppress", "add", "--openid", &person[2], "--reason", "asked"]).await.ends(2);
+    assert!(
+        nothing_goes_there.text().contains("is one of a mini program (table "),
+        "{nothing_goes_there:?}"
+    );
+    house.write("out.csv", &format!("openid\n{}\n{}\n", person[1], person[2]));
+    let file = house.path("out.csv").to_str().unwrap().to_owned();
+    let before = house.numbers("select count(*) from suppressions").await;
+    house.lianbo(&["suppress", "import", &file]).await.ends(2);
+    assert_eq!(house.numbers("select count(*) from suppressions").await, before);
     house.write("out.csv", &format!("unionid\n{}\nunion-of-nobody-else\n", person[0]));
     let file = house.path("out.csv").to_str().unwrap().to_owned();
     let imported = house.lianbo(&["suppress", "import", &file, "--json"]).await.ends(0);

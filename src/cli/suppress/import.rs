@@ -34,9 +34,9 @@ pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {
     let app = context.app(settings).await?;
     let ledger = &app.hands().ledger;
     let detail = format!("{} people of {}", new.len(), args.file.display());
+    let unknown = unknown(app.hands(), &new).await?;
     let added = order(ledger, context, &new, detail).await?;
     let known = u64::try_from(new.len()).unwrap_or(u64::MAX) - added;
-    let unknown = unknown(app.hands(), &new).await;
     let mut what = format!("{} suppressed", grouped(added));
     if known > 0 {
         what.push_str(&format!("; {} were so already", grouped(known)));
