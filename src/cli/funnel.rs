@@ -60,7 +60,7 @@ fn rows(view: &FunnelView) -> String {
         "recipients",
         "sent",
         "delivered",
-        "blocked",
+        "not delivered",
         "not told",
         "failed",
         "skipped",

@@ -68,6 +68,13 @@ pub(super) fn join_identities(stage: &mut StageReader<'_>) -> Option<StageKind> 
 pub(super) fn measure_coverage(stage: &mut StageReader<'_>) -> StageKind {
     let field = stage.section.take("segments");
     let segments = field.as_ref().and_then(|field| field.words()).unwrap_or_default();
+    if let Some(field) = &field {
+        let like = |name: &str| name.to_lowercase().split_whitespace().collect::<String>();
+        let mut met = std::collections::BTreeSet::new();
+        if let Some(twice) = segments.iter().find(|segment| !met.insert(like(segment))) {
+            field.refuse(format!("the segment \"{twice}\" stands here twice"), "name each segment once");
+        }
+    }
     let segments_place = field.map(|field| field.place());
     let lately = stage.section.take("lately").and_then(|field| field.positive_duration()).unwrap_or(defaults::LATELY);
     StageKind::MeasureCoverage(MeasureCoverage { segments, segments_place, lately })
