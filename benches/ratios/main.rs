@@ -66,7 +66,10 @@ fn main() -> ExitCode {
         figures.extend(runtime.block_on(push::simulator_rate(150_000 / scale)));
     }
     if takes("sync") {
-        figures.extend(runtime.block_on(sync::measure(500_000 / scale)));
+        figures.extend(runtime.block_on(sync::measure(500_000 / scale, (0.8, "≥ 0.8 of a bare client's speed"))));
+    }
+    if takes("first_night") {
+        figures.extend(runtime.block_on(sync::measure(1_000_000 / scale, (0.85, "≥ 0.85 of a bare client's speed"))));
     }
     if takes("second_night") {
         figures.extend(runtime.block_on(second_night::measure(1_000_000 / scale)));

@@ -8,7 +8,8 @@ const WIDTH: usize = 32;
 /// Ours and the bare client take turns: a machine that is slower for a second is so for both.
 const ROUNDS: usize = 5;
 
-pub async fn measure(followers: u64) -> Vec<Figure> {
+/// `wanted`: what share of the bare client's speed.
+pub async fn measure(followers: u64, (least, wanted): (f64, &'static str)) -> Vec<Figure> {
     let world = simulator(followers).await;
     let (mut ours, mut bare, mut spaces) = (Vec::new(), Vec::new(), Vec::new());
     tokio::task::block_in_place(|| {
@@ -29,7 +30,7 @@ pub async fn measure(followers: u64) -> Vec<Figure> {
         bare,
         unit: "s",
         ratio,
-        wanted: "≥ 0.8 of a bare client's speed",
-        is_met: ratio >= 0.8,
+        wanted,
+        is_met: ratio >= least,
     }]
 }

@@ -198,10 +198,7 @@ async fn an_id_that_nobody_has_is_told_and_may_be_suppressed_ahead_of_time() {
     }
     let nothing_goes_there =
         house.lianbo(&["suppress", "add", "--openid", &person[2], "--reason", "asked"]).await.ends(2);
-    assert!(
-        nothing_goes_there.text().contains("is one of a mini program (table "),
-        "{nothing_goes_there:?}"
-    );
+    assert!(nothing_goes_there.text().contains("is one of a mini program (table "), "{nothing_goes_there:?}");
     house.write("out.csv", &format!("openid\n{}\n{}\n", person[1], person[2]));
     let file = house.path("out.csv").to_str().unwrap().to_owned();
     let before = house.numbers("select count(*) from suppressions").await;
