@@ -134,7 +134,7 @@ pub const TABLES: &[TableSpec] = &[
             OPENID,
             column("membership", Integer, "number of it for the person, from 1; more than 1: came back"),
             column("followed_at", Timestamp, "since when, as far as walks and events tell, UTC"),
-            column("left_at", Timestamp, "until when; NULL while it lasts, UTC"),
+            column("left_at", Timestamp, "until when, or when last seen where nothing tells; NULL while it lasts, UTC"),
         ],
     },
     TableSpec {
@@ -479,8 +479,12 @@ pub const TABLES: &[TableSpec] = &[
             column("date", Date, "quota day, Shanghai"),
             ACCOUNT,
             column("endpoint", Text, "user/get, message/template/send, …"),
-            column("calls", Integer, "calls made"),
-            column("errors", Integer, "of these, refused or unanswered"),
+            column(
+                "calls",
+                Integer,
+                "calls made, but for those that WeChat refuses for want of quota and does not count",
+            ),
+            column("errors", Integer, "calls refused, for want of quota too, or unanswered"),
             column("quota", Integer, "the day's limit as WeChat last said; NULL while unknown"),
         ],
     },

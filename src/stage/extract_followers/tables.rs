@@ -66,7 +66,7 @@ impl Pass {
     /// The SELECT of who came and who left, after [`run`](Self::run).
     pub fn changes_sql(&self) -> String {
         let turns = events::turns("select * from told", "select $account as account, openid, active from known");
-        let changes = if self.is_first { turns } else { format!("{turns}\nunion all {FOUND}") };
+        let changes = if self.is_first { turns } else { format!("{turns}\nunion all {FOUND}\nunion all {UNHEARD}") };
         format!("select * from ({changes}) where not {}", self.is_forgotten())
     }
 
@@ -120,3 +120,22 @@ from after
 left join known on known.openid = after.openid
 left join last_word on last_word.openid = after.openid
 where after.active <> coalesce(last_word.active, known.active, false)";
+
+/// Whom the walk met, and who left while it was under way, had come, though nothing told of it: what is told first of them since
+/// the walk began is that they left.
+const UNHEARD: &str = "
+select local_date(unnest([came_at, left_at])) as date, $account as account, openid, unnest(['follow', 'unfollow']) as change,
+       unnest([came_at, left_at]) as seen_at, unnest(['walk', 'event']) as source
+from (
+    select openid, least(seen_at, $walked_at) as came_at, seen_at as left_at
+    from (
+        select told.openid, told.active, told.seen_at,
+               coalesce(
+                   lag(told.active) over (partition by told.openid order by told.n), known.active, false) as was_active,
+               row_number() over (
+                   partition by told.openid, told.seen_at > $walked_at - interval 1 second order by told.n) as number
+        from told left join known on known.openid = told.openid
+    ) as late
+    where number = 1 and seen_at > $walked_at - interval 1 second and not active and not was_active
+      and openid in (select openid from walk)
+) as unheard";

@@ -2,7 +2,8 @@
 //! and the changes that are visible, with what events told since, so that the three never disagree.
 //!
 //! Whoever no change tells of follows since the account's first walk saw them; a change to follow begins a membership, the
-//! next one to unfollow ends it.
+//! next one to unfollow ends it. Where somebody is gone and no change says since when (nothing tells of people who were
+//! forgotten), it ended when they were last seen.
 
 use std::collections::BTreeSet;
 
@@ -33,7 +34,9 @@ impl Visible {
         }
         let known: Vec<String> = followers
             .iter()
-            .map(|source| format!("select account, openid, first_seen_at from ({})", source.select()))
+            .map(|source| {
+                format!("select account, openid, first_seen_at, last_seen_at, active from ({})", source.select())
+            })
             .collect();
         let sql = SPANS
             .replace("{known}", &known.join(" union all "))
@@ -60,12 +63,14 @@ turns as (
 ),
 in_order as (
     select account, openid, change, seen_at,
-           case when lead(change) over person = 'unfollow' then lead(seen_at) over person end as left_at
+           case when lead(change) over person = 'unfollow' then lead(seen_at) over person end as left_at,
+           lead(change) over person is null as is_last
     from turns window person as (partition by account, openid order by seen_at, change)
-)
+),
+gone as (select account, openid, last_seen_at from known where not active)
 select account, openid, row_number() over (partition by account, openid order by seen_at) as membership,
-       seen_at as followed_at, left_at
-from in_order where change = 'follow'
+       seen_at as followed_at, coalesce(left_at, case when is_last and gone.openid is not null then greatest(seen_at, gone.last_seen_at) end) as left_at
+from in_order left join gone using (account, openid) where change = 'follow'
 union all
-select known.account, known.openid, 1, known.first_seen_at, null
+select known.account, known.openid, 1, known.first_seen_at, case when not known.active then known.last_seen_at end
 from known anti join first_told on first_told.account = known.account and first_told.openid = known.openid";

@@ -74,8 +74,21 @@ impl<'a> Pass<'a> {
         changes: &mut Vec<Change<'a>>,
     ) -> Option<Row> {
         let mut was_active = before.is_some_and(|before| before.active);
-        for event in told.iter().filter(|event| std::mem::replace(&mut was_active, event.active) != event.active) {
-            changes.push(Change { seen_at: to_micros(event.at), openid, came: event.active, source: "event" });
+        // Whom the walk met and who left meanwhile had come, though nothing told of it.
+        let mut came_unheard = is_met;
+        for event in told {
+            let at = to_micros(event.at);
+            let is_late = at > self.walked_at - SECOND_MICROS;
+            if std::mem::take(&mut came_unheard) && is_late && !was_active && !event.active {
+                let seen_at = at.min(self.walked_at);
+                changes.push(Change { seen_at, openid, came: true, source: "walk" });
+                was_active = true;
+            }
+            // Only what is told first since the walk began says that they stood on the list before it.
+            came_unheard |= is_met && !is_late;
+            if std::mem::replace(&mut was_active, event.active) != event.active {
+                changes.push(Change { seen_at: at, openid, came: event.active, source: "event" });
+            }
         }
         let came = || told.iter().filter(|event| event.active).map(|event| to_micros(event.at));
         let walked = is_met.then_some(self.walked_at);

@@ -142,6 +142,7 @@ fn who_came_left_came_back_and_was_told_of() {
         (Some(true), true, vec![(5, false)]),
         (None, false, vec![(-9, true), (-5, false)]),
         (None, false, vec![(3, false)]),
+        (None, true, vec![(7, false)]),
     ];
     let (rows, changes) = by_pass(&known);
     let second = |second: i64| second * SECOND;
@@ -152,6 +153,7 @@ fn who_came_left_came_back_and_was_told_of() {
         format!("o002 {} {walked} true", second(2)),
         format!("o003 {} {walked} false", second(3)),
         format!("o004 {} {} false", walked - second(9), walked - second(9)),
+        format!("o006 {walked} {walked} false"),
     ];
     assert_eq!(rows, BTreeSet::from(expected), "whoever left without having been known to follow has no row");
     let expected = [
@@ -161,6 +163,8 @@ fn who_came_left_came_back_and_was_told_of() {
         format!("o003 unfollow {} event", walked + second(5)),
         format!("o004 follow {} event", walked - second(9)),
         format!("o004 unfollow {} event", walked - second(5)),
+        format!("o006 follow {walked} walk"),
+        format!("o006 unfollow {} event", walked + second(7)),
     ];
     assert_eq!(changes, BTreeSet::from(expected));
     assert_eq!(by_sql(&known), (rows, changes));
