@@ -35,6 +35,8 @@ const ALREADY_ACCEPTED: i64 = 45065;
 const REASON_LIMIT: usize = 200;
 /// How long what WeChat said of a quota is taken for its word on calls that were in flight then.
 const FIGURE_HOLDS: Duration = Duration::from_secs(5);
+/// Characters of an address; servers take 8 000.
+const LONGEST_ADDRESS: usize = 8_000;
 /// Refused messages asked for at once: WeChat's most.
 const BLOCKED_PAGE: usize = 100;
 
@@ -382,6 +384,11 @@ impl WeChat {
     async fn read_once<T: Answer>(&self, read: &Read<'_>, held: &Held) -> Result<T, WeChatError> {
         let mut url = self.shared.tokens.url(read.endpoint);
         url.query_pairs_mut().append_pair("access_token", held.secret()).extend_pairs(read.query);
+        if url.as_str().len() > LONGEST_ADDRESS {
+            // No server takes it, and nobody has such an id.
+            let reason = format!("it needs an id that makes an address of {} characters", url.as_str().len());
+            return Err(WeChatError::Unreadable { endpoint: read.endpoint, reason });
+        }
         let request = Request { endpoint: read.endpoint, url, body: read.body.clone(), limit: self.limit };
         let answer = self.shared.line.ask(request, self.counts.as_deref()).await;
         match &answer {

@@ -93,7 +93,8 @@ impl Direct {
         body: Option<Vec<u8>>,
         may_have_left: &AtomicBool,
     ) -> Result<Reply, TransportError> {
-        let uri: Uri = url.as_str().parse().expect("what comes after an account's address is encoded");
+        let uri: Uri =
+            url.as_str().parse().expect("what comes after an account's address is encoded, and not too long");
         let host = self.hosts.iter().find(|host| host.serves(&uri)).expect("every host was named at the start");
         let mut message = host.message(uri, body);
         loop {
