@@ -48,9 +48,11 @@ pub async fn run(cx: &StageContext<'_>, plan: &LoadUsers) -> Result<StageOutcome
         let (files, as_of) = sources(cx, plan).await?;
         let stamps: Vec<_> = files.iter().map(SourceFile::stamp).collect();
         let report = of_files(cx, plan, &files, as_of).await;
-        let Some((changed, _)) = files.iter().zip(&stamps).find(|(file, stamp)| file.stamp() != **stamp) else {
-            return Ok(StageOutcome::Done(report?));
-        };
+        let changed = files.iter().zip(&stamps).find(|(file, stamp)| file.stamp() != **stamp);
+        let Some((changed, _)) = changed else { return Ok(StageOutcome::Done(report?)) };
+        if let Err(stopped @ (StageError::Interrupted | StageError::LeaseLost)) = report {
+            return Err(stopped);
+        }
         // Neither what was read nor what was wrong with it is of any file that there ever was.
         let shown = shown(cx, &changed.shown);
         if tries == MOST_TRIES {
