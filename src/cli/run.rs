@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long = "continue", conflicts_with_all = ["fresh", "only", "test"])]
     only_continue: bool,
     /// Go on in spite of max_drop; the reason is recorded
-    #[arg(long, value_name = "REASON")]
+    #[arg(long, value_name = "REASON", value_parser = reason)]
     accept_drop: Option<String>,
     /// Send to the push's test_openids alone
     #[arg(long)]
@@ -55,6 +55,14 @@ pub struct Args {
     /// Do not ask before the first send
     #[arg(long, short = 'y')]
     yes: bool,
+}
+
+/// Words that say something to whoever reads the audit.
+fn reason(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("say why: it is recorded with who gave the command".to_owned()),
+        reason => Ok(reason.to_owned()),
+    }
 }
 
 pub async fn run(context: &Context, args: Args) -> Result<Exit, Failure> {

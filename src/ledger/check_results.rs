@@ -38,6 +38,23 @@ pub struct CheckResult {
 }
 
 impl Ledger {
+    /// Whether a check of a run's stage has failed since.
+    pub async fn has_failed_check(
+        &self,
+        (run_id, stage): (&RunId, &StageName),
+        since: Timestamp,
+    ) -> Result<bool, LedgerError> {
+        let sql = "select exists(select 1 from check_results
+                   where run_id = $1 and stage = $2 and outcome = 'failed' and checked_at >= $3)";
+        sqlx::query_scalar(sql)
+            .bind(run_id.as_str())
+            .bind(stage.as_str())
+            .bind(to_micros(since))
+            .fetch_one(&self.readers)
+            .await
+            .doing("look for failed checks of a stage")
+    }
+
     /// Adds the results of a stage's checks.
     pub async fn record_checks(
         &self,

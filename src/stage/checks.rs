@@ -225,7 +225,8 @@ impl Job {
         let mut found = format!("`{}`, {}; at most {percent} % may go", self.source.name, fallen.join("; "));
         if self.checks.severity == Severity::Fail {
             let order = format!(
-                ". Nothing of this run is published; where it is meant to be so, lianbo run {} --accept-drop \"why\"",
+                ". Nothing of this run is published; lianbo run {0} looks once more; where it is meant to be so, \
+                 lianbo run {0} --accept-drop \"why\"",
                 self.pipeline
             );
             found.push_str(&order);

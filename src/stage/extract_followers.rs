@@ -22,7 +22,7 @@ use super::{FailedSlice, StageContext, StageError, StageOutcome, StageReport, mo
 use crate::clock::Timestamp;
 use crate::config::settings::ExtractFollowers;
 use crate::domain::AccountName;
-use crate::ledger::SnapshotRecord;
+use crate::ledger::{SnapshotRecord, Walk};
 use crate::wechat::WeChatError;
 
 /// Openids on a full page of user/get: WeChat's own limit.
@@ -103,7 +103,11 @@ async fn one_account(
     turn.hold(async {
         let ledger = &cx.hands.ledger;
         let walk = match ledger.open_walk(account).await? {
-            Some(walk) if walk.run_id == cx.run.run_id || walk.finished_at.is_none() => walk,
+            Some(walk)
+                if walk.finished_at.is_none() || (walk.run_id == cx.run.run_id && !is_refused(cx, &walk).await?) =>
+            {
+                walk
+            }
             Some(old) => {
                 walk::forget(cx, &old).await?;
                 ledger.begin_walk(account, &cx.run.run_id, cx.hands.clock.now()).await?
@@ -121,6 +125,16 @@ async fn one_account(
         merge::merge(cx, table, account, walked).await
     })
     .await
+}
+
+/// Whether a walk was refused by the stage's checks, and nobody accepts what it found: then the list is looked at once more.
+async fn is_refused(cx: &StageContext<'_>, walk: &Walk) -> Result<bool, StageError> {
+    let Some(finished_at) = walk.finished_at.filter(|_| !cx.accepts_drop) else { return Ok(false) };
+    let is_refused = cx.hands.ledger.has_failed_check((&cx.run.run_id, &cx.stage.name), finished_at).await?;
+    if is_refused {
+        tracing::info!(account = %walk.account, "what the last walk found was refused by the stage's checks: walking again");
+    }
+    Ok(is_refused)
 }
 
 /// An error of WeChat in one line, with what to do.

@@ -75,12 +75,31 @@ async fn a_drop_fails_the_night_publishes_nothing_sends_nothing_and_is_accepted_
     assert_eq!(house.read("data/published/identities.csv"), published);
     assert_eq!(house.simulator.inbox().messages, 0);
 
+    house.run("nightly", &["--accept-drop", " "]).await.ends(2);
+    let walked = house.calls("user/get");
     let night = house.run("nightly", &["--accept-drop", "an old campaign's followers left"]).await.ends(0);
+    assert_eq!(house.calls("user/get"), walked, "accepted is what was looked at");
     assert_eq!(house.numbers("select count(*) filter (active) from followers").await, [400]);
     assert_eq!(night.counts()[1], house.matchable());
     house.everybody_has_one();
     let audit = "select count(*) from audit where detail like '%an old campaign%'";
     assert_eq!(house.numbers(audit).await, [1]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_was_short_once_is_looked_at_again_by_the_next_run() {
+    let house = House::build(small()).await;
+    let gate = "kind = \"extract_followers\"\nchecks = { max_drop = 0.05 }";
+    house.edit("pipelines/nightly.toml", "kind = \"extract_followers\"", gate);
+    house.night().await;
+    let left = house.simulator.unfollow_some(200);
+    house.run("nightly", &[]).await.ends(1);
+    for openid in &left {
+        assert!(house.simulator.follow(openid));
+    }
+    house.run("nightly", &[]).await.ends(0);
+    let lists = "select count(*) filter (active), (select count(*) from follower_changes) from followers";
+    assert_eq!(house.numbers(lists).await, [600, 0]);
 }
 
 /// A second account beside the house's own, with a platform and followers of its own.

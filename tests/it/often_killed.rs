@@ -151,6 +151,8 @@ async fn a_sync_that_is_killed_at_random_leaves_what_one_that_was_never_stopped_
         followers,
         users: followers,
         matched_users: followers / 2,
+        // All nights are of one day.
+        quota: [(PAGE.to_owned(), 1_000_000)].into(),
         page_size: 50,
         latency: Duration::from_millis(15),
         faults: odd(),

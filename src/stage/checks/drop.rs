@@ -57,7 +57,7 @@ impl Compared {
             }
         };
         let rows = session.query(&sql, &params)?;
-        let fallen = (0..rows.len()).map(|row| Change::read(&rows, row)).filter(|change| change.share() > max_drop);
+        let fallen = (0..rows.len()).map(|row| Change::read(&rows, row)).filter(|change| change.is_more_than(max_drop));
         Ok(fallen.map(|change| self.tell(&change)).collect())
     }
 
@@ -100,6 +100,11 @@ impl Change {
         Self { slice: text(0), what: text(1), since: text(2), before: number(3), now: number(4) }
     }
 
+    /// Whether more is gone than this part of it, to within what a floating number can tell.
+    fn is_more_than(&self, part: f64) -> bool {
+        self.before > 0.0 && self.before - self.now > (part + 1e-9) * self.before
+    }
+
     /// The part of it that is gone, 0 to 1; 0 where there was nothing or it grew.
     fn share(&self) -> f64 {
         if self.before > 0.0 { (1.0 - self.now / self.before).max(0.0) } else { 0.0 }
@@ -139,3 +144,17 @@ join rates as before on before.account = made.account and before.miniprogram = m
  and before.what = made.what and before.date = last_dates.date
 where made.date = $today
 order by slice, made.what desc";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drop_of_exactly_what_may_go_is_none() {
+        let drop = |before: f64, now: f64| {
+            Change { slice: String::new(), what: String::new(), since: String::new(), before, now }.is_more_than(0.05)
+        };
+        assert!(!drop(1600.0, 1520.0) && !drop(0.0, 0.0) && !drop(10.0, 12.0));
+        assert!(drop(1600.0, 1519.0) && drop(40_000_000.0, 37_999_999.0) && drop(1.0, 0.0));
+    }
+}
