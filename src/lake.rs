@@ -144,6 +144,16 @@ impl Lake {
         self.scratch().root.join("spill")
     }
 
+    /// The folder of all tables.
+    pub fn tables(&self) -> PathBuf {
+        self.root.join("tables")
+    }
+
+    /// Whether anything was ever made of a table.
+    pub fn has_tables(&self) -> bool {
+        std::fs::read_dir(self.tables()).is_ok_and(|mut tables| tables.next().is_some())
+    }
+
     /// The path of part `number` of a snapshot, relative to the lake.
     pub fn part_path(table: &TableName, slice: &str, snapshot: &str, number: u32) -> String {
         Self::named_part_path((table, slice, snapshot), "part", number)

@@ -314,6 +314,7 @@ impl Conductor {
             is_test: request.is_test,
             started_at: now,
         };
+        self.refuse_lost_ledger().await?;
         let run = ledger.begin_run(lease, new).await?;
         if let Some(at) = scheduled_for {
             ledger.settle_fire(&run.pipeline, at, &FireOutcome::Run(run.run_id.clone())).await?;
@@ -321,6 +322,21 @@ impl Conductor {
             self.audit(&run, &request.who, "run", detail).await?;
         }
         Ok(Some(run))
+    }
+
+    /// A lake with tables was made by runs. Where the ledger knows of none it is another one, and with the old one went who was
+    /// sent what, who is suppressed, and which tables are current: everybody would be new, and might be sent to again.
+    async fn refuse_lost_ledger(&self) -> Result<(), RunError> {
+        let (ledger, settings) = (&self.hands.ledger, &self.hands.settings);
+        if !ledger.latest_runs(1, None).await?.is_empty() || !self.hands.lake.has_tables() {
+            return Ok(());
+        }
+        Err(RunError::Usage(format!(
+            "{} knows of no run, and {} holds tables of earlier ones: the ledger was lost or is another one. Restore it from a \
+             backup; to begin anew without it, move that folder away",
+            settings.ledger.path.display(),
+            self.hands.lake.tables().display()
+        )))
     }
 
     /// Cancels a run: whoever is still owed a message is skipped; gives how many.

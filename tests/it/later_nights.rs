@@ -128,3 +128,37 @@ async fn a_total_that_is_wrong_or_moves_ends_no_walk_and_fails_none() {
         assert!(house.calls("user/get") <= 4, "{faults:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_that_was_lost_and_a_part_that_was_damaged_are_told_before_anything_is_built_on_what_is_left() {
+    let house = House::build(small()).await;
+    house.night().await;
+    house.simulator.unfollow_some(3);
+    house.night().await;
+    let part = house.files().into_keys().find(|path| path.to_string_lossy().contains("tables/follower_changes/main/"));
+    let part = house.path("").join(part.unwrap());
+    let whole = std::fs::read(&part).unwrap();
+    std::fs::write(&part, &whole[..whole.len() / 2]).unwrap();
+    house.simulator.unfollow_some(3);
+    let damaged = house.run("nightly", &[]).await.ends(1);
+    assert!(damaged.text().contains("of table `follower_changes` is damaged or gone"), "{damaged:?}");
+    std::fs::write(&part, &whole).unwrap();
+    house.night().await;
+    assert_eq!(house.numbers("select count(*) from follower_changes").await, [6]);
+
+    let ledger = house.path("data/ledger.db");
+    let kept = house.path("kept.db");
+    std::fs::rename(&ledger, &kept).unwrap();
+    for lost in [None, Some("")] {
+        if let Some(content) = lost {
+            std::fs::write(&ledger, content).unwrap();
+        }
+        let refused = house.run("nightly", &[]).await.ends(2);
+        assert!(refused.text().contains("the ledger was lost or is another one"), "{refused:?}");
+    }
+    for end in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(house.path(&format!("data/ledger.db{end}")));
+    }
+    std::fs::rename(&kept, &ledger).unwrap();
+    house.night().await;
+}

@@ -105,6 +105,14 @@ async fn more_changes(night: &Night<'_, '_>, id: &str, (new, path): (u64, String
         rows += new;
         parts.push(path);
     }
+    // Nobody reads them tonight, and what is wrong with one is to be told before more is built on it.
+    if let Some(damaged) = parts.iter().find(|part| !lake.is_whole(part)) {
+        return Err(StageError::Rule(format!(
+            "{} of table `{}` is damaged or gone: restore it from a backup",
+            lake.absolute(damaged).display(),
+            events::CHANGES
+        )));
+    }
     let table = TableName::new(events::CHANGES);
     let joined = Lake::named_part_path((&table, night.walk.account.as_str(), id), "joined", 1);
     let own = lake.clone();
