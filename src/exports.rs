@@ -30,6 +30,7 @@ pub use encoding::Encoding;
 pub use error::ExportError;
 pub use format::{Compression, Format};
 pub use input::Input;
+pub use layout::cleaned_id;
 pub use sheet::Sheet;
 
 /// Where a batch goes. What fails in it comes back through [`ExportError::from_sink`].

@@ -79,7 +79,7 @@ pub(super) fn trimmed(text: &str) -> &str {
 }
 
 /// An id without what is around it; `None` when nothing is left, or what databases write for nothing.
-pub(super) fn cleaned_id(text: &str) -> Option<&str> {
+pub fn cleaned_id(text: &str) -> Option<&str> {
     let id = trimmed(text);
     let is_nothing = id.is_empty() || id == "\\N" || id.eq_ignore_ascii_case("null");
     (!is_nothing).then_some(id)

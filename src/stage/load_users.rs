@@ -7,6 +7,7 @@
 
 mod contract;
 mod database;
+mod exact;
 mod fold;
 mod late;
 pub mod objects;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use chrono_tz::Tz;
 
 use super::contract::{Contract, shortened};
+use super::exact::{id_of, is_rounded};
 use super::stage_files::{KEY_COLUMN, Staged, StagedColumn};
 use super::times::{self, Unread};
 use crate::config::settings::LoadUsers;
@@ -61,62 +62,6 @@ impl StagedColumn {
         let text = format!("cast({sql} as varchar)");
         if is_id && file.is_parquet { id_of(&text) } else { text }
     }
-}
-
-/// A text as an id, by the rule that the readers of text have as well: without what is around it, and nothing where it is a
-/// word for nothing.
-pub(super) fn id_of(value: &str) -> String {
-    let around = text(
-        " \t\n\r\u{b}\u{c}\u{85}\u{a0}\u{1680}\u{2028}\u{2029}\u{202f}\u{3000}\u{feff}\u{200b}\u{200c}\u{200d}\u{2060}",
-    );
-    let nothings = ["''", "'NULL'", "'null'", "'Null'", r"'\N'"];
-    nothings.iter().fold(format!("trim({value}, {around})"), |id, nothing| format!("nullif({id}, {nothing})"))
-}
-
-/// What the engine casts to a type though it is none of it: a fraction to a whole number, more digits to fewer, a time to its
-/// date. As a condition on the text `column`, whose value of the type is `typed`.
-fn is_rounded(ty: &str, column: &str, typed: &str) -> Option<String> {
-    const WHOLE: [&str; 16] = [
-        "tinyint",
-        "smallint",
-        "integer",
-        "int",
-        "bigint",
-        "hugeint",
-        "utinyint",
-        "usmallint",
-        "uinteger",
-        "ubigint",
-        "uhugeint",
-        "int1",
-        "int2",
-        "int4",
-        "int8",
-        "long",
-    ];
-    let ty = ty.trim().to_lowercase();
-    let shape = if WHOLE.contains(&ty.as_str()) {
-        r"[+-]?\d+(\.0*)?".to_owned()
-    } else if let Some(rest) = ty.strip_prefix("decimal").or_else(|| ty.strip_prefix("numeric")) {
-        // Left out, there are three digits behind the point; with one number alone, none.
-        let numbers = rest.trim().trim_matches(['(', ')']);
-        let scale = match numbers.split_once(',') {
-            Some((_, scale)) => scale.trim().parse::<u32>().ok()?,
-            None if numbers.is_empty() => 3,
-            None => 0,
-        };
-        let fraction = if scale == 0 { "0+".to_owned() } else { format!(r"\d{{1,{scale}}}0*") };
-        format!(r"[+-]?(\d+\.?|\d*\.{fraction})")
-    } else if ty == "date" {
-        return Some(format!("coalesce(try_cast({column} as timestamp) <> cast({typed} as timestamp), false)"));
-    } else {
-        return None;
-    };
-    // An exponent says the same number in another way.
-    Some(format!(
-        "not (regexp_full_match(trim({column}), '{shape}')
-              or (contains(lower({column}), 'e') and coalesce(try_cast({column} as double) = cast({typed} as double), false)))"
-    ))
 }
 
 fn is_timestamp(ty: &str) -> bool {

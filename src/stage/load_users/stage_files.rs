@@ -137,7 +137,7 @@ fn stage_parquet(session: &Session, job: &Job) -> Result<Staged, StageError> {
     }
     let columns = map_columns(job, &with_partitions(job, &found))?;
     let openid = columns.iter().find(|column| column.name == "openid").expect("openid is always mapped");
-    let blank = format!("{} is null", super::fold::id_of(&format!("cast({} as varchar)", openid.sql)));
+    let blank = format!("{} is null", super::exact::id_of(&format!("cast({} as varchar)", openid.sql)));
     let all = session.count("select count(*) from export", &Params::new())?;
     let bad = session.count(&format!("select count(*) from export where {blank}"), &Params::new())?;
     let mut quarantine = Vec::new();
