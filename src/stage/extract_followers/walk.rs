@@ -112,7 +112,7 @@ pub(super) async fn to_the_end(
             Err(error) => return Err(error.into()),
         };
         let is_end = ends_walk(&page, cursor.as_ref(), &cursors);
-        walk.total = page.total.or(walk.total);
+        walk.total = total_told(walk.total, &page);
         largest = largest.max(page.openids.len());
         let collected = walk.openids + u64::try_from(page.openids.len()).unwrap_or(u64::MAX);
         if is_end && let Some(short) = EarlyEnd::of(collected, walk.total, largest) {
@@ -164,6 +164,12 @@ fn ends_walk(page: &FollowerPage, sent: Option<&OpenId>, seen: &HashSet<String>)
         Some(_) if page.openids.is_empty() => true,
         Some(next) => Some(next) == sent || seen.contains(next.as_str()),
     }
+}
+
+/// How many followers WeChat counts, by this page and those before. A page with nobody on it may say anything: whether the list
+/// ends with it is judged by the larger count, so that one wrong answer does not make everybody behind it leave.
+fn total_told(before: Option<u64>, page: &FollowerPage) -> Option<u64> {
+    if page.openids.is_empty() { page.total.max(before) } else { page.total.or(before) }
 }
 
 /// A list that ended long before the number of followers that WeChat told with it.
@@ -284,6 +290,17 @@ async fn keep(cx: &StageContext<'_>, walk: &mut Walk, book: Book, page: &Followe
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_with_nobody_on_it_does_not_make_the_list_shorter() {
+        let told = |before, total, openids: &[&str]| {
+            let openids = openids.iter().copied().map(Some).collect();
+            total_told(before, &FollowerPage { total, count: 0, openids, next_openid: None, is_last: true })
+        };
+        assert_eq!([told(Some(2_000), Some(0), &[]), told(Some(2_000), None, &[])], [Some(2_000); 2]);
+        assert_eq!([told(None, Some(0), &[]), told(Some(5), Some(9), &[])], [Some(0), Some(9)]);
+        assert_eq!([told(Some(2_000), Some(1_900), &["oA"]), told(Some(7), None, &["oA"])], [Some(1_900), Some(7)]);
+    }
 
     #[test]
     fn a_list_is_cut_short_where_a_page_and_a_twentieth_of_it_are_missing() {
