@@ -111,6 +111,13 @@ async fn an_exports_columns_may_have_any_name() {
     house.lianbo(&["sql", sql, "-o", target.to_str().unwrap()]).await.ends(0);
     let failed = house.run("load", &["--fresh"]).await.ends(1);
     assert!(failed.text().contains("b.parquet: a column is called `File_Row_Number`"), "{failed:?}");
+    std::fs::remove_file(&target).unwrap();
+    house.write("data/exports/mall/a.csv", "openid,unionid,MiniProgram,older\noA,uA,theirs,1\n");
+    let failed = house.run("load", &["--fresh"]).await.ends(1);
+    assert!(failed.text().contains("a.csv: the column `MiniProgram` has the name of the column"), "{failed:?}");
+    house.edit("pipelines/load.toml", "max_bad = 0.5", "max_bad = 0.5\ncolumns = { theirs = \"MiniProgram\" }");
+    house.run("load", &["--fresh"]).await.ends(0);
+    assert_eq!(house.rows("select miniprogram, theirs from mall_users").await, [["mall", "theirs"]]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -32,6 +32,7 @@ impl Contract<'_> {
     /// [`StageError::Rule`].
     pub fn check(&self, session: &Session, staged: &[Staged]) -> Result<(), StageError> {
         for file in staged.iter().filter(|file| file.rows > 0) {
+            check_own(file)?;
             self.check_vanished(session, file)?;
             self.check_new(session, file)?;
         }
@@ -129,6 +130,17 @@ impl Contract<'_> {
         let is_kept = |name: &&String| self.plan.keep.as_ref().is_none_or(|keep| keep.contains(*name));
         self.plan.types.keys().filter(is_kept)
     }
+}
+
+/// Every users table begins with the mini program that its people are of.
+fn check_own(file: &Staged) -> Result<(), StageError> {
+    const OWN: &str = "miniprogram";
+    let Some(column) = file.columns.iter().find(|column| column.name.eq_ignore_ascii_case(OWN)) else { return Ok(()) };
+    Err(StageError::Rule(format!(
+        "{0}: the column `{1}` has the name of the column that says whose users these are; give it another one with \
+         `columns = {{ other_name = \"{1}\" }}`, or leave it out with `keep`",
+        file.shown, column.name
+    )))
 }
 
 fn is_standard(name: &str) -> bool {
