@@ -174,18 +174,12 @@ async fn order(ledger: &Ledger, context: &Context, new: &[NewSuppression], detai
 /// # Errors
 ///
 /// An openid of a mini program: nothing is ever sent to it, so that it would keep nobody safe.
-async fn unknown(hands: &Hands, new: &[NewSuppression]) -> Result<Option<Vec<String>>, Failure> {
-    let ids = |one: &'_ NewSuppression| {
-        let unionid = one.unionid.as_ref().map(|id| id.as_str().to_owned());
-        (unionid, one.openid.as_ref().map(|id| id.as_str().to_owned()))
+async fn unknown<'a>(hands: &Hands, new: &'a [NewSuppression]) -> Result<Option<Vec<String>>, Failure> {
+    let ids = |one: &'a NewSuppression| {
+        let unionid = one.unionid.as_ref().map(|id| Asked::UnionId(id.as_str()));
+        unionid.into_iter().chain(one.openid.as_ref().map(|id| Asked::OpenId(id.as_str())))
     };
-    let ids: Vec<(Option<String>, Option<String>)> = new.iter().map(ids).collect();
-    let asked: Vec<Asked<'_>> = ids
-        .iter()
-        .flat_map(|(unionid, openid)| {
-            unionid.as_deref().map(Asked::UnionId).into_iter().chain(openid.as_deref().map(Asked::OpenId))
-        })
-        .collect();
+    let asked: Vec<Asked<'a>> = new.iter().flat_map(ids).collect();
     match strangers(hands, &asked).await {
         Ok(Looked { strangers: unknown, of_miniprograms }) => {
             if let Some((id, table)) = of_miniprograms.first() {

@@ -16,26 +16,8 @@ pub fn id_of(value: &str) -> String {
 /// What the engine casts to a type though it is none of it: a fraction to a whole number, more digits to fewer, a time to its
 /// date. As a condition on the text `column`, whose value of the type is `typed`.
 pub fn is_rounded(ty: &str, column: &str, typed: &str) -> Option<String> {
-    const WHOLE: [&str; 16] = [
-        "tinyint",
-        "smallint",
-        "integer",
-        "int",
-        "bigint",
-        "hugeint",
-        "utinyint",
-        "usmallint",
-        "uinteger",
-        "ubigint",
-        "uhugeint",
-        "int1",
-        "int2",
-        "int4",
-        "int8",
-        "long",
-    ];
     let ty = ty.trim().to_lowercase();
-    let shape = if WHOLE.contains(&ty.as_str()) {
+    let shape = if ty.ends_with("int") || ty.ends_with("integer") {
         r"[+-]?\d+(\.0*)?".to_owned()
     } else if let Some(rest) = ty.strip_prefix("decimal").or_else(|| ty.strip_prefix("numeric")) {
         // Left out, there are three digits behind the point; with one number alone, none.
