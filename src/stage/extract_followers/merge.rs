@@ -31,10 +31,10 @@ pub(super) async fn merge(
     let Walked { walk, is_distinct, exceptions, joined, .. } = walked;
     let pages = hands.ledger.walk_pages(walk.id).await?;
     let known = cx.visible.slice(table.as_str(), account.as_str());
-    let told = write_told(cx, account, (known, walk.started_at)).await?;
+    let told = told_since(cx, account, (known, walk.started_at)).await?;
     let forgotten = live::export_forgotten(hands).await?;
     let is_plain = is_distinct
-        && told.table.parts.is_empty()
+        && told.events.is_empty()
         && forgotten.is_none()
         && known.is_none()
         && cx.visible.slice("follower_changes", account.as_str()).is_none();
@@ -137,7 +137,7 @@ async fn whole(night: &Night<'_, '_>, known: Option<&SnapshotRecord>) -> Result<
     let pass = Pass {
         before: cx.visible.bare_slice(lake, (night.table.as_str(), account), "before", columns("followers")),
         walk: walk_source(night.pages.iter().map(|page| lake.absolute(&page.path)).collect()),
-        told: night.told.table.clone(),
+        told: write_told(night)?,
         forgotten: night.forgotten.clone(),
         is_first: known.is_none(),
     };
@@ -220,8 +220,7 @@ fn recorded(cx: &StageContext<'_>, made: [NewSnapshot; 2], events_to: i64) -> Ve
 
 /// What was told since the snapshot before, as the walk takes it in.
 pub(super) struct Told {
-    pub table: TableSource,
-    /// The same as they were told.
+    /// In the order of their time.
     pub events: Vec<FollowerEvent>,
     /// Of whom, and of those who are told of for a walk before this one.
     pub people: BTreeSet<OpenId>,
@@ -229,23 +228,30 @@ pub(super) struct Told {
     pub to: i64,
 }
 
-/// Writes what was told as the part of a table `told`. An account's first walk knows better than all before it.
-async fn write_told(
+/// An account's first walk knows better than all that was told before it.
+async fn told_since(
     cx: &StageContext<'_>,
     account: &AccountName,
     (before, walked_at): (Option<&SnapshotRecord>, Timestamp),
 ) -> Result<Told, StageError> {
     let after = before.and_then(|before| before.events_to).unwrap_or(0);
     let since = to_micros(before.map_or(walked_at, |before| before.as_of)) - events::SECOND_MICROS;
-    let mut told = cx.hands.ledger.follower_events(account, after).await?;
-    let to = told.iter().map(|event| event.id).max().unwrap_or(after);
-    let people = told.iter().map(|event| event.openid.clone()).collect();
-    told.retain(|event| to_micros(event.at) > since);
+    let mut events = cx.hands.ledger.follower_events(account, after).await?;
+    let to = events.iter().map(|event| event.id).max().unwrap_or(after);
+    let people = events.iter().map(|event| event.openid.clone()).collect();
+    events.retain(|event| to_micros(event.at) > since);
+    Ok(Told { events, people, to })
+}
+
+/// Writes what was told as the part of a table `told`, for the engine.
+fn write_told(night: &Night<'_, '_>) -> Result<TableSource, StageError> {
     let columns = events::COLUMNS.iter().map(|(name, ty)| ((*name).to_owned(), ty.sql().to_owned())).collect();
     let mut table = TableSource { name: "told".to_owned(), columns, parts: Vec::new(), sql: None, are_alike: false };
-    if !told.is_empty() {
-        let path = format!("work/walks/{account}/told-{}.parquet", cx.new_snapshot_id());
-        table.parts.push(events::write(&cx.hands.lake, &path, &[(account.clone(), told.clone())])?);
+    if !night.told.events.is_empty() {
+        let account = &night.walk.account;
+        let path = format!("work/walks/{account}/told-{}.parquet", night.cx.new_snapshot_id());
+        let told = [(account.clone(), night.told.events.clone())];
+        table.parts.push(events::write(&night.cx.hands.lake, &path, &told)?);
     }
-    Ok(Told { table, events: told, people, to })
+    Ok(table)
 }
