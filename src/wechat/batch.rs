@@ -13,6 +13,9 @@ use super::error::WeChatError;
 use super::profiles::Profiles;
 use crate::domain::{OpenId, QuickSet, UnionId, surely_differ};
 
+/// People of a whole batch.
+const WHOLE: usize = 100;
+
 /// What became of people asked for: each is in exactly one of the lists.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ProfileBatch {
@@ -59,26 +62,28 @@ impl ProfileBatch {
     /// The claim that a shift would have made wrong most surely: a shift begins at the bad openid and reaches to the end,
     /// where it leaves nothing; so the last of those asked for to whom the answer gives a unionid.
     pub fn claim(&self, asked: &[OpenId]) -> Option<Claim> {
-        let told = |openid: &OpenId| {
-            self.profiles.ids().find(|(own, _)| *own == Some(openid.as_str())).and_then(|(_, unionid)| unionid)
-        };
-        let last = asked.iter().rev().find_map(|openid| Some((openid, told(openid)?)));
+        let last = asked.iter().rev().find_map(|openid| Some((openid, self.unionid_of(openid)?)));
         let (openid, unionid) =
             last.map(|(openid, unionid)| (openid, Some(unionid))).or(Some((asked.last()?, None)))?;
         Some(Claim { openid: openid.clone(), unionid: unionid.map(UnionId::new) })
     }
+
+    fn unionid_of(&self, openid: &OpenId) -> Option<&str> {
+        self.profiles.ids().find(|(own, _)| *own == Some(openid.as_str())).and_then(|(_, unionid)| unionid)
+    }
 }
 
 impl ProfileBatch {
-    /// The last of those asked for, where the answer gives them no unionid though they follow and most others have one: what
-    /// a shift leaves at the end of a batch. Nothing is wrong with most of them, but a single call tells.
+    /// The last of those asked for, where the answer gives them no unionid though they follow: what a shift leaves at the end of
+    /// a batch. Nothing is wrong with most of them, but a single call tells. Not of a whole batch of which many have none, since
+    /// every other call would be such a one then; of few, many say nothing.
     pub fn bereft(&self, asked: &[OpenId]) -> Option<Claim> {
         let without = self.profiles.unionid.iter().filter(Option::is_none).count();
-        if without * 5 > self.profiles.len() { None } else { self.ends_without(asked) }
+        let is_telling = asked.len() < WHOLE || without * 5 <= self.profiles.len();
+        if is_telling { self.ends_without(asked) } else { None }
     }
 
-    /// The last of those asked for, where the answer gives them no unionid though they follow, whatever it gives the others.
-    pub fn ends_without(&self, asked: &[OpenId]) -> Option<Claim> {
+    fn ends_without(&self, asked: &[OpenId]) -> Option<Claim> {
         let last = asked.last()?;
         if asked.len() < 2 {
             return None;
@@ -87,6 +92,14 @@ impl ProfileBatch {
         let has_unionid = self.profiles.unionid.iter().nth(own).flatten().is_some();
         let is_bereft = !has_unionid && self.profiles.subscribe.get(own) == Some(&Some(true));
         is_bereft.then(|| Claim { openid: last.clone(), unionid: None })
+    }
+}
+
+impl ProfileBatch {
+    /// Who stands at the end of those asked for and has no unionid by the answer, the last first. Where the last one truly has
+    /// none, a shift would have handed that to the one before.
+    pub fn tail<'a>(&self, asked: &'a [OpenId]) -> impl Iterator<Item = &'a OpenId> {
+        asked.iter().rev().take_while(|openid| self.unionid_of(openid).is_none())
     }
 }
 
