@@ -57,6 +57,8 @@ struct Held {
     errors: u64,
     /// WeChat refuses further calls.
     is_spent: bool,
+    /// Half of a block is made: the next one is reserved beside a call, so that nobody stands still for the disk at its end.
+    is_half_made: bool,
 }
 
 impl LedgerMeter {
@@ -113,24 +115,25 @@ impl LedgerMeter {
         self.notes.lock().expect("nobody panics while counting")
     }
 
-    /// Takes one of the reserved calls; gives how many are left then.
-    fn take_one(&self, endpoint: Endpoint, day: QuotaDay) -> Option<u64> {
+    /// Takes one of the reserved calls, if there is one.
+    fn take_one(&self, endpoint: Endpoint, day: QuotaDay) -> bool {
         let notes = &mut *self.notes();
         match notes.held.get_mut(&(endpoint, day)) {
             Some(held) if held.calls > 0 && !held.is_spent => {
                 held.calls -= 1;
+                held.is_half_made |= held.calls > 0 && held.calls == block(endpoint) / 2;
                 if let Some(tally) = &notes.tally {
                     tally.one(endpoint.as_str(), day);
                 }
-                Some(held.calls)
+                true
             }
-            _ => None,
+            _ => false,
         }
     }
 
     async fn reserve(&self, endpoint: Endpoint, day: QuotaDay) -> Result<(), Refused> {
         let _one_at_a_time = self.reserving.lock().await;
-        if self.take_one(endpoint, day).is_some() {
+        if self.take_one(endpoint, day) {
             return Ok(());
         }
         let granted = self.grant(endpoint, day).await?;
@@ -143,7 +146,7 @@ impl LedgerMeter {
         Err(Refused::QuotaSpent { until })
     }
 
-    /// The next block while others still take from this one, so that not everybody stands still for the disk at its end.
+    /// The next block while this one is not made yet.
     async fn reserve_early(&self, endpoint: Endpoint, day: QuotaDay) {
         let Ok(_one_at_a_time) = self.reserving.try_lock() else { return };
         match self.grant(endpoint, day).await {
@@ -259,12 +262,18 @@ impl CallMeter for LedgerMeter {
     fn before(&self, endpoint: Endpoint) -> BoxFuture<'_, Result<(), Refused>> {
         Box::pin(async move {
             let day = QuotaDay::of(self.clock.now());
-            match self.take_one(endpoint, day) {
-                Some(left) if left == block(endpoint) / 2 && left > 0 => self.reserve_early(endpoint, day).await,
-                Some(_) => {}
-                None => self.reserve(endpoint, day).await?,
+            if self.take_one(endpoint, day) { Ok(()) } else { self.reserve(endpoint, day).await }
+        })
+    }
+
+    fn during(&self, endpoint: Endpoint) -> BoxFuture<'_, ()> {
+        let day = QuotaDay::of(self.clock.now());
+        let is_half_made =
+            self.notes().held.get_mut(&(endpoint, day)).is_some_and(|held| std::mem::take(&mut held.is_half_made));
+        Box::pin(async move {
+            if is_half_made {
+                self.reserve_early(endpoint, day).await;
             }
-            Ok(())
         })
     }
 

@@ -87,7 +87,11 @@ async fn meters_of_two_processes_never_pass_a_limit_together() {
     for (endpoint, limit) in [(Endpoint::UserInfoBatchget, 100), (Endpoint::UserGet, 30)] {
         let asked = (0..160).map(|number: usize| {
             let meter = meters[number % 2].clone();
-            tokio::spawn(async move { meter.before(endpoint).await.is_ok() })
+            tokio::spawn(async move {
+                let is_granted = meter.before(endpoint).await.is_ok();
+                meter.during(endpoint).await;
+                is_granted
+            })
         });
         let answers = futures::future::join_all(asked.collect::<Vec<_>>()).await;
         let granted = answers.iter().map(|granted| u64::from(*granted.as_ref().unwrap())).sum::<u64>();

@@ -65,7 +65,9 @@ impl Line {
             counts.add(endpoint);
         }
         let host = host_of(&request.url);
-        let answer = match self.transport.exchange(&request.url, request.body, request.limit).await {
+        let exchange = self.transport.exchange(&request.url, request.body, request.limit);
+        let (reply, ()) = tokio::join!(exchange, self.meter.during(endpoint));
+        let answer = match reply {
             Ok(reply) => decode(endpoint, &reply),
             Err(source) => Err(WeChatError::Transport { endpoint, host, source }),
         };

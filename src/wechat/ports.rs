@@ -77,6 +77,9 @@ pub enum CallEnd {
 pub trait CallMeter: Send + Sync {
     fn before(&self, endpoint: Endpoint) -> BoxFuture<'_, Result<(), Refused>>;
 
+    /// What is better done while a call is under way than before the next one.
+    fn during(&self, endpoint: Endpoint) -> BoxFuture<'_, ()>;
+
     /// Takes note of what WeChat says of an endpoint's quota after it refused a call, where it says anything; gives how many
     /// calls of ours it has counted today by our own count.
     fn told(&self, endpoint: Endpoint, figure: Option<QuotaFigure>) -> BoxFuture<'_, Result<u64, StoreError>>;
