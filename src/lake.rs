@@ -20,8 +20,9 @@ mod vacuum;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use join::Piece;
 pub use part::{Part, PartColumn, PartWriter, WholeFile};
-pub use prints::Fingerprints;
+pub use prints::{Fingerprints, Noted};
 pub use read::{ColumnRead, RowsRead};
 pub use vacuum::Dropped;
 

@@ -100,7 +100,7 @@ pub use suppressions::{NewSuppression, Suppression};
 pub use tables::{LiveCursor, LiveTable};
 pub use tally::CallTally;
 pub use tokens::ForcedLimit;
-pub use walks::{NewPage, Walk, WalkPage};
+pub use walks::{NewWalkPart, Walk, WalkPart};
 
 use error::Doing;
 

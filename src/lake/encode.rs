@@ -139,7 +139,7 @@ fn encoded(column: Option<PartColumn<'_>>, column_type: ColumnType, count: usize
         None => nulls(column_type, count),
         Some(PartColumn::Same(text)) => throughout(texts(std::iter::once(text), None)?, count)?,
         Some(PartColumn::SameTime(micros)) => throughout(PrimitiveArray::from_vec(vec![micros]).to(arrow), count)?,
-        Some(PartColumn::SameBoolean(value)) => plain(BooleanArray::from_iter(std::iter::repeat_n(Some(value), count))),
+        Some(PartColumn::SameBoolean(value)) => plain(BooleanArray::from(Bitmap::new_with_value(value, count))),
         Some(PartColumn::Texts(values)) if !values.has_any() => nulls(column_type, count),
         Some(PartColumn::Texts(values)) => match Words::of(values.iter()) {
             Some(words) => words.encoded(|words| Ok(Box::new(texts(words.into_iter(), None)?)))?,

@@ -1,13 +1,14 @@
 //! Several parts become one: their row groups are copied byte for byte, and one footer tells where they lie now.
 //!
 //! No value is read, so that this costs what copying costs. Parts of different columns or of different writers are not
-//! joined.
+//! joined. Of a part it may be some row groups alone, where others take the place of the rest.
 //!
 //! A table that grows by a part a night would be thousands of files one day. The rule: of more than [`MOST_SMALL`] parts below
 //! [`SMALL_BYTES`] the smallest become one, a night's share of the table at a time ([`Lake::compact`]).
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::Path;
 
 use polars::error::PolarsError;
@@ -33,14 +34,29 @@ const MARK: &[u8; 4] = b"PAR1";
 /// The length of the footer, and the mark after it.
 const TAIL_BYTES: i64 = 8;
 
+/// What goes into a joined part: a part, or some of its row groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Relative to the lake.
+    pub path: String,
+    /// All of them where it does not say.
+    pub groups: Option<Range<usize>>,
+}
+
+impl Piece {
+    pub fn whole(path: impl Into<String>) -> Self {
+        Self { path: path.into(), groups: None }
+    }
+}
+
 impl Lake {
-    /// Writes the rows of `parts`, in this order, into the one part `target`, durable; nothing where they do not have the
+    /// Writes the rows of `pieces`, in this order, into the one part `target`, durable; nothing where they do not have the
     /// same columns written the same way.
     ///
     /// # Errors
     ///
     /// [`LakeError`]; nothing is left under the name then.
-    pub fn join(&self, parts: &[String], target: &str) -> Result<Option<Part>, LakeError> {
+    pub fn join(&self, pieces: &[Piece], target: &str) -> Result<Option<Part>, LakeError> {
         let path = self.absolute(target);
         let write_error = |source| LakeError::Write { path: path.clone(), source };
         if let Some(folder) = path.parent() {
@@ -49,15 +65,19 @@ impl Lake {
         }
         let unfinished = path.with_extension("parquet.tmp");
         let mut joined = Joined::begin(&unfinished).map_err(write_error)?;
-        for part in parts {
-            let from = self.absolute(part);
+        for piece in pieces {
+            let from = self.absolute(&piece.path);
             let mut source = Source::open(&from).map_err(|error| error.of(&from))?;
             if !joined.takes(&source.footer) {
                 drop(joined);
                 std::fs::remove_file(&unfinished).map_err(write_error)?;
                 return Ok(None);
             }
-            joined.append(&mut source).map_err(write_error)?;
+            let lies = match &piece.groups {
+                Some(groups) => source.keep(groups).map_err(|error| error.of(&from))?,
+                None => source.all(),
+            };
+            joined.append(&mut source, lies).map_err(write_error)?;
         }
         let rows = joined.rows();
         let (file, bytes) = joined.finish().map_err(|error| error.of(&unfinished))?;
@@ -66,6 +86,17 @@ impl Lake {
         std::fs::rename(&unfinished, &path).map_err(write_error)?;
         crash::pass(CrashPoint::AfterPartRename);
         Ok(Some(Part { path: target.to_owned(), rows, bytes }))
+    }
+
+    /// How many rows each row group of a part has.
+    ///
+    /// # Errors
+    ///
+    /// [`LakeError::Read`], [`LakeError::ReadRows`].
+    pub fn group_rows(&self, relative: &str) -> Result<Vec<usize>, LakeError> {
+        let path = self.absolute(relative);
+        let footer = Source::open(&path).map_err(|error| error.of(&path))?.footer;
+        Ok(footer.row_groups.iter().map(|group| usize::try_from(group.num_rows).unwrap_or(0)).collect())
     }
 }
 
@@ -88,7 +119,8 @@ impl Lake {
         }
         small.sort();
         let Some(joined) = self.smallest_alike(&small, share)? else { return Ok(parts) };
-        if self.join(&joined, target)?.is_none() {
+        let pieces: Vec<Piece> = joined.iter().map(Piece::whole).collect();
+        if self.join(&pieces, target)?.is_none() {
             return Ok(parts);
         }
         let mut left: Vec<String> = parts.into_iter().filter(|part| !joined.contains(part)).collect();
@@ -177,6 +209,33 @@ impl Source {
             .map_err(|error| Trouble::Parquet(out_of_spec(&error.to_string())))?;
         Ok(Self { file, footer, ends_at })
     }
+
+    /// Where everything lies that is copied with all of its row groups.
+    fn all(&self) -> Range<u64> {
+        MARK.len() as u64..self.ends_at
+    }
+
+    /// Lets go of the other row groups; gives where these lie.
+    fn keep(&mut self, groups: &Range<usize>) -> Result<Range<u64>, Trouble> {
+        let groups =
+            self.footer.row_groups.get(groups.clone()).ok_or_else(|| out_of_spec("there is no such row group"));
+        self.footer.row_groups = groups.map_err(Trouble::Parquet)?.to_vec();
+        self.footer.num_rows = self.footer.row_groups.iter().map(|group| group.num_rows).sum();
+        let columns = self.footer.row_groups.iter().flat_map(|group| &group.columns);
+        let (mut from, mut to) = (self.ends_at, MARK.len() as u64);
+        for column in columns.filter_map(|column| column.meta_data.as_ref()) {
+            let begins = column
+                .dictionary_page_offset
+                .map_or(column.data_page_offset, |dictionary| dictionary.min(column.data_page_offset));
+            let place = |at: i64| u64::try_from(at).unwrap_or(u64::MAX);
+            from = from.min(place(begins));
+            to = to.max(place(begins.saturating_add(column.total_compressed_size)));
+        }
+        let is_within = MARK.len() as u64 <= from && from <= to && to <= self.ends_at;
+        is_within
+            .then_some(from..to)
+            .ok_or_else(|| Trouble::Parquet(out_of_spec("a row group lies outside of the file")))
+    }
 }
 
 /// A part that is being written.
@@ -199,11 +258,11 @@ impl Joined {
         is_plain && self.footer.as_ref().is_none_or(|own| is_alike(own, other))
     }
 
-    fn append(&mut self, source: &mut Source) -> io::Result<()> {
-        let from = i64::try_from(MARK.len()).unwrap_or(0);
-        let moved = i64::try_from(self.at).unwrap_or(i64::MAX) - from;
-        source.file.seek(SeekFrom::Start(u64::try_from(from).unwrap_or(0)))?;
-        let length = source.ends_at - u64::try_from(from).unwrap_or(0);
+    /// Copies what lies there of `source`, with all row groups of its footer.
+    fn append(&mut self, source: &mut Source, lies: Range<u64>) -> io::Result<()> {
+        let moved = i64::try_from(self.at).unwrap_or(i64::MAX) - i64::try_from(lies.start).unwrap_or(i64::MAX);
+        source.file.seek(SeekFrom::Start(lies.start))?;
+        let length = lies.end - lies.start;
         // Straight from file to file, where the system can.
         self.writer.flush()?;
         let copied = io::copy(&mut (&source.file).take(length), self.writer.get_mut())?;
@@ -305,9 +364,11 @@ mod tests {
                 .into_iter()
                 .map(|ids| part(&lake, &format!("work/{}.parquet", ids.start), ids, of_ids))
                 .collect();
-            let once = lake.join(&parts[..2], "tables/once.parquet").unwrap().unwrap();
+            let pieces: Vec<Piece> = parts.iter().map(Piece::whole).collect();
+            let once = lake.join(&pieces[..2], "tables/once.parquet").unwrap().unwrap();
             assert_eq!(once.rows, 1_001);
-            let twice = lake.join(&[once.path, parts[2].clone()], "tables/twice.parquet").unwrap().unwrap();
+            let twice = [Piece::whole(once.path), pieces[2].clone()];
+            let twice = lake.join(&twice, "tables/twice.parquet").unwrap().unwrap();
             assert_eq!((twice.rows, lake.size_bytes(&twice.path).unwrap()), (3_000, twice.bytes));
             let mut read = lake.read_rows(&twice.path, &SCHEMA, 0..9_000).unwrap();
             let (ids, scenes, numbers) = (read.texts(0), read.texts(1), read.integers(2));
@@ -319,6 +380,33 @@ mod tests {
             }
             let mut read = lake.read_rows(&twice.path, &SCHEMA, 1_500..1_502).unwrap();
             assert_eq!(read.texts(0).get(0), Some("o01500"));
+        }
+    }
+
+    #[test]
+    fn some_row_groups_of_a_part_go_without_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let lake = Lake::new(folder.path());
+        for of_ids in [true, false] {
+            let groups = [0..700, 700..701, 701..900, 900..1_900];
+            let parts = groups.clone().map(|ids| part(&lake, &format!("work/{}.parquet", ids.start), ids, of_ids));
+            let all = lake.join(&parts.map(Piece::whole), "tables/all.parquet").unwrap().unwrap().path;
+            assert_eq!(lake.group_rows(&all).unwrap(), groups.map(|ids| ids.count()));
+            let other = part(&lake, "work/other.parquet", 5_000..5_010, of_ids);
+            let some = |groups| Piece { path: all.clone(), groups: Some(groups) };
+            let pieces = [some(2..4), Piece::whole(other), some(0..1)];
+            let spliced = lake.join(&pieces, "tables/spliced.parquet").unwrap().unwrap();
+            let wanted: Vec<i64> = (701..1_900).chain(5_000..5_010).chain(0..700).collect();
+            let mut read = lake.read_rows(&spliced.path, &SCHEMA, 0..9_000).unwrap();
+            let (ids, scenes) = (read.texts(0), read.texts(1));
+            assert_eq!(read.integers(2), wanted.iter().copied().map(Some).collect::<Vec<_>>());
+            for (place, id) in wanted.iter().enumerate() {
+                assert_eq!(ids.get(place), Some(format!("o{id:05}").as_str()));
+                assert_eq!(scenes.get(place), (id % 3 > 0).then_some(["A", "B"][(id % 2) as usize]));
+            }
+            let again = lake.join(&[Piece { path: spliced.path, groups: Some(1..3) }], "tables/again.parquet");
+            assert_eq!(again.unwrap().unwrap().rows, 1_010);
+            assert!(lake.join(&[some(3..5)], "tables/none.parquet").is_err());
         }
     }
 
@@ -350,7 +438,8 @@ mod tests {
         let mut writer = lake.writer("work/other.parquet", &[("openid", ColumnType::Text)]).unwrap();
         writer.write(Rows { columns: vec![("openid".into(), Values::Text(vec![Some("o".into())]))] }).unwrap();
         let other = writer.finish().unwrap().path;
-        assert_eq!(lake.join(&[own, other], "tables/joined.parquet").unwrap(), None);
+        let pieces = [own, other].map(Piece::whole);
+        assert_eq!(lake.join(&pieces, "tables/joined.parquet").unwrap(), None);
         assert!(!lake.absolute("tables/joined.parquet").exists());
         assert!(!lake.absolute("tables/joined.parquet.tmp").exists());
     }

@@ -3,16 +3,18 @@
 //! Memory does not grow with the ids. A table of so many would miss the processor's cache with each of them besides; a list
 //! does not. Two ids have one fingerprint once in thousands of millions of people squared, so that "distinct" is certain and
 //! "perhaps not" is looked at by whoever hears it.
+//!
+//! Where it is known that only a few could have come twice nothing is sorted: they are looked for among all ([`Noted`]).
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, Write};
 use std::path::PathBuf;
 
 use super::Lake;
-use crate::domain::fingerprint;
+use crate::domain::{QuickSet, fingerprint};
 
 /// Fingerprints held in memory: 2 MB.
 const MOST: usize = 1 << 18;
@@ -103,6 +105,72 @@ impl Fingerprints {
     }
 }
 
+/// The fingerprints of ids as they come, the many of them in a file without a name.
+#[derive(Debug)]
+pub struct Noted {
+    prints: Vec<u64>,
+    file: Option<BufWriter<File>>,
+    folder: PathBuf,
+    most: usize,
+    /// Not all could be kept.
+    is_broken: bool,
+}
+
+impl Lake {
+    /// Notes ids, the many of them in a file of this lake.
+    pub fn noted(&self) -> Noted {
+        Noted { prints: Vec::new(), file: None, folder: self.scratch().spill(), most: MOST, is_broken: false }
+    }
+}
+
+impl Noted {
+    pub fn note(&mut self, id: &str) {
+        if self.is_broken {
+            return;
+        }
+        self.prints.push(fingerprint(id));
+        if self.prints.len() == self.most {
+            self.is_broken = self.put_aside().is_err();
+        }
+    }
+
+    /// Whether somebody of `few` may have come more often than once; for certain not if not. Blocks for as long as reading
+    /// eight bytes an id takes.
+    pub fn may_repeat<'a>(&mut self, few: impl Iterator<Item = &'a str>) -> bool {
+        let few: QuickSet<u64> = few.map(fingerprint).collect();
+        self.is_broken || self.repeats(&few).unwrap_or(true)
+    }
+
+    fn repeats(&mut self, few: &QuickSet<u64>) -> io::Result<bool> {
+        let mut met = QuickSet::default();
+        let mut comes_again = |print: u64| few.contains(&print) && !met.insert(print);
+        if let Some(writer) = &mut self.file {
+            writer.rewind()?;
+            let mut reader = BufReader::with_capacity(1 << 16, writer.get_ref());
+            let mut print = [0; 8];
+            while !reader.fill_buf()?.is_empty() {
+                reader.read_exact(&mut print)?;
+                if comes_again(u64::from_le_bytes(print)) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(self.prints.iter().any(|print| comes_again(*print)))
+    }
+
+    fn put_aside(&mut self) -> io::Result<()> {
+        if self.file.is_none() {
+            std::fs::create_dir_all(&self.folder)?;
+            self.file = Some(BufWriter::new(tempfile::tempfile_in(&self.folder)?));
+        }
+        let writer = self.file.as_mut().expect("it was made if it was not there");
+        for print in self.prints.drain(..) {
+            writer.write_all(&print.to_le_bytes())?;
+        }
+        Ok(())
+    }
+}
+
 /// The next fingerprint of the piece at `place`; the one after the last piece is in memory.
 fn head(
     readers: &mut [BufReader<&File>],
@@ -163,5 +231,31 @@ mod tests {
         let mut prints = Fingerprints { folder: blocked.join("below"), ..prints(&folder) };
         (0..101).for_each(|number| prints.note(&format!("o{number}")));
         assert!(!prints.are_distinct());
+    }
+
+    #[test]
+    fn who_is_looked_for_is_found_where_they_came_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut noted = Noted { most: 100, ..Lake::new(folder.path()).noted() };
+        let id = |number: u32| format!("o{number:05}");
+        for number in (0..250).chain([7, 230]).chain(250..420) {
+            noted.note(&id(number));
+        }
+        let mut may_repeat = |few: &[u32]| {
+            let few: Vec<String> = few.iter().map(|number| id(*number)).collect();
+            noted.may_repeat(few.iter().map(String::as_str))
+        };
+        assert_eq!(
+            [&[7][..], &[5, 6, 230], &[8, 419], &[900], &[]].map(&mut may_repeat),
+            [true, true, false, false, false]
+        );
+        noted.note(&id(419));
+        assert!(noted.may_repeat([id(419).as_str()].into_iter()), "once before and once after it was asked");
+        assert!(!noted.may_repeat([id(418).as_str()].into_iter()));
+        let blocked = folder.path().join("file");
+        std::fs::write(&blocked, "").unwrap();
+        let mut without_room = Noted { folder: blocked.join("below"), most: 2, ..Lake::new(folder.path()).noted() };
+        ["oA", "oB"].iter().for_each(|id| without_room.note(id));
+        assert!(without_room.may_repeat(["oC"].into_iter()));
     }
 }

@@ -29,7 +29,7 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use super::super::NewPage;
+    use super::super::NewWalkPart;
     use super::super::testing::*;
     use crate::domain::AccountName;
 
@@ -38,9 +38,15 @@ mod tests {
         let house = House::new().await;
         let (main, run) = (AccountName::new("main"), house.run("nightly-1").await);
         let walk = house.ledger.begin_walk(&main, &run.run_id, at(0)).await.unwrap();
-        let page =
-            NewPage { page: 1, path: "work/walks/main/1/page-00001.parquet", count: 3, next_openid: None, total: None };
-        house.ledger.record_page(walk.id, page, at(1)).await.unwrap();
+        let part = NewWalkPart {
+            first_page: 1,
+            last_page: 1,
+            path: "work/walks/main/1/page-00001.parquet",
+            openids: 3,
+            next_openid: None,
+            total: None,
+        };
+        house.ledger.record_walk_part(walk.id, part, at(1)).await.unwrap();
         house.ledger.record_profile_part(&main, "work/profiles/main/a.parquet", 3, at(2)).await.unwrap();
         let both = ["work/profiles/main/a.parquet", "work/walks/main/1/page-00001.parquet"];
         assert!(house.ledger.files_in_use().await.unwrap().iter().eq(both.iter()));

@@ -1,7 +1,7 @@
-//! Walks over an account's followers, page by page, and fetched profiles, until both are merged into tables.
+//! Walks over an account's followers, part by part, and fetched profiles, until both are merged into tables.
 //!
-//! A page's file is written first and recorded here after, so that what is recorded is there; a walk that was
-//! interrupted goes on from the cursor of its last page.
+//! A part is one page of the list or several. Its file is written first and recorded here after, so that what is recorded is
+//! there; a walk that was interrupted goes on from the cursor of its last page.
 
 use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteRow;
@@ -33,23 +33,27 @@ pub struct Walk {
     pub restarts: u32,
 }
 
-/// A recorded page of a walk.
+/// Recorded pages of a walk that are one file.
 #[derive(Debug, Clone, PartialEq)]
-pub struct WalkPage {
-    pub page: u32,
+pub struct WalkPart {
+    /// The number of its last page; its first one comes after the last of the part before.
+    pub last_page: u32,
     /// Its file, relative to the lake.
     pub path: String,
-    pub count: u64,
+    pub openids: u64,
+    /// The cursor after its last page.
     pub next_openid: Option<OpenId>,
 }
 
-/// A page to record.
+/// A part to record.
 #[derive(Debug, Clone)]
-pub struct NewPage<'a> {
+pub struct NewWalkPart<'a> {
     /// From 1, one more than the last recorded.
-    pub page: u32,
+    pub first_page: u32,
+    pub last_page: u32,
     pub path: &'a str,
-    pub count: u64,
+    pub openids: u64,
+    /// As the last page says.
     pub next_openid: Option<&'a OpenId>,
     pub total: Option<u64>,
 }
@@ -88,28 +92,34 @@ impl Ledger {
         row.as_ref().map(read_walk).transpose()
     }
 
-    /// Records the next page of a walk.
+    /// Records the next part of a walk.
     ///
     /// # Errors
     ///
     /// [`LedgerError::OutOfStep`] when it is not the next one: somebody else walks the same walk.
-    pub async fn record_page(&self, walk_id: i64, new: NewPage<'_>, now: Timestamp) -> Result<(), LedgerError> {
-        const DOING: &str = "record a page of a walk";
+    pub async fn record_walk_part(
+        &self,
+        walk_id: i64,
+        new: NewWalkPart<'_>,
+        now: Timestamp,
+    ) -> Result<(), LedgerError> {
+        const DOING: &str = "record pages of a walk";
         let mut tx = self.begin_note(DOING).await?;
         let done = sqlx::query(
             "update walks set pages = $1, openids = openids + $2, total = $3, next_openid = $4
-             where id = $5 and pages = $1 - 1 and finished_at is null",
+             where id = $5 and pages = $6 - 1 and finished_at is null",
         )
-        .bind(new.page)
-        .bind(int(new.count))
+        .bind(new.last_page)
+        .bind(int(new.openids))
         .bind(new.total.map(int))
         .bind(new.next_openid.map(OpenId::as_str))
         .bind(walk_id)
+        .bind(new.first_page)
         .execute(&mut *tx)
         .await
         .doing(DOING)?;
         if done.rows_affected() == 0 {
-            let why = format!("page {} is not the next one of an unfinished walk", new.page);
+            let why = format!("page {} is not the next one of an unfinished walk", new.first_page);
             return Err(LedgerError::OutOfStep { doing: DOING, why });
         }
         sqlx::query(
@@ -117,9 +127,9 @@ impl Ledger {
              values ($1, $2, $3, $4, $5, $6)",
         )
         .bind(walk_id)
-        .bind(new.page)
+        .bind(new.last_page)
         .bind(new.path)
-        .bind(int(new.count))
+        .bind(int(new.openids))
         .bind(new.next_openid.map(OpenId::as_str))
         .bind(to_micros(now))
         .execute(&mut *tx)
@@ -128,32 +138,34 @@ impl Ledger {
         tx.commit().await.doing(DOING)
     }
 
-    /// The recorded pages of a walk, in order.
-    pub async fn walk_pages(&self, walk_id: i64) -> Result<Vec<WalkPage>, LedgerError> {
+    /// The recorded parts of a walk, in order.
+    pub async fn walk_parts(&self, walk_id: i64) -> Result<Vec<WalkPart>, LedgerError> {
         let rows =
             sqlx::query("select page, path, openids, next_openid from walk_pages where walk_id = $1 order by page")
                 .bind(walk_id)
                 .fetch_all(&self.readers)
                 .await
                 .doing("list the pages of a walk")?;
-        read_all(rows, read_page)
+        read_all(rows, read_part)
     }
 
-    /// One recorded page of a walk.
-    pub async fn walk_page(&self, walk_id: i64, page: u32) -> Result<Option<WalkPage>, LedgerError> {
-        let row =
-            sqlx::query("select page, path, openids, next_openid from walk_pages where walk_id = $1 and page = $2")
-                .bind(walk_id)
-                .bind(page)
-                .fetch_optional(&self.readers)
-                .await
-                .doing("look up a page of a walk")?;
-        row.as_ref().map(read_page).transpose()
+    /// The recorded part of a walk that has the page after `page`.
+    pub async fn walk_part_after(&self, walk_id: i64, page: u32) -> Result<Option<WalkPart>, LedgerError> {
+        let row = sqlx::query(
+            "select page, path, openids, next_openid from walk_pages where walk_id = $1 and page > $2
+             order by page limit 1",
+        )
+        .bind(walk_id)
+        .bind(page)
+        .fetch_optional(&self.readers)
+        .await
+        .doing("look up a page of a walk")?;
+        row.as_ref().map(read_part).transpose()
     }
 
-    /// Removes the last page of a walk, whose cursor was refused, and returns it; `None` when there is no page left.
-    pub async fn step_back(&self, walk_id: i64) -> Result<Option<WalkPage>, LedgerError> {
-        const DOING: &str = "take back a page of a walk";
+    /// Removes the last part of a walk and returns it; `None` when there is no part left.
+    pub async fn step_back(&self, walk_id: i64) -> Result<Option<WalkPart>, LedgerError> {
+        const DOING: &str = "take back pages of a walk";
         let mut tx = self.begin_note(DOING).await?;
         let removed = sqlx::query(
             "delete from walk_pages where walk_id = $1
@@ -164,13 +176,14 @@ impl Ledger {
         .fetch_optional(&mut *tx)
         .await
         .doing(DOING)?;
-        let Some(removed) = removed.as_ref().map(read_page).transpose()? else { return Ok(None) };
+        let Some(removed) = removed.as_ref().map(read_part).transpose()? else { return Ok(None) };
         sqlx::query(
-            "update walks set pages = pages - 1, openids = openids - $1, restarts = restarts + 1, finished_at = null,
-                 next_openid = (select next_openid from walk_pages where walk_id = $2 and page = walks.pages - 1)
+            "update walks set openids = openids - $1, restarts = restarts + 1, finished_at = null,
+                 (pages, next_openid) = (
+                     select coalesce(max(page), 0), next_openid from walk_pages where walk_id = $2)
              where id = $2",
         )
-        .bind(int(removed.count))
+        .bind(int(removed.openids))
         .bind(walk_id)
         .execute(&mut *tx)
         .await
@@ -271,22 +284,27 @@ fn read_walk(row: &SqliteRow) -> Result<Walk, LedgerError> {
     })
 }
 
-fn read_page(row: &SqliteRow) -> Result<WalkPage, LedgerError> {
-    Ok(WalkPage {
-        page: row.read("page")?,
+fn read_part(row: &SqliteRow) -> Result<WalkPart, LedgerError> {
+    Ok(WalkPart {
+        last_page: row.read("page")?,
         path: row.text("path")?,
-        count: row.count("openids")?,
+        openids: row.count("openids")?,
         next_openid: row.optional_text("next_openid")?.map(OpenId::new),
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::RangeInclusive;
+
     use super::super::testing::*;
     use super::*;
 
-    fn page<'a>(page: u32, path: &'a str, next: Option<&'a OpenId>) -> NewPage<'a> {
-        NewPage { page, path, count: 10_000, next_openid: next, total: Some(25_000) }
+    /// Pages of ten thousand.
+    fn part<'a>(pages: RangeInclusive<u32>, path: &'a str, next: Option<&'a OpenId>) -> NewWalkPart<'a> {
+        let (first_page, last_page) = (*pages.start(), *pages.end());
+        let openids = u64::try_from(pages.count()).unwrap() * 10_000;
+        NewWalkPart { first_page, last_page, path, openids, next_openid: next, total: Some(75_000) }
     }
 
     #[tokio::test]
@@ -295,20 +313,27 @@ mod tests {
         let (ledger, main) = (&house.ledger, AccountName::new("main"));
         let walk = ledger.begin_walk(&main, &RunId::new("r1"), at(0)).await.unwrap();
         let (first, second) = (OpenId::new("oFIRSTFIRSTFIRST"), OpenId::new("oSECONDSECOND"));
-        ledger.record_page(walk.id, page(1, "p1", Some(&first)), at(1)).await.unwrap();
-        ledger.record_page(walk.id, page(2, "p2", Some(&second)), at(2)).await.unwrap();
-        let twice = ledger.record_page(walk.id, page(2, "p2", Some(&second)), at(2)).await.unwrap_err();
-        assert!(matches!(twice, LedgerError::OutOfStep { .. }), "{twice}");
+        ledger.record_walk_part(walk.id, part(1..=2, "p1", Some(&first)), at(1)).await.unwrap();
+        ledger.record_walk_part(walk.id, part(3..=7, "p3", Some(&second)), at(2)).await.unwrap();
+        for late in [part(3..=7, "p3", Some(&second)), part(7..=8, "p7", None), part(9..=9, "p9", None)] {
+            let error = ledger.record_walk_part(walk.id, late, at(2)).await.unwrap_err();
+            assert!(matches!(error, LedgerError::OutOfStep { .. }), "{error}");
+        }
+        let after =
+            |page| async move { ledger.walk_part_after(walk.id, page).await.unwrap().map(|part| part.last_page) };
+        let parts = [after(0).await, after(1).await, after(2).await, after(6).await, after(7).await];
+        assert_eq!(parts, [Some(2), Some(2), Some(7), Some(7), None]);
 
         let open = ledger.open_walk(&main).await.unwrap().unwrap();
-        assert_eq!((open.pages, open.openids, open.next_openid), (2, 20_000, Some(second)));
-        assert_eq!(ledger.step_back(walk.id).await.unwrap().unwrap().path, "p2");
+        assert_eq!((open.pages, open.openids, open.next_openid), (7, 70_000, Some(second)));
+        assert_eq!(ledger.step_back(walk.id).await.unwrap().unwrap().path, "p3");
         let open = ledger.open_walk(&main).await.unwrap().unwrap();
-        assert_eq!((open.pages, open.openids, open.next_openid), (1, 10_000, Some(first)));
+        assert_eq!((open.pages, open.openids, open.next_openid), (2, 20_000, Some(first)));
         assert_eq!(open.restarts, 1);
         ledger.step_back(walk.id).await.unwrap();
         assert_eq!(ledger.step_back(walk.id).await.unwrap(), None);
-        assert_eq!(ledger.open_walk(&main).await.unwrap().unwrap().next_openid, None);
+        let open = ledger.open_walk(&main).await.unwrap().unwrap();
+        assert_eq!((open.pages, open.openids, open.next_openid), (0, 0, None));
     }
 
     #[tokio::test]
@@ -316,13 +341,13 @@ mod tests {
         let house = House::new().await;
         let (ledger, main) = (&house.ledger, AccountName::new("main"));
         let walk = ledger.begin_walk(&main, &RunId::new("r1"), at(0)).await.unwrap();
-        ledger.record_page(walk.id, page(1, "p1", None), at(1)).await.unwrap();
+        ledger.record_walk_part(walk.id, part(1..=1, "p1", None), at(1)).await.unwrap();
         ledger.finish_walk(walk.id, at(2)).await.unwrap();
         assert_eq!(ledger.open_walk(&main).await.unwrap().unwrap().finished_at, Some(at(2)));
         ledger.merge_walk(walk.id).await.unwrap();
         assert_eq!(ledger.open_walk(&main).await.unwrap(), None);
         ledger.drop_walk(walk.id).await.unwrap();
-        assert!(ledger.walk_pages(walk.id).await.unwrap().is_empty());
+        assert!(ledger.walk_parts(walk.id).await.unwrap().is_empty());
     }
 
     #[tokio::test]

@@ -1,7 +1,8 @@
 //! `extract_followers`: walks user/get page by page into `followers` and `follower_changes`.
 //!
 //! The way: a page that arrived is put aside (`arrived`), so that a crash repeats at most the one that is asked for; while the
-//! next is on its way it is compared with the list before and written (`book`), then recorded. Only a walk that ended properly
+//! next is on its way it is compared with the list before and written into a part (`book`), which is recorded when it is
+//! whole. Only a walk that ended properly
 //! is merged, and only it marks people as gone; whoever has a later event of their own (an unsubscribe while the walk was under
 //! way) keeps what the event said. Pages stay until the run is published. Two pipelines that walk one account take turns.
 

@@ -7,7 +7,7 @@ use lianbo::domain::QuotaDay;
 use lianbo::simulator::{Faults, Options};
 use serde_json::json;
 
-use crate::house::{House, crowd, ended, eventually, signal, small};
+use crate::house::{House, crowd, ended, eventually, outcome, signal, small};
 
 const PROFILES: &str = "select openid, unionid, unionid_missing from profiles order by all";
 const ENRICH: &str = "kind = \"enrich_unionids\"";
@@ -117,6 +117,36 @@ async fn an_empty_page_amid_the_list_marks_nobody_as_gone_and_a_list_that_stays_
         (vec![600, 0], 3),
         "the first page is kept"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_later_walk_that_was_killed_goes_on_behind_the_pages_that_arrived_and_knows_how_many_follow() {
+    for arrived in [1, 2, 40] {
+        let people = if arrived == 40 { 600 } else { 60 };
+        let house = House::build(Options { followers: people, page_size: 10, ..small() }).await;
+        house.night().await;
+        house.simulator.unfollow_some(3);
+        let faults = Faults { empty_page: arrived + 1, ..Faults::default() };
+        house.simulator.set_faults(faults.clone());
+        let mut command = house.command(&["run", "nightly", "--json"]);
+        let at = format!("after_page_arrived:{arrived}");
+        let killed = outcome(command.env("LIANBO_CRASH_AT", at).output().await.unwrap());
+        assert_eq!(killed.code, -6, "{killed:?}");
+        // The page behind those comes back empty, and nobody follows by what it says.
+        let total_off = -i64::try_from(people).unwrap();
+        house.simulator.set_faults(Faults { total_off, ..faults });
+        let pages = house.calls("user/get");
+        let failed = house.run("nightly", &[]).await.ends(1);
+        let seen = format!("{} followers where WeChat counts", arrived * 10);
+        assert!(failed.stderr.contains(&seen), "{}", failed.stderr);
+        assert_eq!(house.calls("user/get") - pages, 3, "no page that arrived is asked for again");
+        house.simulator.set_faults(Faults::default());
+        house.run("nightly", &[]).await.ends(0);
+        let active =
+            "select count(*) filter (active), count(*) filter (not active), count(distinct openid) from followers";
+        assert_eq!(house.numbers(active).await, [people - 3, 3, people]);
+        assert_eq!(house.numbers("select count(*) from follower_changes").await, [3]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -51,7 +51,7 @@ impl Conductor {
         let list = |key: &str| record.detail.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
         for walk in list("walks") {
             let (Some(id), Some(account)) = (walk["walk"].as_i64(), walk["account"].as_str()) else { continue };
-            merged.extend(hands.ledger.walk_pages(id).await?.into_iter().map(|page| page.path));
+            merged.extend(hands.ledger.walk_parts(id).await?.into_iter().map(|part| part.path));
             hands.ledger.drop_walk(id).await?;
             let account = AccountName::new(account);
             let table = record.table.as_ref().map_or("followers", |table| table.as_str());

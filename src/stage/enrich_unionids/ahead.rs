@@ -1,6 +1,6 @@
 //! Asking beside the walk: pages of a first walk go on into details while the next page is fetched.
 //!
-//! The way: the walk records a page and says so → its file is read, whoever was not met before is asked for → answers
+//! The way: the walk records a page, or several, and says so → their file is read, whoever was not met before is asked for → answers
 //! become the same parts that the stage itself writes. Nothing new has to survive a crash: the pages and the parts are
 //! there, and the stage asks for whoever is missing. Only where no profile is known yet, since then everybody needs
 //! asking; later nights ask few, and the stage itself looks who.
@@ -108,7 +108,7 @@ struct Fed {
     is_distinct: bool,
 }
 
-/// Hands on the people of each page that is recorded, by the hundred.
+/// Hands on the people of all pages that are recorded, by the hundred.
 async fn feed(
     cx: &StageContext<'_>,
     account: &AccountName,
@@ -159,11 +159,10 @@ struct Pages<'a, 'b> {
 }
 
 impl Pages<'_, '_> {
-    /// The people of the next page, without those of the page before: a list that changes while it is walked gives people
-    /// near the edge of a page twice. Whoever comes twice from further away is asked for twice.
+    /// The people of the next pages that are one file, without those of the file before: a list that changes while it is walked
+    /// gives people near the edge of a page twice. Whoever comes twice from further away is asked for twice.
     async fn next(&mut self) -> Result<Vec<OpenId>, StageError> {
-        self.read += 1;
-        let page = self.read(self.read).await?;
+        let page = self.read_on().await?;
         let openids = if self.neighbours.are_new(page.iter().flatten()) {
             page.iter().flatten().map(OpenId::new).collect()
         } else {
@@ -174,11 +173,13 @@ impl Pages<'_, '_> {
         Ok(openids)
     }
 
-    async fn read(&self, number: u32) -> Result<Texts, StageError> {
+    async fn read_on(&mut self) -> Result<Texts, StageError> {
         let walk = self.walk.expect("pages are read of a walk that was told of");
-        let page = self.cx.hands.ledger.walk_page(walk, number).await?;
-        let page = page.ok_or_else(|| StageError::Rule(format!("page {number} of the walk was taken back")))?;
+        let part = self.cx.hands.ledger.walk_part_after(walk, self.read).await?;
+        let part =
+            part.ok_or_else(|| StageError::Rule(format!("pages of the walk after {} were taken back", self.read)))?;
+        self.read = part.last_page;
         let lake = self.cx.hands.lake.clone();
-        Ok(tokio::task::spawn_blocking(move || lake.read_texts(&page.path, "openid")).await??)
+        Ok(tokio::task::spawn_blocking(move || lake.read_texts(&part.path, "openid")).await??)
     }
 }

@@ -329,7 +329,7 @@ impl Reader {
 mod tests {
     use super::*;
     use crate::domain::Texts;
-    use crate::lake::PartColumn;
+    use crate::lake::{PartColumn, Piece};
 
     const NIGHT: i64 = 1_700_000_000_000_000;
 
@@ -410,7 +410,8 @@ mod tests {
         let before = kinds_of(&lake, &parts).unwrap();
         let relative: Vec<String> = parts.iter().map(|part| lake.relative(part)).collect();
         let joined = "tables/profiles/main/s/joined-0001.parquet";
-        lake.join(&relative, joined).unwrap().unwrap();
+        let pieces: Vec<Piece> = relative.iter().map(Piece::whole).collect();
+        lake.join(&pieces, joined).unwrap().unwrap();
         join(&lake, &relative, joined).unwrap();
         let joined = [lake.absolute(joined)];
         let of_digest = kinds_of(&lake, &joined).unwrap();

@@ -1,7 +1,7 @@
 //! A night of which nearly everybody is where they were: only the others are merged, by the same rules as a whole night.
 //!
 //! The way: whom the roll found missed or met, and whom events named → their rows of before, looked up (`find`) → what becomes
-//! of them (`pass`) → their rows now. The pages are the table's next parts, written anew only where such a row stands on them;
+//! of them (`pass`) → their rows now. The walk's parts are the table's next ones, written anew only where such a row stands in them;
 //! whoever left stands in parts of their own, which stay as they are but the last (`assemble`); changes are one part more. No
 //! engine is started for them.
 
@@ -16,7 +16,6 @@ use chrono_tz::Tz;
 use self::assemble::{Assembled, Assembly, Shelf};
 use self::find::find;
 use self::pass::{Change, Pass};
-use super::book::Joined;
 use super::merge::{Active, Made, Night, is_of_followers};
 use super::roll::Exceptions;
 use super::{Extracted, StageError};
@@ -53,7 +52,7 @@ type RowsBy<'a> = HashMap<&'a str, Row>;
 pub(super) async fn merge(
     night: &Night<'_, '_>,
     known: &SnapshotRecord,
-    (exceptions, is_distinct, joined): (Exceptions, bool, Joined),
+    (exceptions, is_distinct): (Exceptions, bool),
 ) -> Result<Extracted, StageError> {
     let cx = night.cx;
     let lake = &cx.hands.lake;
@@ -64,8 +63,7 @@ pub(super) async fn merge(
         account: account.clone(),
         table: night.table.clone(),
         snapshot: id.clone(),
-        pages: night.pages.iter().map(|page| (page.page, page.path.clone())).collect(),
-        joined,
+        walked: night.parts.iter().map(|part| (part.path.clone(), part.openids)).collect(),
         gone: known.parts.iter().filter(|part| !is_of_followers(part)).cloned().collect(),
     };
     let changes_path = Lake::part_path(&TableName::new(events::CHANGES), account.as_str(), &id, 1);

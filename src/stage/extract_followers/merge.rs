@@ -12,7 +12,7 @@ use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, OpenId, TableName};
 use crate::engine::{Param, Params, TableSource};
 use crate::lake::Lake;
-use crate::ledger::{FollowerEvent, SnapshotRecord, Walk, WalkPage};
+use crate::ledger::{FollowerEvent, SnapshotRecord, Walk, WalkPart};
 use crate::stage::tables::events;
 use crate::stage::{NewSnapshot, blocking, live};
 
@@ -28,8 +28,8 @@ pub(super) async fn merge(
     walked: Walked,
 ) -> Result<Extracted, StageError> {
     let hands = cx.hands;
-    let Walked { walk, is_distinct, exceptions, joined, .. } = walked;
-    let pages = hands.ledger.walk_pages(walk.id).await?;
+    let Walked { walk, is_distinct, exceptions, .. } = walked;
+    let parts = hands.ledger.walk_parts(walk.id).await?;
     let known = cx.visible.slice(table.as_str(), account.as_str());
     let told = told_since(cx, account, (known, walk.started_at)).await?;
     let forgotten = live::export_forgotten(hands).await?;
@@ -39,14 +39,11 @@ pub(super) async fn merge(
         && known.is_none()
         && cx.visible.slice("follower_changes", account.as_str()).is_none();
     if is_plain {
-        return adopt(cx, table, &walk, (&pages, told.to));
+        return adopt(cx, table, &walk, (&parts, told.to));
     }
-    let night = Night { cx, table, walk: &walk, pages: &pages, told: &told, forgotten };
+    let night = Night { cx, table, walk: &walk, parts: &parts, told: &told, forgotten };
     if let (Some(known), Some(found)) = (known, exceptions) {
-        return exceptions::merge(&night, known, (found, is_distinct, joined)).await;
-    }
-    for part in joined.values() {
-        hands.lake.remove(part)?;
+        return exceptions::merge(&night, known, (found, is_distinct)).await;
     }
     whole(&night, known).await
 }
@@ -56,7 +53,7 @@ pub(super) struct Night<'a, 'b> {
     pub cx: &'a StageContext<'b>,
     pub table: &'a TableName,
     pub walk: &'a Walk,
-    pub pages: &'a [WalkPage],
+    pub parts: &'a [WalkPart],
     pub told: &'a Told,
     /// `_forgotten`, and the salt of its hashes, where anybody was.
     pub forgotten: Option<(TableSource, String)>,
@@ -136,7 +133,7 @@ async fn whole(night: &Night<'_, '_>, known: Option<&SnapshotRecord>) -> Result<
     let columns = |table: &str| table_spec(table).map(|spec| spec.sql_columns()).unwrap_or_default();
     let pass = Pass {
         before: cx.visible.bare_slice(lake, (night.table.as_str(), account), "before", columns("followers")),
-        walk: walk_source(night.pages.iter().map(|page| lake.absolute(&page.path)).collect()),
+        walk: walk_source(night.parts.iter().map(|part| lake.absolute(&part.path)).collect()),
         told: write_told(night)?,
         forgotten: night.forgotten.clone(),
         is_first: known.is_none(),
@@ -144,7 +141,7 @@ async fn whole(night: &Night<'_, '_>, known: Option<&SnapshotRecord>) -> Result<
     let old_changes = cx.visible.bare_slice(lake, (events::CHANGES, account), "old_changes", columns(events::CHANGES));
     let targets = [&active_path, &gone_path, &changes_path].map(|path| lake.absolute(path));
     let params = night.params();
-    let people = night.pages.iter().map(|page| page.count).sum::<u64>().max(known.map_or(0, |known| known.rows));
+    let people = night.walk.openids.max(known.map_or(0, |known| known.rows));
     let (followers, gone, changes, active) = blocking(&cx.hands.joining_engine(people), cx.stop, move |session| {
         let [active_target, gone_target, changes_target] = targets;
         pass.run(session, &params)?;
@@ -176,14 +173,14 @@ fn adopt(
     cx: &StageContext<'_>,
     table: &TableName,
     walk: &Walk,
-    (pages, events_to): (&[WalkPage], i64),
+    (walked, events_to): (&[WalkPart], i64),
 ) -> Result<Extracted, StageError> {
     let lake = &cx.hands.lake;
     let id = cx.new_snapshot_id();
     let (mut parts, mut bytes) = (Vec::new(), 0);
-    for page in pages {
-        let part = Lake::part_path(table, walk.account.as_str(), &id, page.page);
-        lake.adopt(&page.path, &part)?;
+    for (number, walked) in (1..).zip(walked) {
+        let part = Lake::part_path(table, walk.account.as_str(), &id, number);
+        lake.adopt(&walked.path, &part)?;
         bytes += lake.size_bytes(&part)?;
         parts.push(part);
     }

@@ -37,9 +37,9 @@ pub(super) struct Missed {
 #[derive(Debug, Clone)]
 pub(super) struct Met {
     pub openid: String,
-    /// From 1.
-    pub page: u32,
-    /// From 0, on its page.
+    /// The part of the walk that has them, from 1.
+    pub part: u32,
+    /// From 0, in that part.
     pub row: u32,
 }
 
@@ -73,8 +73,9 @@ impl Roll {
         }
     }
 
-    /// Compares the next page; gives when each of its people was first seen, as far as that shows here. Blocking.
-    pub fn meet(&mut self, number: u32, page: &Texts) -> Vec<Option<i64>> {
+    /// Compares the next page, which begins at a row of a part; gives when each of its people was first seen, as far as that
+    /// shows here. Blocking.
+    pub fn meet(&mut self, (part, first_row): (u32, usize), page: &Texts) -> Vec<Option<i64>> {
         let mut first_seen = vec![Some(self.walked_at); page.len()];
         let ids: Vec<&str> = page.iter().map(Option::unwrap_or_default).collect();
         let mut here = 0;
@@ -86,19 +87,14 @@ impl Roll {
             }
             let (new, gone) = self.next_common(rest);
             for openid in &rest[..new] {
-                let row = u32::try_from(here).unwrap_or(u32::MAX);
-                self.exceptions.met.push(Met { openid: (*openid).to_owned(), page: number, row });
+                let row = u32::try_from(first_row + here).unwrap_or(u32::MAX);
+                self.exceptions.met.push(Met { openid: (*openid).to_owned(), part, row });
                 here += 1;
             }
             self.before.skip(gone, &mut self.exceptions.missed);
             self.bound();
         }
         first_seen
-    }
-
-    /// Whether it is over with comparing.
-    pub fn is_lost(&self) -> bool {
-        self.is_lost
     }
 
     /// What differed on the whole, after the last page; nothing where too much did, or last night's list cannot be read.
@@ -331,7 +327,9 @@ mod tests {
         let mut roll = Roll::begin(lake, parts, WALKED_AT);
         let mut carried: Vec<(u32, Option<i64>)> = Vec::new();
         for (number, ids) in now.chunks(page).enumerate() {
-            let first_seen = roll.meet(u32::try_from(number + 1).unwrap(), &texts(ids));
+            // Every third page begins a part.
+            let place = (u32::try_from(number / 3 + 1).unwrap(), number % 3 * page);
+            let first_seen = roll.meet(place, &texts(ids));
             carried.extend(ids.iter().copied().zip(first_seen));
         }
         let exceptions = roll.end()?;
@@ -339,7 +337,7 @@ mod tests {
         let met: Vec<u32> = exceptions.met.iter().map(|met| number(&met.openid)).collect();
         let missed: Vec<u32> = exceptions.missed.iter().map(|missed| number(&missed.openid)).collect();
         for met in &exceptions.met {
-            let place = (met.page as usize - 1) * page + met.row as usize;
+            let place = (met.part as usize - 1) * 3 * page + met.row as usize;
             assert_eq!(now[place], number(&met.openid));
             assert_eq!(carried[place].1, Some(WALKED_AT));
         }

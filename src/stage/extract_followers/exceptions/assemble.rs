@@ -1,15 +1,20 @@
-//! The parts of tonight's followers: the pages, joined into larger parts, and those who left.
+//! The parts of tonight's followers: those of the walk, with other row groups in place of such as have a row that comes out
+//! otherwise, and those who left.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 
 use super::find::{Found, read};
 use super::{GROUP, Person, RowsBy, people, write_rows};
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, TableName, Texts, Values};
-use crate::lake::{Lake, LakeError, PartColumn};
-use crate::stage::extract_followers::book::{Joined, PAGES_A_PART};
+use crate::lake::{Lake, LakeError, PartColumn, Piece};
+use crate::stage::extract_followers::OPENIDS_A_PAGE;
+use crate::stage::extract_followers::book::PAGES_A_PART;
 use crate::stage::extract_followers::merge::GONE;
 
+/// Parts of a walk that was broken off are joined with those that come after until they have so many rows.
+const PART_ROWS: u64 = OPENIDS_A_PAGE * PAGES_A_PART as u64;
 /// Parts of those who left grow until they have so many rows.
 const GONE_ROWS: u64 = 100_000;
 
@@ -19,10 +24,8 @@ pub(super) struct Shelf {
     pub account: AccountName,
     pub table: TableName,
     pub snapshot: String,
-    /// Their number and path.
-    pub pages: Vec<(u32, String)>,
-    /// Parts that were joined of them already.
-    pub joined: Joined,
+    /// The parts of the walk in its order: path and rows.
+    pub walked: Vec<(String, u64)>,
     /// Parts of those who had left.
     pub gone: Vec<String>,
 }
@@ -35,11 +38,14 @@ pub(super) struct Assembled {
     pub bytes: u64,
 }
 
-/// What happens to a row of a page.
+/// What happens to a row of the walk.
 enum Mend {
     Set(i64, i64),
     Remove,
 }
+
+/// By part, from 1, and row.
+type Mends = BTreeMap<u32, BTreeMap<u32, Mend>>;
 
 pub(super) struct Assembly<'a> {
     shelf: &'a Shelf,
@@ -67,66 +73,37 @@ impl<'a> Assembly<'a> {
     }
 
     fn followers(&mut self, found: &Found, rows: &RowsBy<'_>) -> Result<(), LakeError> {
-        let mut mends = self.mends(found, rows);
-        let pages = self.shelf.pages.chunks(PAGES_A_PART as usize);
-        let mut number = 0;
-        for pages in pages {
-            number += 1;
-            let is_plain = pages.iter().all(|(page, _)| !mends.contains_key(page));
-            match self.shelf.joined.get(&number) {
-                Some(joined) if is_plain => self.take(number, joined)?,
-                _ => self.mended_part(number, pages, &mut mends)?,
+        let mends = self.mends(found, rows);
+        let (mut number, mut pieces, mut full) = (0, Vec::new(), 0);
+        for (part, (path, openids)) in (1..).zip(&self.shelf.walked) {
+            if full > 0 && full + openids > PART_ROWS {
+                number += 1;
+                self.part(number, std::mem::take(&mut pieces))?;
+                full = 0;
+            }
+            full += openids;
+            match mends.get(&part) {
+                None => pieces.push(Piece::whole(path)),
+                Some(mends) => pieces.extend(self.mended((part, path), mends)?),
             }
         }
+        self.part(number + 1, pieces)?;
         let met: HashSet<&str> = found.met.iter().map(|met| met.openid.as_str()).collect();
         // Whoever came, by an event, after the walk had passed.
         let others = people(rows.iter().filter(|(openid, row)| row.active && !met.contains(*openid)));
         if !others.is_empty() {
             let path = self.scrap("others");
-            self.made.active += u64::try_from(others.len()).unwrap_or(0);
             self.write(&path, &others, true)?;
-            self.join(number + 1, &[path])?;
+            self.part(number + 2, vec![Piece::whole(path)])?;
         }
         Ok(())
     }
 
-    /// Takes a part that was joined while the walk went on.
-    fn take(&mut self, number: u32, joined: &str) -> Result<(), LakeError> {
-        let Shelf { lake, account, table, snapshot, .. } = self.shelf;
-        let target = Lake::named_part_path((table, account.as_str(), snapshot), "part", number);
-        lake.rename(joined, &target)?;
-        self.made.active += lake.rows_of(&target)?;
-        self.made.bytes += lake.size_bytes(&target)?;
-        self.made.parts.push(target);
-        Ok(())
-    }
-
-    /// Joins pages after their mends.
-    fn mended_part(
-        &mut self,
-        number: u32,
-        pages: &[(u32, String)],
-        mends: &mut BTreeMap<u32, HashMap<u32, Mend>>,
-    ) -> Result<(), LakeError> {
-        self.scraps.extend(self.shelf.joined.get(&number).cloned());
-        let mut pieces = Vec::new();
-        for (page, path) in pages {
-            match mends.remove(page) {
-                None => {
-                    self.made.active += self.shelf.lake.rows_of(path)?;
-                    pieces.push(path.clone());
-                }
-                Some(mends) => pieces.extend(self.mended((*page, path), &mends)?),
-            }
-        }
-        if pieces.is_empty() { Ok(()) } else { self.join(number, &pieces) }
-    }
-
-    /// What differs from how the pages were written, page by page.
-    fn mends(&self, found: &Found, rows: &RowsBy<'_>) -> BTreeMap<u32, HashMap<u32, Mend>> {
-        let mut mends: BTreeMap<u32, HashMap<u32, Mend>> = BTreeMap::new();
+    /// What differs from how the walk was written, part by part.
+    fn mends(&self, found: &Found, rows: &RowsBy<'_>) -> Mends {
+        let mut mends = Mends::new();
         for met in &found.repeated {
-            mends.entry(met.page).or_default().insert(met.row, Mend::Remove);
+            mends.entry(met.part).or_default().insert(met.row, Mend::Remove);
         }
         for met in &found.met {
             let mend = match rows.get(met.openid.as_str()) {
@@ -138,15 +115,40 @@ impl<'a> Assembly<'a> {
                 }
                 _ => Mend::Remove,
             };
-            mends.entry(met.page).or_default().insert(met.row, mend);
+            mends.entry(met.part).or_default().insert(met.row, mend);
         }
         mends
     }
 
-    /// Writes a page anew with its mends; nothing where nobody is left on it.
-    fn mended(&mut self, (page, path): (u32, &str), mends: &HashMap<u32, Mend>) -> Result<Option<String>, LakeError> {
+    /// A part of the walk after its mends: its row groups, but where a row of one is another now that one written anew.
+    fn mended(&mut self, (part, path): (u32, &str), mends: &BTreeMap<u32, Mend>) -> Result<Vec<Piece>, LakeError> {
+        let (mut pieces, mut first_row, mut untouched) = (Vec::new(), 0, 0..0);
+        for (group, rows) in self.shelf.lake.group_rows(path)?.into_iter().enumerate() {
+            let row = |place: usize| u32::try_from(place).unwrap_or(u32::MAX);
+            let is_touched = mends.range(row(first_row)..row(first_row + rows)).next().is_some();
+            if is_touched {
+                pieces.extend(some_groups(path, untouched));
+                untouched = group + 1..group + 1;
+                let name = format!("part-{part:04}-{group:02}");
+                pieces.extend(self.written_anew(&name, (path, first_row..first_row + rows), mends)?.map(Piece::whole));
+            } else {
+                untouched.end = group + 1;
+            }
+            first_row += rows;
+        }
+        pieces.extend(some_groups(path, untouched));
+        Ok(pieces)
+    }
+
+    /// Writes rows with their mends; nothing where nobody is left of them.
+    fn written_anew(
+        &mut self,
+        name: &str,
+        rows: (&str, Range<usize>),
+        mends: &BTreeMap<u32, Mend>,
+    ) -> Result<Option<String>, LakeError> {
         let (mut openids, mut first_seen, mut last_seen) = (Texts::default(), Vec::new(), Vec::new());
-        read(&self.shelf.lake, path, |row, openid, times| {
+        read(&self.shelf.lake, rows, |row, openid, times| {
             let (first, last) = match mends.get(&row) {
                 Some(Mend::Remove) => return,
                 Some(Mend::Set(first, last)) => (*first, *last),
@@ -159,8 +161,7 @@ impl<'a> Assembly<'a> {
         if openids.is_empty() {
             return Ok(None);
         }
-        self.made.active += u64::try_from(openids.len()).unwrap_or(0);
-        let target = self.scrap(&format!("page-{page:05}"));
+        let target = self.scrap(name);
         let schema = table_spec("followers").expect("followers is declared").part_schema();
         let mut writer = self.shelf.lake.writer_of_ids(&target, &schema)?;
         let columns = vec![
@@ -174,23 +175,36 @@ impl<'a> Assembly<'a> {
         writer.finish_soon().map(|_| Some(target))
     }
 
-    /// Pages as one part; such as cannot be joined each as its own.
-    fn join(&mut self, number: u32, pieces: &[String]) -> Result<(), LakeError> {
+    /// Pieces as one part; such as cannot be joined each as its own.
+    fn part(&mut self, number: u32, pieces: Vec<Piece>) -> Result<(), LakeError> {
         let Shelf { lake, account, table, snapshot, .. } = self.shelf;
         let of = (table, account.as_str(), snapshot.as_str());
         let target = Lake::named_part_path(of, "part", number);
-        if let Some(part) = lake.join(pieces, &target)? {
-            self.made.bytes += part.bytes;
-            self.made.parts.push(target);
-            return Ok(());
+        match pieces.as_slice() {
+            [] => return Ok(()),
+            // It is on the disk when the walk has ended.
+            [Piece { path, groups: None }] if self.is_walked(path) => lake.adopt(path, &target)?,
+            _ if lake.join(&pieces, &target)?.is_some() => {}
+            _ => {
+                for (piece, own) in (1..).zip(&pieces) {
+                    let target = Lake::named_part_path(of, &format!("part-{number:04}"), piece);
+                    lake.join(std::slice::from_ref(own), &target)?;
+                    self.take(target)?;
+                }
+                return Ok(());
+            }
         }
-        for (piece, path) in (1..).zip(pieces) {
-            let target = Lake::named_part_path(of, &format!("part-{number:04}"), piece);
-            lake.adopt(path, &target)?;
-            lake.make_durable(&target)?;
-            self.made.bytes += lake.size_bytes(&target)?;
-            self.made.parts.push(target);
-        }
+        self.take(target)
+    }
+
+    fn is_walked(&self, path: &str) -> bool {
+        self.shelf.walked.iter().any(|(walked, _)| walked == path)
+    }
+
+    fn take(&mut self, part: String) -> Result<(), LakeError> {
+        self.made.active += self.shelf.lake.rows_of(&part)?;
+        self.made.bytes += self.shelf.lake.size_bytes(&part)?;
+        self.made.parts.push(part);
         Ok(())
     }
 
@@ -209,7 +223,7 @@ impl<'a> Assembly<'a> {
                 continue;
             }
             let mut stay = Vec::new();
-            read(lake, part, |_, openid, (first_seen, last_seen)| {
+            read(lake, (part, 0..usize::MAX), |_, openid, (first_seen, last_seen)| {
                 if !rows.contains_key(openid) {
                     stay.push((openid.to_owned(), first_seen, last_seen));
                 }
@@ -251,4 +265,8 @@ impl<'a> Assembly<'a> {
         self.scraps.push(path.clone());
         path
     }
+}
+
+fn some_groups(path: &str, groups: Range<usize>) -> Option<Piece> {
+    (!groups.is_empty()).then(|| Piece { path: path.to_owned(), groups: Some(groups) })
 }

@@ -1,7 +1,8 @@
-//! Who is to be merged, and where they stand: on the pages of tonight, among the followers of before, among those who had
+//! Who is to be merged, and where they stand: in the parts of tonight's walk, among the followers of before, among those who had
 //! left.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use super::assemble::Shelf;
 use crate::lake::{Lake, LakeError};
@@ -17,9 +18,9 @@ pub(super) struct Found {
     pub followed: Vec<Missed>,
     /// And who had left.
     pub had_left: Vec<Missed>,
-    /// Where they stand on the pages.
+    /// Where they stand in the walk.
     pub met: Vec<Met>,
-    /// Who stands on the pages once more than once.
+    /// Who stands in it once more than once.
     pub repeated: Vec<Met>,
     /// Parts of those who had left that hold any of them.
     pub touched: HashSet<String>,
@@ -48,7 +49,7 @@ pub(super) fn find(
     had_left(shelf, &mut sought, &mut found)?;
     // Whom nobody has told of and who stands nowhere else is new.
     sought.retain(|openid| !is_distinct || told.contains(openid));
-    on_pages(shelf, &sought, (&mut places, &mut found))?;
+    in_walk(shelf, &sought, (&mut places, &mut found))?;
     found.met = places.into_values().collect();
     Ok(found)
 }
@@ -56,7 +57,7 @@ pub(super) fn find(
 /// Looks through those who had left; whoever is found is sought no longer.
 fn had_left(shelf: &Shelf, sought: &mut HashSet<String>, found: &mut Found) -> Result<(), LakeError> {
     for part in &shelf.gone {
-        read(&shelf.lake, part, |_, openid, (first_seen, last_seen)| {
+        read(&shelf.lake, (part, 0..usize::MAX), |_, openid, (first_seen, last_seen)| {
             if sought.remove(openid) {
                 found.touched.insert(part.clone());
                 found.had_left.push(Missed { openid: openid.to_owned(), first_seen, last_seen });
@@ -66,8 +67,8 @@ fn had_left(shelf: &Shelf, sought: &mut HashSet<String>, found: &mut Found) -> R
     Ok(())
 }
 
-/// Looks for people on the pages who may stand where they stood before: they carried over when they were first seen.
-fn on_pages(
+/// Looks for people in the walk who may stand where they stood before: they carried over when they were first seen.
+fn in_walk(
     shelf: &Shelf,
     sought: &HashSet<String>,
     (places, found): (&mut HashMap<String, Met>, &mut Found),
@@ -76,12 +77,12 @@ fn on_pages(
         return Ok(());
     }
     let exceptional: HashSet<(u32, u32)> =
-        places.values().chain(&found.repeated).map(|met| (met.page, met.row)).collect();
+        places.values().chain(&found.repeated).map(|met| (met.part, met.row)).collect();
     let mut carried: HashMap<String, (Met, i64)> = HashMap::new();
-    for (page, path) in &shelf.pages {
-        read(&shelf.lake, path, |row, openid, (first_seen, _)| {
-            if sought.contains(openid) && !exceptional.contains(&(*page, row)) {
-                let met = Met { openid: openid.to_owned(), page: *page, row };
+    for (part, (path, _)) in (1..).zip(&shelf.walked) {
+        read(&shelf.lake, (path, 0..usize::MAX), |row, openid, (first_seen, _)| {
+            if sought.contains(openid) && !exceptional.contains(&(part, row)) {
+                let met = Met { openid: openid.to_owned(), part, row };
                 carried.insert(openid.to_owned(), (met, first_seen));
             }
         })?;
@@ -94,20 +95,26 @@ fn on_pages(
     Ok(())
 }
 
-/// Reads openid, first and last seen of every row of a part.
-pub(super) fn read(lake: &Lake, part: &str, mut take: impl FnMut(u32, &str, (i64, i64))) -> Result<(), LakeError> {
-    let mut from = 0;
-    loop {
-        let mut rows = lake.read_rows(part, &COLUMNS[..3], from..from + CHUNK)?;
+/// Reads openid, first and last seen of some rows of a part.
+pub(super) fn read(
+    lake: &Lake,
+    (part, rows): (&str, Range<usize>),
+    mut take: impl FnMut(u32, &str, (i64, i64)),
+) -> Result<(), LakeError> {
+    let mut from = rows.start;
+    while from < rows.end {
+        let wanted = CHUNK.min(rows.end - from);
+        let mut rows = lake.read_rows(part, &COLUMNS[..3], from..from + wanted)?;
         let (openids, first_seen, last_seen) = (rows.texts(0), rows.integers(1), rows.integers(2));
         for (place, openid) in openids.iter().enumerate() {
             let row = u32::try_from(from + place).unwrap_or(u32::MAX);
             let times = (first_seen[place].unwrap_or_default(), last_seen[place].unwrap_or_default());
             take(row, openid.unwrap_or_default(), times);
         }
-        if openids.len() < CHUNK {
+        if openids.len() < wanted {
             return Ok(());
         }
         from += openids.len();
     }
+    Ok(())
 }

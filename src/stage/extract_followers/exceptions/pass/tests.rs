@@ -35,7 +35,7 @@ fn found(known: &[Known]) -> Found {
             None => {}
         }
         if *is_met {
-            found.met.push(Met { openid: openid(number), page: 1, row: u32::try_from(number).unwrap() });
+            found.met.push(Met { openid: openid(number), part: 1, row: u32::try_from(number).unwrap() });
         }
     }
     found
