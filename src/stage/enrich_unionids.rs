@@ -394,6 +394,7 @@ async fn stream_needed(
     let (lake, fresh_from) = (cx.hands.lake.clone(), inputs.stale.fresh_from());
     let reader = tokio::task::spawn_blocking(move || {
         let session = engine.session()?;
+        let is_near = changed.is_some();
         let is_first = profiles.parts.is_empty() && fetched.parts.is_empty();
         if let Some(changed) = changed.as_ref().filter(|_| profiles.sql.is_none()) {
             let of = (changed, &params, fresh_from);
@@ -421,7 +422,15 @@ async fn stream_needed(
         let needed = if is_first { needed } else { scarce.ordered(&session, &needed, total)? };
         in_batches(&session, (&needed, &params), BATCH, &send)?;
         let size = if refused <= MOST_SINGLY { 1 } else { BATCH };
-        if refused > 0 { in_batches(&session, (&refusing, &params), size, &send) } else { Ok(()) }
+        if refused > 0 {
+            in_batches(&session, (&refusing, &params), size, &send)?;
+        }
+        drop(session);
+        if is_near {
+            // The answers are merged by the same few rows: it is open when they are there.
+            engine.open_ahead();
+        }
+        Ok(())
     });
     match total.await {
         Ok((total, pieces)) => Ok(Needed { total, pieces, batches, reader }),

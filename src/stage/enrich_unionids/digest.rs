@@ -5,9 +5,10 @@
 //! is met makes somebody look closer.
 //!
 //! ```text
-//! MARK  rows  with_unionid  not_asked  quarantined  suspects  oldest  sum   little-endian words of 64 bits; the sum is of all others
+//! MARK  rows  with_unionid  not_asked  quarantined  suspects  oldest  sum  sum   little-endian words of 64 bits
 //! fingerprints of openids and unionids, in any order
 //! ```
+//! The first sum is of the words before it, for whoever looks for no id; the second is of the fingerprints and those words.
 
 use std::fs::File;
 use std::hash::Hasher;
@@ -21,8 +22,13 @@ use crate::engine::{Params, Session};
 use crate::lake::{DIGEST, Lake, LakeError, RowsRead};
 
 /// Another one for another way of taking fingerprints.
-const MARK: u64 = u64::from_le_bytes(*b"LBDIGST1");
-const HEADER_WORDS: usize = 8;
+const MARK: u64 = u64::from_le_bytes(*b"LBDIGST2");
+const HEADER_WORDS: usize = 9;
+/// Of the header, without the sums.
+const KIND_WORDS: usize = 7;
+/// Digests that are looked at side by side; the fewer parts are not worth a thread of their own.
+const MOST_THREADS: usize = 4;
+const PARTS_A_THREAD: usize = 32;
 /// Rows that are read at a time where a digest has to be made of its part.
 const ROWS_AT_A_TIME: usize = 50_000;
 /// What a digest is made of.
@@ -128,16 +134,18 @@ pub(super) fn search(
     parts: &[PathBuf],
     wanted: &Wanted,
 ) -> Result<(Vec<PathBuf>, Vec<Kinds>), StageError> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    let share = parts.len().div_ceil(threads).max(PARTS_A_THREAD);
+    let looked: Vec<Vec<Looked>> = std::thread::scope(|scope| {
+        let look_at_all = |parts: &[PathBuf]| parts.iter().map(|part| look_at(lake, part, wanted)).collect();
+        let looking: Vec<_> = parts.chunks(share).map(|parts| scope.spawn(move || look_at_all(parts))).collect();
+        looking
+            .into_iter()
+            .map(|thread| thread.join().expect("looking does not panic"))
+            .collect::<Result<_, StageError>>()
+    })?;
     let (mut found, mut kinds) = (Vec::new(), Vec::with_capacity(parts.len()));
-    for part in parts {
-        let (own, is_met) = match look(&path(part), wanted) {
-            Ok(looked) => looked,
-            // Not there, or not whole.
-            Err(_) => {
-                make(lake, part)?;
-                look(&path(part), wanted).map_err(|source| LakeError::Read { path: path(part), source })?
-            }
-        };
+    for (part, Looked { kinds: own, is_met }) in parts.iter().zip(looked.into_iter().flatten()) {
         kinds.push(own);
         if is_met {
             found.push(part.clone());
@@ -146,13 +154,31 @@ pub(super) fn search(
     Ok((found, kinds))
 }
 
-fn look(digest: &Path, wanted: &Wanted) -> io::Result<(Kinds, bool)> {
+/// What a digest says.
+struct Looked {
+    kinds: Kinds,
+    is_met: bool,
+}
+
+fn look_at(lake: &Lake, part: &Path, wanted: &Wanted) -> Result<Looked, StageError> {
+    let digest = path(part);
+    if let Ok(looked) = look(&digest, wanted) {
+        return Ok(looked);
+    }
+    // Not there, or not whole.
+    make(lake, part)?;
+    Ok(look(&digest, wanted).map_err(|source| LakeError::Read { path: digest, source })?)
+}
+
+fn look(digest: &Path, wanted: &Wanted) -> io::Result<Looked> {
     let mut reader = Reader::open(digest)?;
-    let own = reader.kinds;
-    let is_stale = wanted.fresh_from.is_some_and(|from| !own.are_fresh(from));
-    let mut is_met = is_stale || (wanted.not_asked && own.not_asked > 0);
-    reader.each(|print| is_met |= wanted.ids.contains(&print))?;
-    Ok((own, is_met))
+    let kinds = reader.kinds;
+    let is_stale = wanted.fresh_from.is_some_and(|from| !kinds.are_fresh(from));
+    let mut is_met = is_stale || (wanted.not_asked && kinds.not_asked > 0);
+    if !is_met && !wanted.ids.is_empty() {
+        reader.each(|print| is_met |= wanted.ids.contains(&print))?;
+    }
+    Ok(Looked { kinds, is_met })
 }
 
 /// Gives the digest of a part to its second name; it is fine if there is none.
@@ -256,22 +282,22 @@ impl Writer {
     fn finish(self, kinds: &Kinds) -> io::Result<()> {
         let mut file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.seek(SeekFrom::Start(0))?;
-        let words = header(kinds);
-        let sum = summed(self.sum, &words);
-        let bytes: Vec<u8> = words.into_iter().chain([sum]).flat_map(u64::to_le_bytes).collect();
+        let words = words_of(kinds);
+        let sums = [summed(Quick::default(), &words), summed(self.sum, &words)];
+        let bytes: Vec<u8> = words.into_iter().chain(sums).flat_map(u64::to_le_bytes).collect();
         file.write_all(&bytes)?;
         std::fs::rename(&self.unfinished, &self.target)
     }
 }
 
-fn header(kinds: &Kinds) -> [u64; HEADER_WORDS - 1] {
+fn words_of(kinds: &Kinds) -> [u64; KIND_WORDS] {
     let Kinds { rows, with_unionid, not_asked, quarantined, suspects, oldest } = *kinds;
     [MARK, rows, with_unionid, not_asked, quarantined, suspects, oldest.cast_unsigned()]
 }
 
-/// The sum of the prints and the header.
-fn summed(mut sum: Quick, header: &[u64]) -> u64 {
-    header.iter().for_each(|word| sum.write_u64(*word));
+/// The sum of what was added up already, and the words.
+fn summed(mut sum: Quick, words: &[u64]) -> u64 {
+    words.iter().for_each(|word| sum.write_u64(*word));
     sum.finish()
 }
 
@@ -291,8 +317,8 @@ impl Reader {
         for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
             *word = u64::from_le_bytes(bytes.try_into().map_err(|_| io::ErrorKind::InvalidData)?);
         }
-        let [mark, rows, with_unionid, not_asked, quarantined, suspects, oldest, sum] = words;
-        if mark != MARK {
+        let [mark, rows, with_unionid, not_asked, quarantined, suspects, oldest, own_sum, sum] = words;
+        if mark != MARK || own_sum != summed(Quick::default(), &words[..KIND_WORDS]) {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let oldest = oldest.cast_signed();
@@ -320,7 +346,7 @@ impl Reader {
                 break;
             }
         }
-        let is_whole = summed(sum, &header(&self.kinds)) == self.sum;
+        let is_whole = summed(sum, &words_of(&self.kinds)) == self.sum;
         if is_whole { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
     }
 }
