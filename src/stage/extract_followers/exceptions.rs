@@ -24,7 +24,7 @@ use crate::domain::tables::table_spec;
 use crate::domain::{TableName, Texts, Values, person_hash};
 use crate::engine::{Params, TableSource};
 use crate::lake::{Lake, LakeError, PartColumn};
-use crate::ledger::{FollowerEvent, SnapshotRecord};
+use crate::ledger::{FollowerEvent, SnapshotRecord, WalkPart};
 use crate::stage::blocking;
 use crate::stage::news::Changed;
 use crate::stage::tables::events;
@@ -63,7 +63,7 @@ pub(super) async fn merge(
         account: account.clone(),
         table: night.table.clone(),
         snapshot: id.clone(),
-        walked: night.parts.iter().map(|part| (part.path.clone(), part.openids)).collect(),
+        walked: with_pages(night.parts),
         gone: known.parts.iter().filter(|part| !is_of_followers(part)).cloned().collect(),
     };
     let changes_path = Lake::part_path(&TableName::new(events::CHANGES), account.as_str(), &id, 1);
@@ -93,6 +93,12 @@ pub(super) async fn merge(
     }
     let active = Active { all: assembled.active, forgotten };
     Ok(night.extracted(id, (followers, changes), active))
+}
+
+/// The paths of a walk's parts, and how many pages each has.
+fn with_pages(parts: &[WalkPart]) -> Vec<(String, u32)> {
+    let before = std::iter::once(0).chain(parts.iter().map(|part| part.last_page));
+    parts.iter().zip(before).map(|(part, before)| (part.path.clone(), part.last_page - before)).collect()
 }
 
 /// The changes of before with the part of tonight's behind them, if there is any.

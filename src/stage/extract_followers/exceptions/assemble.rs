@@ -9,12 +9,9 @@ use super::{GROUP, Person, RowsBy, people, write_rows};
 use crate::domain::tables::table_spec;
 use crate::domain::{AccountName, TableName, Texts, Values};
 use crate::lake::{Lake, LakeError, PartColumn, Piece};
-use crate::stage::extract_followers::OPENIDS_A_PAGE;
 use crate::stage::extract_followers::book::PAGES_A_PART;
 use crate::stage::extract_followers::merge::GONE;
 
-/// Parts of a walk that was broken off are joined with those that come after until they have so many rows.
-const PART_ROWS: u64 = OPENIDS_A_PAGE * PAGES_A_PART as u64;
 /// Parts of those who left grow until they have so many rows.
 const GONE_ROWS: u64 = 100_000;
 
@@ -24,8 +21,8 @@ pub(super) struct Shelf {
     pub account: AccountName,
     pub table: TableName,
     pub snapshot: String,
-    /// The parts of the walk in its order: path and rows.
-    pub walked: Vec<(String, u64)>,
+    /// The parts of the walk in its order: path and pages.
+    pub walked: Vec<(String, u32)>,
     /// Parts of those who had left.
     pub gone: Vec<String>,
 }
@@ -75,13 +72,14 @@ impl<'a> Assembly<'a> {
     fn followers(&mut self, found: &Found, rows: &RowsBy<'_>) -> Result<(), LakeError> {
         let mends = self.mends(found, rows);
         let (mut number, mut pieces, mut full) = (0, Vec::new(), 0);
-        for (part, (path, openids)) in (1..).zip(&self.shelf.walked) {
-            if full > 0 && full + openids > PART_ROWS {
+        for (part, (path, pages)) in (1..).zip(&self.shelf.walked) {
+            // A walk that was broken off has shorter ones.
+            if full > 0 && full + pages > PAGES_A_PART {
                 number += 1;
                 self.part(number, std::mem::take(&mut pieces))?;
                 full = 0;
             }
-            full += openids;
+            full += pages;
             match mends.get(&part) {
                 None => pieces.push(Piece::whole(path)),
                 Some(mends) => pieces.extend(self.mended((part, path), mends)?),
