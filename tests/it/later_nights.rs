@@ -150,6 +150,23 @@ async fn a_later_walk_that_was_killed_goes_on_behind_the_pages_that_arrived_and_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_of_a_walk_that_cannot_be_read_is_walked_again() {
+    let house = House::build(Options { followers: 60, page_size: 10, ..small() }).await;
+    let mut command = house.command(&["run", "nightly", "--json"]);
+    let killed = outcome(command.env("LIANBO_CRASH_AT", "after_page_arrived:5").output().await.unwrap());
+    assert_eq!(killed.code, -6, "{killed:?}");
+    let part = house.files().into_keys().find(|path| path.to_string_lossy().ends_with("page-00002.parquet")).unwrap();
+    let part = house.path("").join(part);
+    let mut bytes = std::fs::read(&part).unwrap();
+    bytes[100..200].fill(0xff);
+    std::fs::write(&part, bytes).unwrap();
+    let went_on = house.run("nightly", &[]).await.ends(0);
+    assert!(went_on.stderr.contains("a part of the walk is damaged"), "{}", went_on.stderr);
+    let active = "select count(*) filter (active), count(distinct openid) from followers";
+    assert_eq!(house.numbers(active).await, [60, 60]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_total_that_is_wrong_or_moves_ends_no_walk_and_fails_none() {
     for faults in [Faults { total_off: -90, ..Faults::default() }, Faults { total_wobble: 60, ..Faults::default() }] {
         let house = House::build(Options { faults: faults.clone(), ..small() }).await;

@@ -9,6 +9,7 @@ use super::arrived::{self, Log};
 use super::book::{Book, Ended, Seen, WrittenPart};
 use super::roll::Exceptions;
 use crate::domain::{AccountName, OpenId};
+use crate::lake::LakeError;
 use crate::ledger::{NewWalkPart, Walk, WalkPart};
 use crate::stage::{StageContext, StageError};
 use crate::wechat::FollowerPage;
@@ -44,9 +45,14 @@ impl Walked {
 /// # Errors
 ///
 /// [`StageError`] when its pages cannot be read.
-pub(super) async fn ended(cx: &StageContext<'_>, walk: Walk) -> Result<Walked, StageError> {
-    let ended = Book::begin(cx, &walk).await?.end().await?;
-    Ok(Walked::of(walk, true, ended))
+pub(super) async fn ended(cx: &StageContext<'_>, mut walk: Walk) -> Result<Walked, StageError> {
+    let pages = walk.pages;
+    let book = readable(cx, &mut walk).await?;
+    if walk.pages < pages {
+        let account = walk.account.clone();
+        return to_the_end(cx, &account, walk).await;
+    }
+    Ok(Walked::of(walk, true, book.end().await?))
 }
 
 /// Goes on with a walk to the end of the list, recording part after part.
@@ -61,10 +67,11 @@ pub(super) async fn to_the_end(
 ) -> Result<Walked, StageError> {
     let wechat = cx.wechat(account);
     take_back_cut_short(cx, &mut walk).await?;
+    let book = readable(cx, &mut walk).await?;
     let (mut stepped_back, mut asked_again) = (false, 0);
     let mut is_whole = true;
     let (log, pages) = Log::open(&cx.hands.lake, &walk);
-    let mut desk = Desk::begin(cx, walk, log).await?;
+    let mut desk = Desk { walk, log, book: Some(book) };
     let Seen { mut cursors, mut largest } = desk.book.as_mut().map(Book::seen).unwrap_or_default();
     for page in &pages {
         desk.walk.total = total_told(desk.walk.total, page);
@@ -345,15 +352,44 @@ pub(super) async fn forget(cx: &StageContext<'_>, walk: &Walk) -> Result<(), Sta
 
 /// Takes back parts that an earlier run recorded and a power cut kept from the disk, with all after them.
 async fn take_back_cut_short(cx: &StageContext<'_>, walk: &mut Walk) -> Result<(), StageError> {
-    let (ledger, lake) = (&cx.hands.ledger, &cx.hands.lake);
-    let parts = ledger.walk_parts(walk.id).await?;
-    let Some(whole) = parts.iter().position(|part| !lake.is_whole(&part.path)) else { return Ok(()) };
-    for _ in whole..parts.len() {
-        ledger.step_back(walk.id).await?;
+    let parts = cx.hands.ledger.walk_parts(walk.id).await?;
+    match parts.iter().position(|part| !cx.hands.lake.is_whole(&part.path)) {
+        Some(whole) => take_back(cx, walk, (&parts, whole)).await,
+        None => Ok(()),
     }
-    go_to(walk, &parts[..whole]);
+}
+
+/// Takes back all recorded parts but the first few.
+async fn take_back(
+    cx: &StageContext<'_>,
+    walk: &mut Walk,
+    (parts, kept): (&[WalkPart], usize),
+) -> Result<(), StageError> {
+    for _ in kept..parts.len() {
+        cx.hands.ledger.step_back(walk.id).await?;
+    }
+    walk.finished_at = None;
+    go_to(walk, &parts[..kept]);
     tracing::warn!(account = %walk.account, page = walk.pages + 1, "recorded pages are not whole: walking on from before them");
     Ok(())
+}
+
+/// The book of a walk, once parts that cannot be read are taken back: nothing is lost with them but the calls.
+async fn readable(cx: &StageContext<'_>, walk: &mut Walk) -> Result<Book, StageError> {
+    loop {
+        let damaged = match Book::begin(cx, walk).await {
+            Err(StageError::Lake(LakeError::ReadRows { path, source })) => {
+                tracing::warn!(account = %walk.account, path = %path.display(), error = %source, "a part of the walk is damaged");
+                path
+            }
+            begun => return begun,
+        };
+        let parts = cx.hands.ledger.walk_parts(walk.id).await?;
+        let Some(kept) = parts.iter().position(|part| cx.hands.lake.absolute(&part.path) == damaged) else {
+            return Err(StageError::Rule(format!("{} cannot be read", damaged.display())));
+        };
+        take_back(cx, walk, (&parts, kept)).await?;
+    }
 }
 
 #[cfg(test)]
